@@ -1,0 +1,143 @@
+"""Objects in an S3 bucket, on AWS or any server that knows conditional writes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Optional
+
+import s3fs
+
+from input_checkpoint.backend import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.errors import BackendError, BackendNotFound, BackendPermissionError
+from input_checkpoint_s3.errors import error_code, translate
+
+_LARGEST_DELETE = 1000  # https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
+_PAST_THE_END = ("InvalidRange", "416")
+_RETRIES = 2
+
+_CONNECTION = {
+    "connect_timeout": 5,
+    "read_timeout": 60,
+    "max_pool_connections": 32,
+    "retries": {"mode": "standard", "max_attempts": 2},
+}
+"""Bounded so that an unreachable server is an error within seconds; the user's config_kwargs come on top."""
+
+
+class S3Backend(Backend):
+    """A prefix of an S3 bucket.
+
+    `create` is one PutObject with ``If-None-Match: *``, which S3 makes atomic
+    (https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html). It is never a multipart
+    upload: not every server checks the condition there (Ceph 16.2 lets all writers win).
+
+    Args:
+        uri: ``s3://bucket/prefix``.
+        storage_options: for `s3fs.S3FileSystem`: ``key``, ``secret``, ``token``, ``profile``,
+            ``endpoint_url``, ``client_kwargs``, ``config_kwargs``, ``s3_additional_kwargs`` (encryption,
+            storage class), …
+
+    Example:
+        ```python
+        backend = S3Backend("s3://bucket/run-7/input", {"endpoint_url": "http://127.0.0.1:9000"})
+        ```
+    """
+
+    def __init__(self, uri: str, storage_options: Mapping[str, Any]) -> None:
+        super().__init__(uri)
+        options = dict(storage_options)
+        config = {**_CONNECTION, **options.pop("config_kwargs", {})}
+        self._fs = s3fs.S3FileSystem(
+            use_listings_cache=False, skip_instance_cache=True, config_kwargs=config, **options
+        )
+        # s3fs repeats on top of botocore; both together must stay within seconds.
+        self._fs.retries = _RETRIES
+        bucket, prefix, _ = self._fs.split_path(uri)
+        if not bucket:
+            raise BackendNotFound(f"{self.uri} names no bucket. Write s3://bucket/prefix.")
+        self._bucket = bucket
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+
+    def create(self, key: str, data: Data) -> None:
+        """See `Backend.create`."""
+        self._call("create", key, "put_object", Body=bytes(data), IfNoneMatch="*")
+
+    def put(self, key: str, data: Data) -> None:
+        """See `Backend.put`."""
+        path = f"{self._bucket}/{self._name(key)}"
+        with self._errors("write", key):
+            self._fs.pipe_file(path, bytes(data))
+
+    def get(self, key: str, start: int = 0, end: Optional[int] = None) -> bytes:
+        """See `Backend.get`."""
+        if end is not None and end <= start:
+            self._call("read", key, "head_object")
+            return b""
+        path = f"{self._bucket}/{self._name(key)}"
+        with self._errors("read", key):
+            try:
+                # A range, even for the whole: s3fs then asks once, and not for the size first.
+                return bytes(self._fs.cat_file(path, start=start, end=end))
+            except OSError as error:
+                if error_code(error) in _PAST_THE_END:
+                    return b""
+                raise
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See `Backend.list`."""
+        query: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
+        while True:
+            with self._errors("list", prefix):
+                page = self._fs.call_s3("list_objects_v2", **query)
+            for entry in page.get("Contents", ()):
+                key = entry["Key"][len(self._prefix) :]
+                yield ObjectInfo(key, entry["Size"], entry["LastModified"].timestamp())
+            if not page.get("IsTruncated"):
+                return
+            query["ContinuationToken"] = page["NextContinuationToken"]
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """See `Backend.delete`."""
+        names = [self._name(key) for key in keys]
+        for start in range(0, len(names), _LARGEST_DELETE):
+            objects = [{"Key": name} for name in names[start : start + _LARGEST_DELETE]]
+            with self._errors("delete", ""):
+                answer = self._fs.call_s3(
+                    "delete_objects",
+                    Bucket=self._bucket,
+                    Delete={"Objects": objects, "Quiet": True},
+                )
+            self._check_deleted(answer.get("Errors", []))
+
+    def _check_deleted(self, errors: Sequence[Mapping[str, Any]]) -> None:
+        # A bulk delete answers 200 and lists what it did not do.
+        failed = [error for error in errors if error.get("Code") != "NoSuchKey"]
+        if not failed:
+            return
+        first = failed[0]
+        cls = BackendPermissionError if first.get("Code") == "AccessDenied" else BackendError
+        raise cls(
+            f"cannot delete {len(failed)} objects in {self.uri}, {first.get('Key')} for one: "
+            f"{first.get('Code')}: {first.get('Message')}. The key needs s3:DeleteObject there."
+        )
+
+    def _name(self, key: str) -> str:
+        return self._prefix + check_key(key)
+
+    def _call(self, operation: str, key: str, method: str, **arguments: Any) -> Any:
+        with self._errors(operation, key):
+            return self._fs.call_s3(method, Bucket=self._bucket, Key=self._name(key), **arguments)
+
+    @contextlib.contextmanager
+    def _errors(self, operation: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            # s3fs lets exceptions of botocore, aiohttp and asyncio through, which share no base class.
+            raise translate(error, operation, self.uri, key) from error
+
+
+def open_s3(uri: str, storage_options: Mapping[str, Any]) -> S3Backend:
+    """Open ``s3://bucket/prefix`` or ``s3a://bucket/prefix``."""
+    return S3Backend(uri, storage_options)

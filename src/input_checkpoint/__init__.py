@@ -1,0 +1,78 @@
+"""Checkpoint and resume tf.data input pipelines to any storage that fsspec can reach."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from input_checkpoint.backend import Backend, open_backend
+from input_checkpoint.errors import (
+    BackendError,
+    BackendNotFound,
+    BackendPermissionError,
+    BackendUnavailable,
+    CheckpointNotFound,
+    CorruptCheckpoint,
+    InputCheckpointError,
+    ObjectExists,
+    ObjectNotFound,
+    PipelineMismatch,
+    UnknownBackend,
+    UnsupportedFormat,
+    UnsupportedPipeline,
+    WriterSuperseded,
+)
+from input_checkpoint.manifest import CheckpointInfo
+from input_checkpoint.refs import CheckpointRef
+from input_checkpoint.retention import (
+    KeepAll,
+    KeepEvery,
+    KeepEverySteps,
+    KeepLast,
+    RetentionPolicy,
+)
+from input_checkpoint.state import IteratorState
+from input_checkpoint.store import CheckpointStore, PruneReport
+
+if TYPE_CHECKING:
+    from input_checkpoint.hook import CheckpointInputPipelineHook
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backend",
+    "BackendError",
+    "BackendNotFound",
+    "BackendPermissionError",
+    "BackendUnavailable",
+    "CheckpointInfo",
+    "CheckpointInputPipelineHook",
+    "CheckpointNotFound",
+    "CheckpointRef",
+    "CheckpointStore",
+    "CorruptCheckpoint",
+    "InputCheckpointError",
+    "IteratorState",
+    "KeepAll",
+    "KeepEvery",
+    "KeepEverySteps",
+    "KeepLast",
+    "ObjectExists",
+    "ObjectNotFound",
+    "PipelineMismatch",
+    "PruneReport",
+    "RetentionPolicy",
+    "UnknownBackend",
+    "UnsupportedFormat",
+    "UnsupportedPipeline",
+    "WriterSuperseded",
+    "open_backend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The store and its tools work without TensorFlow, so what needs it is imported when first asked for.
+    if name == "CheckpointInputPipelineHook":
+        from input_checkpoint.hook import CheckpointInputPipelineHook
+
+        return CheckpointInputPipelineHook
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,130 @@
+"""Lineages: one writer's unbroken run each, chained by the step from which the next one restarted.
+
+History is a line: what an older lineage wrote past the step from which its successor restarted is abandoned.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import uuid
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from typing import Optional
+
+from input_checkpoint.errors import CorruptCheckpoint
+from input_checkpoint.refs import CheckpointRef, lineage_key
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """A part of the history: what ``lineage`` wrote up to and including ``last_step``."""
+
+    lineage: int
+    last_step: int
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """One writer's unbroken run, as recorded when it began."""
+
+    worker: str
+    number: int
+    ancestors: tuple[Ancestor, ...]
+    """Newest first. The first one is the parent; empty when the input started from its beginning."""
+    write_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    host: str = field(default_factory=platform.node)
+    pid: int = field(default_factory=os.getpid)
+
+    @property
+    def key(self) -> str:
+        """Key of this lineage's record."""
+        return lineage_key(self.worker, self.number)
+
+    def holds(self, ref: CheckpointRef) -> bool:
+        """Whether ``ref`` is part of the history that this lineage continues."""
+        if ref.worker != self.worker:
+            return False
+        return ref.lineage == self.number or any(
+            ref.lineage == ancestor.lineage and ref.step <= ancestor.last_step for ancestor in self.ancestors
+        )
+
+    def history(self, refs: Iterable[CheckpointRef]) -> list[CheckpointRef]:
+        """Return those of ``refs`` that are part of the history, from old to new."""
+        return sorted(ref for ref in refs if self.holds(ref))
+
+
+def successor(
+    worker: str,
+    newest: Optional[Lineage],
+    parent: Optional[CheckpointRef],
+    present: Collection[CheckpointRef],
+) -> Lineage:
+    """Return the lineage that follows ``newest``, restarted from ``parent`` (None: from the beginning).
+
+    Ancestors of which nothing is stored any more are left out, so that a record stays small however often a
+    run restarts.
+    """
+    number = newest.number + 1 if newest else 1
+    if newest is None or parent is None:
+        return Lineage(worker, number, ())
+    line = [Ancestor(newest.number, parent.step), *newest.ancestors]
+    ancestors = tuple(
+        Ancestor(ancestor.lineage, min(ancestor.last_step, parent.step))
+        if ancestor.lineage == parent.lineage
+        else ancestor
+        for ancestor in line
+        if ancestor.lineage <= parent.lineage and _any_left(worker, ancestor, present)
+    )
+    return Lineage(worker, number, ancestors)
+
+
+def _any_left(worker: str, ancestor: Ancestor, present: Collection[CheckpointRef]) -> bool:
+    return any(
+        ref.worker == worker and ref.lineage == ancestor.lineage and ref.step <= ancestor.last_step
+        for ref in present
+    )
+
+
+def abandoned(newest: Lineage, refs: Sequence[CheckpointRef]) -> list[CheckpointRef]:
+    """Return the checkpoints that the newest lineage has left behind for good.
+
+    They are given up only once this lineage has committed twice: until then somebody who restarted from
+    the wrong place can still stop and go back.
+    """
+    own = sum(ref.lineage == newest.number for ref in refs)
+    return [ref for ref in refs if not newest.holds(ref)] if own >= 2 else []
+
+
+def encode(lineage: Lineage) -> bytes:
+    """Return the bytes of a lineage record (JSON)."""
+    fields = asdict(lineage)
+    fields["created"] = lineage.created.isoformat()
+    return json.dumps(fields, sort_keys=True, indent=1).encode()
+
+
+def decode(data: bytes) -> Lineage:
+    """Return the lineage that a record describes.
+
+    Raises:
+        CorruptCheckpoint: the record cannot be read.
+    """
+    try:
+        fields = json.loads(data)
+        ancestors = tuple(
+            Ancestor(int(ancestor["lineage"]), int(ancestor["last_step"])) for ancestor in fields["ancestors"]
+        )
+        return Lineage(
+            worker=str(fields["worker"]),
+            number=int(fields["number"]),
+            ancestors=ancestors,
+            write_id=str(fields["write_id"]),
+            created=datetime.fromisoformat(fields["created"]),
+            host=str(fields["host"]),
+            pid=int(fields["pid"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptCheckpoint(f"a lineage record cannot be read: {error!r}") from error

@@ -1,0 +1,97 @@
+"""Where a checkpoint stands: worker, lineage and step, and the keys that follow from them.
+
+This is the one module that knows how keys are spelled.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Optional
+
+FORMAT_KEY = "format.json"
+
+_WORKER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+_CHECKPOINT_KEY = re.compile(r"checkpoints/([^/]+)/(\d{8,})/(\d{12,})\.manifest")
+_LINEAGE_KEY = re.compile(r"lineages/([^/]+)/(\d{8,})\.json")
+_PACK_KEY = re.compile(r"packs/([^/]+)/(\d{8,})/(\d{12,})-[^/]+\.pack")
+
+
+@dataclass(frozen=True, order=True)
+class CheckpointRef:
+    """The identity of a checkpoint. Orders by worker, then from old to new."""
+
+    worker: str
+    lineage: int
+    step: int
+
+    @property
+    def key(self) -> str:
+        """Key of the manifest."""
+        return f"{lineage_prefix(self.worker, self.lineage)}{self.step:012d}.manifest"
+
+    def pack_key(self, number: int, save_id: str) -> str:
+        """Key of the ``number``-th pack of the save ``save_id``."""
+        return f"{packs_prefix(self.worker)}{self.lineage:08d}/{self.step:012d}-{save_id}-{number:05d}.pack"
+
+    def __str__(self) -> str:
+        return f"step {self.step} (worker {self.worker}, lineage {self.lineage})"
+
+
+def check_worker(worker: str) -> str:
+    """Return ``worker`` if it can be part of a key, else raise ValueError."""
+    if not _WORKER.fullmatch(worker):
+        raise ValueError(f"not a worker name: {worker!r}; use letters, digits, '-' and '_'")
+    return worker
+
+
+def checkpoints_prefix(worker: Optional[str] = None) -> str:
+    """Prefix of all manifests, of one worker or of all."""
+    return "checkpoints/" if worker is None else f"checkpoints/{worker}/"
+
+
+def lineage_prefix(worker: str, lineage: int) -> str:
+    """Prefix of the manifests of one lineage."""
+    return f"{checkpoints_prefix(worker)}{lineage:08d}/"
+
+
+def packs_prefix(worker: str) -> str:
+    """Prefix of all packs of a worker."""
+    return f"packs/{worker}/"
+
+
+def lineages_prefix(worker: str) -> str:
+    """Prefix of all lineage records of a worker."""
+    return f"lineages/{worker}/"
+
+
+def lineage_key(worker: str, number: int) -> str:
+    """Key of one lineage record."""
+    return f"{lineages_prefix(worker)}{number:08d}.json"
+
+
+def parse_checkpoint_key(key: str) -> Optional[CheckpointRef]:
+    """Return what a manifest's key says, or None if it is no manifest's.
+
+    >>> parse_checkpoint_key(CheckpointRef("main", 1, 20).key)
+    CheckpointRef(worker='main', lineage=1, step=20)
+    """
+    return _parse(_CHECKPOINT_KEY, key)
+
+
+def parse_pack_key(key: str) -> Optional[CheckpointRef]:
+    """Return the save that a pack was made by, or None if the key is no pack's."""
+    return _parse(_PACK_KEY, key)
+
+
+def parse_lineage_key(key: str) -> Optional[int]:
+    """Return the number of the lineage that a record's key names, or None if it is no record's."""
+    match = _LINEAGE_KEY.fullmatch(key)
+    return int(match.group(2)) if match else None
+
+
+def _parse(pattern: re.Pattern[str], key: str) -> Optional[CheckpointRef]:
+    match = pattern.fullmatch(key)
+    if not match:
+        return None
+    return CheckpointRef(match.group(1), int(match.group(2)), int(match.group(3)))

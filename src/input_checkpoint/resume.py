@@ -1,0 +1,71 @@
+"""Where to resume: pure decisions about steps, none of which touches storage or TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+from input_checkpoint.refs import CheckpointRef
+
+MODES = ("aligned", "exact", "latest", "fresh")
+
+
+@dataclass(frozen=True)
+class ResumePlan:
+    """Which checkpoints to try, best first. Empty means: start the input from its beginning."""
+
+    candidates: tuple[CheckpointRef, ...]
+    required: bool = False
+    """Whether it is an error if none of the candidates can be had."""
+
+
+def check_mode(mode: str) -> str:
+    """Return ``mode`` if it is one of `MODES`, else raise ValueError."""
+    if mode not in MODES:
+        raise ValueError(f"resume must be one of {', '.join(map(repr, MODES))}; got {mode!r}")
+    return mode
+
+
+def plan(mode: str, step: int, history: Sequence[CheckpointRef]) -> ResumePlan:
+    """Decide where the input resumes when the model has been restored at ``step``.
+
+    Args:
+        mode: ``aligned``: the newest checkpoint at or before ``step``, never one after it, since that would
+            skip examples. ``exact``: the one at ``step``, or an error, unless nothing was ever saved and the
+            model is new. ``latest``: the newest, wherever the model is. ``fresh``: none.
+        step: global step of the restored model.
+        history: this worker's checkpoints, from old to new.
+
+    >>> [ref.step for ref in plan("aligned", 25, [CheckpointRef("main", 1, s) for s in (10, 20,
+    30)]).candidates] [20, 10]
+    """
+    newest_first = tuple(reversed(history))
+    if mode == "fresh":
+        return ResumePlan(())
+    if mode == "latest":
+        return ResumePlan(newest_first)
+    if mode == "exact":
+        here = tuple(ref for ref in newest_first if ref.step == step)
+        return ResumePlan(here, required=bool(history) or step > 0)
+    return ResumePlan(tuple(ref for ref in newest_first if ref.step <= step))
+
+
+def paired_model_step(
+    latest: int, model_steps: Collection[int], history: Sequence[CheckpointRef]
+) -> Optional[int]:
+    """Return the older model step to go back to so that model and input match, or None to leave the model.
+
+    A crash can come after the model's checkpoint was written and before the input's was committed. The
+    pair is then incomplete, and the newest complete one is the step to resume from. A model that the user has
+    moved back by hand is older than the newest input checkpoint, and is left where it is.
+
+    Args:
+        latest: step of the model checkpoint that TensorFlow would restore.
+        model_steps: steps of all model checkpoints at hand.
+        history: this worker's input checkpoints.
+    """
+    input_steps = {ref.step for ref in history}
+    if not input_steps or latest <= max(input_steps):
+        return None
+    return max((step for step in model_steps if step in input_steps), default=None)

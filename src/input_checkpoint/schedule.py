@@ -1,0 +1,58 @@
+"""When to save: every N steps, or every N seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Optional
+
+
+@dataclass(frozen=True)
+class SaveSchedule:
+    """Decides at which steps to save. Immutable: `after` gives the schedule that follows a save.
+
+    Counts from the step at which the model was restored, as TensorFlow's ``CheckpointSaverHook`` does
+    (tensorflow/python/training/basic_session_run_hooks.py, ``SecondOrStepTimer``), so that both save at the
+    same steps.
+
+    Args:
+        every_steps: save when this many steps have passed.
+        every_secs: save when this many seconds have passed. Exactly one of the two is given.
+    """
+
+    every_steps: Optional[int] = None
+    every_secs: Optional[float] = None
+    last_step: Optional[int] = None
+    last_time: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.every_steps is None and self.every_secs is None:
+            raise ValueError("Either save_secs or save_steps should be provided.")
+        if self.every_steps is not None and self.every_secs is not None:
+            raise ValueError("Can not provide both save_secs and save_steps.")
+        for name, value in (("save_steps", self.every_steps), ("save_secs", self.every_secs)):
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+
+    def after(self, step: int, now: float) -> SaveSchedule:
+        """Return the schedule after a save at ``step`` and time ``now`` (seconds)."""
+        return replace(self, last_step=step, last_time=now)
+
+    def due(self, step: int, now: float) -> bool:
+        """Whether a save is due at ``step`` and time ``now`` (seconds).
+
+        >>> SaveSchedule(every_steps=10).after(5, now=0.0).due(14, now=99.0)
+        False
+        """
+        if self.last_step is None:
+            return True
+        if step == self.last_step:
+            return False
+        if self.every_steps is not None:
+            return step >= self.last_step + self.every_steps
+        return self.every_secs is not None and now >= self.last_time + self.every_secs
+
+    def overdue(self, step: int, now: float) -> bool:
+        """Whether a timed save is late by a whole interval, so that there is nothing to wait for."""
+        return self.due(step, now) and (
+            self.every_secs is None or now >= self.last_time + 2 * self.every_secs
+        )

@@ -1,0 +1,219 @@
+"""The contract that every backend must keep, as a test class to inherit.
+
+```python
+class TestMyBackend(BackendContract):
+    @pytest.fixture
+    def backend(self):
+        return open_backend("mine://somewhere/empty")
+```
+
+Give `stored` and `plant` too, if the storage can be reached around the backend under test: then the tests do
+not take the backend's own word for what it wrote.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Optional
+
+import pytest
+
+from input_checkpoint.backend import Backend
+from input_checkpoint.errors import ObjectExists, ObjectNotFound
+
+RACERS = 16
+
+
+class BackendContract:
+    """Inherit this, give the ``backend`` fixture: an open backend on an empty place, fresh for each test."""
+
+    race_rounds = 20
+    """How many keys the create race runs over."""
+    large_bytes = 5 << 20
+    """Size of the largest object written."""
+
+    @pytest.fixture
+    def backend(self) -> Backend:
+        """Return the backend under test. To be overridden."""
+        raise NotImplementedError(
+            "override the `backend` fixture"
+        )  # an abstract member, as pytest allows no abc
+
+    def stored(self, backend: Backend, key: str) -> Optional[bytes]:
+        """Return what is really stored, None if nothing. Override to look around the backend."""
+        try:
+            return backend.get(key)
+        except ObjectNotFound:
+            return None
+
+    def plant(self, backend: Backend, key: str, data: bytes) -> None:
+        """Store an object as somebody else would. Override to write around the backend."""
+        backend.put(key, data)
+
+    def test_create_stores_the_bytes(self, backend: Backend) -> None:
+        backend.create("a/b.bin", b"\x00payload\xff")
+        assert self.stored(backend, "a/b.bin") == b"\x00payload\xff"
+
+    def test_create_refuses_a_key_that_is_taken_and_changes_nothing(self, backend: Backend) -> None:
+        self.plant(backend, "taken", b"first")
+        with pytest.raises(ObjectExists):
+            backend.create("taken", b"second")
+        assert self.stored(backend, "taken") == b"first"
+
+    def test_create_works_again_after_delete(self, backend: Backend) -> None:
+        backend.create("again", b"1")
+        backend.delete(["again"])
+        backend.create("again", b"2")
+        assert self.stored(backend, "again") == b"2"
+
+    def test_of_many_racing_creators_exactly_one_wins_and_its_bytes_are_stored(
+        self, backend: Backend
+    ) -> None:
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)  # threads change places inside an exists-then-write
+        try:
+            with ThreadPoolExecutor(RACERS) as racers:
+                for number in range(self.race_rounds):
+                    key = f"race/{number:04d}"
+                    winners = _race(racers, backend, key)
+                    assert len(winners) == 1, f"{len(winners)} writers were told they created {key}"
+                    assert self.stored(backend, key) == winners[0]
+        finally:
+            sys.setswitchinterval(interval)
+
+    def test_put_stores_the_bytes(self, backend: Backend) -> None:
+        backend.put("plain", b"data")
+        assert self.stored(backend, "plain") == b"data"
+
+    def test_put_replaces(self, backend: Backend) -> None:
+        self.plant(backend, "key", b"old and longer")
+        backend.put("key", b"new")
+        assert self.stored(backend, "key") == b"new"
+
+    @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+    def test_put_and_create_take_any_bytes_like(self, backend: Backend, kind: type) -> None:
+        backend.put("put", kind(b"data"))
+        backend.create("create", kind(b"data"))
+        assert [self.stored(backend, key) for key in ("put", "create")] == [b"data", b"data"]
+
+    def test_an_empty_object_is_an_object(self, backend: Backend) -> None:
+        backend.put("empty", b"")
+        assert backend.get("empty") == b""
+        assert [(info.key, info.size) for info in backend.list()] == [("empty", 0)]
+
+    def test_a_large_object_comes_back_whole(self, backend: Backend) -> None:
+        data = os.urandom(self.large_bytes)
+        backend.put("large", data)
+        assert self.stored(backend, "large") == data
+        assert backend.get("large") == data
+
+    def test_get_returns_what_somebody_else_wrote(self, backend: Backend) -> None:
+        self.plant(backend, "theirs", b"0123456789")
+        assert backend.get("theirs") == b"0123456789"
+
+    @pytest.mark.parametrize(
+        ("start", "end"), [(0, 4), (3, 7), (7, None), (0, 10), (5, 5), (8, 100), (10, 20), (50, 60)]
+    )
+    def test_get_of_a_range_is_a_slice(self, backend: Backend, start: int, end: Optional[int]) -> None:
+        self.plant(backend, "ranged", b"0123456789")
+        assert backend.get("ranged", start, end) == b"0123456789"[start:end]
+
+    def test_get_of_a_missing_key_says_so(self, backend: Backend) -> None:
+        with pytest.raises(ObjectNotFound):
+            backend.get("no/such/key")
+
+    def test_get_of_a_range_of_a_missing_key_says_so(self, backend: Backend) -> None:
+        with pytest.raises(ObjectNotFound):
+            backend.get("missing", 2, 5)
+
+    def test_get_of_what_is_only_the_beginning_of_a_key_says_so(self, backend: Backend) -> None:
+        self.plant(backend, "folder/object", b"data")
+        with pytest.raises(ObjectNotFound):
+            backend.get("folder/obj")
+
+    def test_list_of_an_empty_place_is_empty(self, backend: Backend) -> None:
+        assert list(backend.list()) == []
+
+    def test_list_gives_every_key_in_order_with_its_size(self, backend: Backend) -> None:
+        for key in ("b/2", "a", "b/10", "c/d/e"):
+            self.plant(backend, key, key.encode())
+        assert [(info.key, info.size) for info in backend.list()] == [
+            ("a", 1),
+            ("b/10", 4),
+            ("b/2", 3),
+            ("c/d/e", 5),
+        ]
+
+    def test_list_takes_a_prefix_that_need_not_end_at_a_slash(self, backend: Backend) -> None:
+        for key in ("runs/10", "runs/11", "runs/20", "run", "other/10"):
+            self.plant(backend, key, b"")
+        assert [info.key for info in backend.list("runs/1")] == ["runs/10", "runs/11"]
+        assert [info.key for info in backend.list("runs/")] == ["runs/10", "runs/11", "runs/20"]
+        assert [info.key for info in backend.list("nothing/here/")] == []
+
+    def test_list_is_never_answered_from_a_cache(self, backend: Backend) -> None:
+        list(backend.list())
+        list(backend.list("new/"))
+        self.plant(backend, "new/object", b"data")
+        assert [info.key for info in backend.list()] == ["new/object"]
+        assert [info.key for info in backend.list("new/")] == ["new/object"]
+        backend.delete(["new/object"])
+        assert list(backend.list("new/")) == []
+
+    def test_list_of_many_keys_is_complete(self, backend: Backend) -> None:
+        keys = [f"many/{number:05d}" for number in range(1100)]
+        with ThreadPoolExecutor(RACERS) as writers:
+            list(writers.map(lambda key: backend.put(key, b""), keys))
+        assert [info.key for info in backend.list("many/")] == keys
+
+    def test_delete_removes_many_and_only_those(self, backend: Backend) -> None:
+        for key in ("a/1", "a/2", "a/3"):
+            self.plant(backend, key, b"data")
+        backend.delete(["a/1", "a/3"])
+        assert [self.stored(backend, key) for key in ("a/1", "a/2", "a/3")] == [None, b"data", None]
+
+    def test_delete_of_a_missing_key_is_no_error_and_the_others_go(self, backend: Backend) -> None:
+        self.plant(backend, "there", b"data")
+        backend.delete(["not/there", "there", "nor/there"])
+        assert self.stored(backend, "there") is None
+
+    def test_delete_of_nothing_does_nothing(self, backend: Backend) -> None:
+        self.plant(backend, "there", b"data")
+        backend.delete([])
+        assert self.stored(backend, "there") == b"data"
+
+    @pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/../b", ".hidden", "a b", "ä"])
+    def test_a_key_that_could_leave_the_place_is_refused(self, backend: Backend, key: str) -> None:
+        with pytest.raises(ValueError, match="not a valid key"):
+            backend.put(key, b"data")
+        with pytest.raises(ValueError, match="not a valid key"):
+            backend.get(key)
+
+    def test_many_threads_may_use_it_at_once(self, backend: Backend) -> None:
+        def work(number: int) -> bool:
+            data = os.urandom(1000)
+            backend.put(f"threads/{number}", data)
+            return backend.get(f"threads/{number}") == data
+
+        with ThreadPoolExecutor(RACERS) as workers:
+            assert all(workers.map(work, range(100)))
+        assert len(list(backend.list("threads/"))) == 100
+
+
+def _race(racers: ThreadPoolExecutor, backend: Backend, key: str) -> list[bytes]:
+    """Let everybody create ``key`` at once; return the bytes of those who were told that they did."""
+    start = threading.Barrier(RACERS)
+
+    def create(number: int) -> Optional[bytes]:
+        data = f"racer {number} ".encode() * (number + 1)
+        start.wait()
+        try:
+            backend.create(key, data)
+        except ObjectExists:
+            return None
+        return data
+
+    return [data for data in racers.map(create, range(RACERS)) if data is not None]

@@ -1,0 +1,109 @@
+"""Vectors of variants as TensorFlow encodes them, taken apart and put together without TensorFlow.
+
+``tf.io.serialize_tensor`` of a variant vector gives a ``TensorProto`` whose ``tensor_content`` is a list: the
+elements' sizes as varints, then the elements, each a ``VariantTensorDataProto``
+(tensorflow/core/framework/variant_encode_decode.cc, ``EncodeVariantList``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from input_checkpoint.errors import CorruptCheckpoint
+
+# Protocol buffer tags: (field number << 3) | wire type. tensorflow/core/framework/tensor.proto, types.proto.
+_DTYPE_TAG = 0x08
+_SHAPE_TAG = 0x12
+_DIM_TAG = 0x12
+_DIM_SIZE_TAG = 0x08
+_CONTENT_TAG = 0x22
+_DT_VARIANT = 21
+
+
+def split_variants(tensor: bytes) -> Iterator[bytes]:
+    """Yield the encoded elements of an encoded vector of variants.
+
+    >>> list(split_variants(join_variants([b"ab", b""])))
+    [b'ab', b'']
+    """
+    dtype, count, start, end = _read_tensor(tensor)
+    if dtype != _DT_VARIANT:
+        raise CorruptCheckpoint(f"an encoded tensor holds elements of type {dtype}, not variants")
+    sizes = []
+    for _ in range(count):
+        size, start = _read_varint(tensor, start)
+        sizes.append(size)
+    if start + sum(sizes) != end:
+        raise CorruptCheckpoint("the sizes in an encoded vector of variants do not add up")
+    for size in sizes:
+        yield tensor[start : start + size]
+        start += size
+
+
+def join_variants(elements: Sequence[bytes]) -> bytes:
+    """Return the encoded vector of variants that holds these encoded elements."""
+    dim = bytes([_DIM_SIZE_TAG]) + _varint(len(elements))
+    shape = bytes([_DIM_TAG]) + _varint(len(dim)) + dim
+    sizes = b"".join(_varint(len(element)) for element in elements)
+    size = len(sizes) + sum(map(len, elements))
+    head = (
+        bytes([_DTYPE_TAG, _DT_VARIANT, _SHAPE_TAG])
+        + _varint(len(shape))
+        + shape
+        + bytes([_CONTENT_TAG])
+        + _varint(size)
+    )
+    return b"".join((head, sizes, *elements))
+
+
+def _read_tensor(tensor: bytes) -> tuple[int, int, int, int]:
+    """Return dtype, element count, and where the content starts and ends."""
+    dtype = count = position = start = end = 0
+    while position < len(tensor):
+        tag = tensor[position]
+        value, position = _read_varint(tensor, position + 1)
+        if tag == _DTYPE_TAG:
+            dtype = value
+        elif tag == _SHAPE_TAG:
+            count = _vector_length(tensor[position : position + value])
+            position += value
+        elif tag == _CONTENT_TAG:
+            start, position = position, position + value
+            end = position
+        else:
+            raise CorruptCheckpoint(f"unexpected field {tag:#x} in an encoded vector of variants")
+    return dtype, count, start, end
+
+
+def _vector_length(shape: bytes) -> int:
+    # A shape of one dimension: tag, length of the dimension, and, unless it is zero, tag and size.
+    if len(shape) < 2 or shape[0] != _DIM_TAG:
+        raise CorruptCheckpoint("an encoded tensor is not a vector")
+    if shape[1] == 0:
+        return 0
+    size, end = _read_varint(shape, 3)
+    if shape[2] != _DIM_SIZE_TAG or end != len(shape):
+        raise CorruptCheckpoint("an encoded tensor is not a vector")
+    return size
+
+
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if position >= len(data):
+            raise CorruptCheckpoint("an encoded vector of variants is cut short")
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)

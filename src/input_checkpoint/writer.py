@@ -1,0 +1,158 @@
+"""The background thread of a face: snapshot in, committed checkpoint out."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from typing import Callable, Optional, Protocol
+
+from input_checkpoint.errors import InputCheckpointError
+from input_checkpoint.lineage import Lineage
+from input_checkpoint.manifest import CheckpointInfo
+from input_checkpoint.refs import CheckpointRef
+from input_checkpoint.retention import RetentionPolicy
+from input_checkpoint.state import IteratorState
+from input_checkpoint.store import CheckpointStore
+
+logger = logging.getLogger(__name__)
+
+BUSY_MODES = ("wait", "skip")
+
+
+class HeldState(Protocol):
+    """Iterator state in memory, as `CheckpointWriter` needs it."""
+
+    def states(self) -> Iterable[IteratorState]:
+        """Return the encoded state of each iterator."""
+
+    def release(self) -> None:
+        """Give the memory back."""
+
+
+class CheckpointWriter:
+    """Saves checkpoints of one lineage behind the training thread's back, one at a time.
+
+    The snapshot itself is taken in the background too; `wait_for_snapshot` must return before the iterators
+    move on. A save that fails is raised by the next call of `check`, `submit` or `wait`, once.
+
+    Args:
+        store: where to.
+        lineage: the run that the checkpoints belong to.
+        retention: applied after each commit.
+        when_busy: what `submit` does while the previous save is running: ``'wait'`` for it, or ``'skip'`` the
+            new one.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        lineage: Lineage,
+        retention: RetentionPolicy,
+        when_busy: str = "wait",
+    ) -> None:
+        self._store = store
+        self._lineage = lineage
+        self._retention = retention
+        self._when_busy = when_busy
+        self._thread: Optional[threading.Thread] = None
+        self._snapshot_taken = threading.Event()
+        self._failure: Optional[BaseException] = None
+        self._committed: Optional[CheckpointRef] = None
+
+    @property
+    def lineage(self) -> Lineage:
+        """The run that this writer's checkpoints belong to."""
+        return self._lineage
+
+    @property
+    def last_committed(self) -> Optional[CheckpointRef]:
+        """The newest checkpoint that this writer has committed, or None."""
+        return self._committed
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is running."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def submit(self, step: int, take_snapshot: Callable[[], HeldState]) -> bool:
+        """Start saving ``step``. Returns False if the save was skipped because another one is running."""
+        if self.busy and self._when_busy == "skip":
+            logger.warning(
+                "Input checkpoint at step %d skipped: the previous save to %s is still running. "
+                "Save less often, or pass when_busy='wait'.",
+                step,
+                self._store.uri,
+            )
+            return False
+        self.wait()
+        self._snapshot_taken = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run,
+            args=(step, take_snapshot, self._snapshot_taken),
+            name=f"input-checkpoint-save-{step}",
+        )
+        self._thread.start()
+        return True
+
+    def wait_for_snapshot(self) -> None:
+        """Wait until the iterators may move on. The save itself goes on."""
+        if self._thread is not None:
+            self._snapshot_taken.wait()
+        self.check()
+
+    def wait(self) -> None:
+        """Wait until everything submitted is committed, and raise if it could not be."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise the failure of an earlier save, if there was one."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _run(self, step: int, take_snapshot: Callable[[], HeldState], taken: threading.Event) -> None:
+        try:
+            started = time.monotonic()
+            try:
+                snapshot = take_snapshot()
+            finally:
+                stalled = time.monotonic() - started
+                taken.set()
+            info = self._save(step, snapshot)
+            logger.info(
+                "Saved input checkpoint for step %d into %s: %d elements, %.1f MB in %.2f s "
+                "(training waited %.3f s at most).",
+                step,
+                self._store.uri,
+                info.elements,
+                info.logical_bytes / 1e6,
+                time.monotonic() - started,
+                stalled,
+            )
+        except BaseException as error:
+            # Carried to the training thread, whatever it is: a save must not fail silently.
+            logger.error("Input checkpoint for step %d into %s failed.", step, self._store.uri)
+            self._failure = error
+            return
+        self._prune()
+
+    def _save(self, step: int, snapshot: HeldState) -> CheckpointInfo:
+        logger.info("Saving input checkpoint for step %d into %s.", step, self._store.uri)
+        try:
+            info = self._store.save(self._lineage, step, snapshot.states())
+        finally:
+            snapshot.release()
+        self._committed = info.ref
+        return info
+
+    def _prune(self) -> None:
+        try:
+            self._store.prune(self._retention, self._lineage.worker)
+        except InputCheckpointError as error:
+            # The checkpoint is safe. What could not be removed now is removed after a later save.
+            logger.warning("Old input checkpoints could not be removed for now: %s", error)

@@ -1,0 +1,49 @@
+"""A loopback S3 server for tests: moto's threaded one, in this process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import boto3
+from moto.server import ThreadedMotoServer
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where the server is and how to log in."""
+
+    url: str
+    bucket: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """storage_options for it."""
+        return {
+            "key": "test",
+            "secret": "test",
+            "endpoint_url": self.url,
+            "client_kwargs": {"region_name": "us-east-1"},
+        }
+
+
+@contextlib.contextmanager
+def running_s3_server() -> Iterator[S3Server]:
+    """Run the server with one empty bucket."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        found = S3Server(f"http://{host}:{port}", "bucket")
+        boto3.client(
+            "s3",
+            endpoint_url=found.url,
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+            region_name="us-east-1",
+        ).create_bucket(Bucket=found.bucket)
+        yield found
+    finally:
+        server.stop()
