@@ -127,7 +127,7 @@ class GraphIterators:
             session.run([ops.restore for ops, _ in held], {ops.key: key for ops, key in held})
         except _RESTORE_ERRORS as error:
             raise PipelineMismatch(
-                f"TensorFlow cannot restore this state into this input pipeline: {_first_line(error)}. "
+                f"TensorFlow cannot restore this state into this input pipeline: {_reason(error)}. "
                 "A state fits only the pipeline that it was taken from: same datasets, same order of "
                 "transformations."
             ) from error
@@ -290,23 +290,33 @@ def _slices(elements: Iterable[bytes]) -> Iterator[Sequence[bytes]]:
 
 
 def _unsupported(error: Any) -> str:
-    text = _first_line(error)
-    if "is stateful" in text:
+    reason = _reason(error)
+    if "PyFunc is stateful" in reason:
         advice = (
-            "The pipeline depends on state outside of it (random numbers, a Python function, a variable). "
-            "Remove it, "
-            "or pass external_state_policy='ignore' if that state need not be restored."
+            "The pipeline calls Python. from_generator can never be saved; with py_function or "
+            "numpy_function "
+            "pass external_state_policy='ignore' if what the function remembers need not be restored."
+        )
+    elif "is stateful" in reason:
+        advice = (
+            "The pipeline depends on state outside of it, such as random numbers or a variable. Remove it, "
+            "or "
+            "pass external_state_policy='ignore' if that state need not be restored."
         )
     else:
         advice = (
             "TensorFlow cannot save pipelines with from_generator, prefetch_to_device, tf.data service or "
             "distributed iterators. Build the pipeline from files or tensors instead."
         )
-    return f"TensorFlow cannot serialise this input pipeline: {text}. {advice}"
+    return f"TensorFlow cannot serialise this input pipeline: {reason}. {advice}"
 
 
-def _first_line(error: Any) -> str:
-    lines = str(error.message or error).strip().splitlines()
+_FRAME = (" ", "\t", "Graph execution error", "Detected at", "Node:", "<stack", "Original stack")
+
+
+def _reason(error: Any) -> str:
+    """Return what a TensorFlow error says, without the graph's stack trace around it."""
+    lines = [line for line in str(error.message).splitlines() if line and not line.startswith(_FRAME)]
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 

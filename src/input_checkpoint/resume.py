@@ -37,8 +37,9 @@ def plan(mode: str, step: int, history: Sequence[CheckpointRef]) -> ResumePlan:
         step: global step of the restored model.
         history: this worker's checkpoints, from old to new.
 
-    >>> [ref.step for ref in plan("aligned", 25, [CheckpointRef("main", 1, s) for s in (10, 20,
-    30)]).candidates] [20, 10]
+    >>> history = [CheckpointRef("main", 1, step) for step in (10, 20, 30)]
+    >>> [ref.step for ref in plan("aligned", 25, history).candidates]
+    [20, 10]
     """
     newest_first = tuple(reversed(history))
     if mode == "fresh":

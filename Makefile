@@ -1,0 +1,36 @@
+# `make demo` and `make test` each work as the first command on a fresh machine with python3, pip and make.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard backends/*/pyproject.toml))
+PROJECTS := pyproject.toml $(wildcard backends/*/pyproject.toml)
+
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo test lint integration bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/python -m demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+integration: $(VENV)/installed
+	$(BIN)/python -m pytest integration
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks
+
+$(VENV)/installed: $(PROJECTS) scripts/find-python
+	@python=$$(scripts/find-python) && $$python -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[tensorflow,dev]' $(addprefix -e ./,$(PLUGINS))
+	@touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,64 @@
+"""Saves or restores a state of a given size.
+
+``python -m tests.support.large_state save|restore STORE MEGABYTES`` prints the elements that follow, and the
+peak memory, in MB, beyond what the process held before.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from typing import Any
+
+import tensorflow as tf
+
+from input_checkpoint import CheckpointStore
+from input_checkpoint.iterators import GraphIterators, external_state_policy
+
+v1 = tf.compat.v1
+ELEMENT_BYTES = 1 << 20
+
+
+def build(megabytes: int) -> tuple[Any, Any]:
+    """A shuffle buffer of incompressible elements of 1 MB, and the first number of the next one."""
+
+    def element(seed: Any) -> Any:
+        return tf.random.stateless_uniform([ELEMENT_BYTES // 8], [seed, 1], None, None, tf.int64)
+
+    dataset = tf.data.Dataset.range(10 * megabytes).map(element).shuffle(megabytes, seed=5)
+    iterator = v1.data.make_initializable_iterator(dataset)
+    return iterator, iterator.get_next()[0]
+
+
+def peak_mb() -> float:
+    """Largest resident size so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    mode, uri, megabytes = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    store = CheckpointStore.open(uri, create=True)
+    with v1.Graph().as_default() as graph:
+        iterator, following = build(megabytes)
+        iterators = GraphIterators(graph, external_state_policy("fail"))
+        with v1.Session() as session:
+            session.run(iterator.initializer)
+            if mode == "save":
+                session.run(following)
+                snapshot = iterators.snapshot(session)
+                before = peak_mb()
+                lineage = store.open_lineage("main", None)
+                info = store.save(lineage, 1, snapshot.states())
+                snapshot.release()
+                assert info.logical_bytes > megabytes * ELEMENT_BYTES
+            else:
+                before = peak_mb()
+                iterators.restore(session, store.load(store.newest("main")))
+            extra = peak_mb() - before
+            found = [int(session.run(following)) for _ in range(5)]
+    print(json.dumps({"next": found, "extra_mb": extra}))
+
+
+if __name__ == "__main__":
+    main()
