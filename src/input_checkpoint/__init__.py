@@ -22,6 +22,7 @@ from input_checkpoint.errors import (
     WriterSuperseded,
 )
 from input_checkpoint.manifest import CheckpointInfo
+from input_checkpoint.pruning import PruneReport
 from input_checkpoint.refs import CheckpointRef
 from input_checkpoint.retention import (
     KeepAll,
@@ -30,8 +31,10 @@ from input_checkpoint.retention import (
     KeepLast,
     RetentionPolicy,
 )
-from input_checkpoint.state import IteratorState
-from input_checkpoint.store import CheckpointStore, PruneReport
+from input_checkpoint.saving import SaveOptions
+from input_checkpoint.state import IteratorState, StoredState
+from input_checkpoint.store import CheckpointStore
+from input_checkpoint.verification import VerifyReport
 
 if TYPE_CHECKING:
     from input_checkpoint.hook import CheckpointInputPipelineHook
@@ -61,9 +64,12 @@ __all__ = [
     "PipelineMismatch",
     "PruneReport",
     "RetentionPolicy",
+    "SaveOptions",
+    "StoredState",
     "UnknownBackend",
     "UnsupportedFormat",
     "UnsupportedPipeline",
+    "VerifyReport",
     "WriterSuperseded",
     "open_backend",
 ]

@@ -17,15 +17,15 @@ elements
 from __future__ import annotations
 
 import itertools
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Optional, Union
 
 import tensorflow as tf
 
-from input_checkpoint.chunks import runs
 from input_checkpoint.errors import CorruptCheckpoint, PipelineMismatch, UnsupportedPipeline
-from input_checkpoint.state import IteratorState
-from input_checkpoint.variants import join_variants, split_variants
+from input_checkpoint.state import Element, IteratorState, Piece, StoredState
+from input_checkpoint.variants import join_variants, split_payload, split_variants
 
 v1 = tf.compat.v1
 
@@ -106,7 +106,7 @@ class GraphIterators:
             raise UnsupportedPipeline(_unsupported(error)) from error
         return Snapshot(session, self._ops, key)
 
-    def restore(self, session: Any, states: Iterable[IteratorState]) -> None:
+    def restore(self, session: Any, states: Iterable[StoredState]) -> None:
         """Put iterators back into a stored state. They change only after all of it has been read.
 
         Raises:
@@ -114,17 +114,17 @@ class GraphIterators:
             CorruptCheckpoint: raised by the stream of states.
         """
         by_name = {ops.name: ops for ops in self._ops}
-        held: list[tuple[_IteratorOps, int]] = []
+        feeds: dict[Any, Any] = {}
         try:
             for state in states:
                 ops = self._counterpart(state.name, by_name)
-                held.append((ops, self._hold_encoded(session, ops, state.elements)))
-            missing = set(self.names) - {ops.name for ops, _ in held}
+                feeds[ops.key], feeds[ops.positions] = self._hold_encoded(session, ops, state)
+            missing = {ops.name for ops in self._ops if ops.key not in feeds}
             if missing:
                 raise PipelineMismatch(
                     f"the checkpoint has no state for iterator {', '.join(sorted(missing))}"
                 )
-            session.run([ops.restore for ops, _ in held], {ops.key: key for ops, key in held})
+            session.run([ops.restore for ops in self._ops], feeds)
         except _RESTORE_ERRORS as error:
             raise PipelineMismatch(
                 f"TensorFlow cannot restore this state into this input pipeline: {_reason(error)}. "
@@ -145,22 +145,28 @@ class GraphIterators:
             f"the checkpoint was taken of an iterator named {name!r}; this graph has {', '.join(by_name)}"
         )
 
-    def _hold_encoded(self, session: Any, ops: _IteratorOps, elements: Iterable[bytes]) -> int:
-        """Decode a stream of elements into one held vector, joining neighbours of equal weight in pairs."""
-        pieces: list[tuple[int, int]] = []
-        for run in _slices(elements):
+    def _hold_encoded(self, session: Any, ops: _IteratorOps, state: StoredState) -> tuple[int, Sequence[int]]:
+        """Decode a stored state into one held vector, joining neighbours of equal weight in pairs.
+
+        Returns its key, and the positions at which its elements belong.
+        """
+        held: list[tuple[int, int]] = []
+        positions = array("i")
+        for piece in _slices(state.pieces):
+            elements = [key + payload for key, payload in piece.elements]
             key, weight = next(self._keys), 1
-            session.run(ops.hold_encoded, {ops.key: key, ops.encoded: join_variants(run)})
-            while pieces and pieces[-1][1] <= weight:
-                left, left_weight = pieces.pop()
+            session.run(ops.hold_encoded, {ops.key: key, ops.encoded: join_variants(elements)})
+            positions.extend(piece.positions)
+            while held and held[-1][1] <= weight:
+                left, left_weight = held.pop()
                 key, weight = self._join(session, ops, left, key), weight + left_weight
-            pieces.append((key, weight))
-        if not pieces:
-            raise CorruptCheckpoint(f"the state of iterator {ops.name!r} is empty")
-        key = pieces.pop()[0]
-        while pieces:
-            key = self._join(session, ops, pieces.pop()[0], key)
-        return key
+            held.append((key, weight))
+        if not held or sorted(positions) != list(range(state.count)):
+            raise CorruptCheckpoint(f"the state of iterator {ops.name!r} is incomplete")
+        key = held.pop()[0]
+        while held:
+            key = self._join(session, ops, held.pop()[0], key)
+        return key, positions
 
     def _join(self, session: Any, ops: _IteratorOps, left: int, right: int) -> int:
         key = next(self._keys)
@@ -185,7 +191,7 @@ class Snapshot:
         """Give the memory back."""
         self._session.run([ops.drop for ops in self._ops], {ops.key: self._key for ops in self._ops})
 
-    def _encode(self, ops: _IteratorOps) -> Iterator[bytes]:
+    def _encode(self, ops: _IteratorOps) -> Iterator[Element]:
         count = self._session.run(ops.count, {ops.key: self._key})
         start, block = 0, _BLOCK_ELEMENTS
         while start < count:
@@ -196,7 +202,7 @@ class Snapshot:
             for text in encoded:
                 if len(text) > _LARGE_ELEMENT_BYTES:
                     block = 1
-                yield from split_variants(text)
+                yield from map(split_payload, split_variants(text))
 
 
 class _IteratorOps:
@@ -213,9 +219,11 @@ class _IteratorOps:
             )
             self._build_encode()
             self._build_decode()
-            self.restore = tf.raw_ops.DeserializeIterator(
-                resource_handle=resource, serialized=self._take(self.key)
+            self.positions = v1.placeholder(tf.int32, [None], name="positions")
+            in_order = tf.raw_ops.ParallelDynamicStitch(
+                indices=[self.positions], data=[tf.reshape(self._take(self.key), [-1])]
             )
+            self.restore = tf.raw_ops.DeserializeIterator(resource_handle=resource, serialized=in_order)
             self.drop = self._take(self.key).op
             self.drop_all = tf.raw_ops.MapClear(dtypes=[tf.variant], shared_name=self._shared_name)
 
@@ -275,18 +283,20 @@ def _encode_slice(vector: Any, count: Any, start: Any, block: Any) -> tuple[Any,
     return end, blocks.stack()
 
 
-def _slices(elements: Iterable[bytes]) -> Iterator[Sequence[bytes]]:
-    """Group elements for decoding: few enough bytes for one tensor, enough to make few tensors."""
-    piece: list[bytes] = []
+def _slices(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Join small pieces for decoding: few enough bytes for one tensor, enough to make few tensors."""
+    positions: list[int] = []
+    elements: list[Element] = []
     size = 0
-    for run in runs(elements):
-        piece.extend(run)
-        size += sum(map(len, run))
+    for piece in pieces:
+        positions.extend(piece.positions)
+        elements.extend(piece.elements)
+        size += sum(len(payload) for _, payload in piece.elements)
         if size >= _SLICE_BYTES:
-            yield piece
-            piece, size = [], 0
-    if piece:
-        yield piece
+            yield Piece(positions, elements)
+            positions, elements, size = [], [], 0
+    if elements:
+        yield Piece(positions, elements)
 
 
 def _unsupported(error: Any) -> str:

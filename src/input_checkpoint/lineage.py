@@ -44,6 +44,13 @@ class Lineage:
         """Key of this lineage's record."""
         return lineage_key(self.worker, self.number)
 
+    @property
+    def parent(self) -> Optional[CheckpointRef]:
+        """The checkpoint that this run was resumed from, or None if the input started from its beginning."""
+        if not self.ancestors:
+            return None
+        return CheckpointRef(self.worker, self.ancestors[0].lineage, self.ancestors[0].last_step)
+
     def holds(self, ref: CheckpointRef) -> bool:
         """Whether ``ref`` is part of the history that this lineage continues."""
         if ref.worker != self.worker:
@@ -71,15 +78,12 @@ def successor(
     number = newest.number + 1 if newest else 1
     if newest is None or parent is None:
         return Lineage(worker, number, ())
-    line = [Ancestor(newest.number, parent.step), *newest.ancestors]
-    ancestors = tuple(
-        Ancestor(ancestor.lineage, min(ancestor.last_step, parent.step))
-        if ancestor.lineage == parent.lineage
-        else ancestor
-        for ancestor in line
-        if ancestor.lineage <= parent.lineage and _any_left(worker, ancestor, present)
-    )
-    return Lineage(worker, number, ancestors)
+    older = [
+        ancestor
+        for ancestor in newest.ancestors
+        if ancestor.lineage < parent.lineage and _any_left(worker, ancestor, present)
+    ]
+    return Lineage(worker, number, (Ancestor(parent.lineage, parent.step), *older))
 
 
 def _any_left(worker: str, ancestor: Ancestor, present: Collection[CheckpointRef]) -> bool:

@@ -1,8 +1,7 @@
 """The manifest: the object that lists a checkpoint's chunks, and whose creation is the commit.
 
 Layout: 8 bytes of magic, header length (uint32 little-endian), 16 bytes checksum of the header, the header
-(JSON, UTF-8), then the chunk table: five columns one after another, zlib-compressed. The header can be read
-without the table.
+(JSON, UTF-8), then the chunk table. The header can be read without the table.
 
 A manifest is untrusted input: every size is bounded by the bytes at hand before memory is taken for it.
 """
@@ -11,33 +10,23 @@ from __future__ import annotations
 
 import json
 import struct
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from input_checkpoint.chunks import DIGEST_BYTES, digest
 from input_checkpoint.errors import CorruptCheckpoint
 from input_checkpoint.refs import CheckpointRef
+from input_checkpoint.table import ChunkTable, decode_table
 
 MAGIC = b"ICMANIF\x01"
 _PREFIX = struct.Struct(f"<8sI{DIGEST_BYTES}s")
 _LARGEST_HEADER = 16 << 20
 HEAD_BYTES = 16 << 10
 """A read of this many bytes holds the whole header of all but extraordinary manifests."""
-
-_COLUMNS = (
-    ("digest", np.dtype(f"V{DIGEST_BYTES}")),
-    ("pack", np.dtype("<u4")),
-    ("offset", np.dtype("<u8")),
-    ("length", np.dtype("<u4")),
-    ("elements", np.dtype("<u4")),
-)
-_ROW_BYTES = sum(dtype.itemsize for _, dtype in _COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -53,7 +42,7 @@ class CheckpointInfo:
     logical_bytes: int
     """Size of the encoded state."""
     stored_bytes: int
-    """Bytes that this save uploaded, its manifest excluded."""
+    """Bytes of packs that this save uploaded: what was new."""
     elements: int
     """How many buffered elements and counters the state holds, over all iterators."""
     iterators: tuple[str, ...]
@@ -69,10 +58,13 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class IteratorEntry:
-    """One iterator's share of the chunk table: the next ``chunks`` rows."""
+    """One iterator's share of the chunk table: rows of keys, then rows of elements."""
 
     name: str
+    key_chunks: int
+    """Rows that frame the keys of the large payloads, in order."""
     chunks: int
+    """Rows that hold the elements, in order."""
     elements: int
     logical_bytes: int
 
@@ -83,17 +75,9 @@ class PackEntry:
 
     key: str
     size: int
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """One row of the chunk table."""
-
-    digest: bytes
-    pack: int
-    offset: int
-    length: int
-    elements: int
+    """Bytes of the whole pack, also of what this checkpoint does not need."""
+    new: bool
+    """Whether this save uploaded it."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +105,7 @@ class Header:
             lineage=self.ref.lineage,
             created=self.created,
             logical_bytes=sum(entry.logical_bytes for entry in self.iterators),
-            stored_bytes=sum(pack.size for pack in self.packs),
+            stored_bytes=sum(pack.size for pack in self.packs if pack.new),
             elements=sum(entry.elements for entry in self.iterators),
             iterators=tuple(entry.name for entry in self.iterators),
             host=self.host,
@@ -130,31 +114,38 @@ class Header:
 
 
 @dataclass(frozen=True)
+class IteratorRows:
+    """One iterator's part of the chunk table."""
+
+    entry: IteratorEntry
+    keys: ChunkTable
+    elements: ChunkTable
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A checkpoint's header and chunk table."""
 
     header: Header
-    table: tuple[Chunk, ...]
+    table: ChunkTable
 
-    def rows(self) -> Iterator[tuple[IteratorEntry, tuple[Chunk, ...]]]:
+    @property
+    def pack_keys(self) -> list[str]:
+        """Keys of the packs, in the order that the chunk table refers to."""
+        return [pack.key for pack in self.header.packs]
+
+    def iterators(self) -> Iterator[IteratorRows]:
         """Yield each iterator with its rows of the chunk table."""
         start = 0
         for entry in self.header.iterators:
-            yield entry, self.table[start : start + entry.chunks]
-            start += entry.chunks
-
-
-def encode_table(chunks: tuple[Chunk, ...]) -> bytes:
-    """Return the chunk table as stored."""
-    columns = []
-    for name, dtype in _COLUMNS:
-        values = [getattr(chunk, name) for chunk in chunks]
-        columns.append(np.array(values, dtype=dtype).tobytes())
-    return zlib.compress(b"".join(columns), 6)
+            middle = start + entry.key_chunks
+            end = middle + entry.chunks
+            yield IteratorRows(entry, self.table.slice(start, middle), self.table.slice(middle, end))
+            start = end
 
 
 def encode(header: Header, table: bytes) -> bytes:
-    """Return the bytes of a manifest; ``table`` comes from `encode_table`."""
+    """Return the bytes of a manifest; ``table`` is the encoded chunk table."""
     fields = asdict(header)
     fields["created"] = header.created.isoformat()
     text = json.dumps(fields, separators=(",", ":"), sort_keys=True).encode()
@@ -200,10 +191,12 @@ def decode(data: bytes) -> Manifest:
         CorruptCheckpoint: a checksum or the content is wrong.
     """
     header = decode_header(data)
+    if header.chunks < 0:
+        raise CorruptCheckpoint("its chunk table has a negative length")
     body = data[header_end(data) :]
     if len(body) != header.table_bytes or digest(body).hex() != header.table_digest:
         raise CorruptCheckpoint("its chunk table fails its checksum")
-    table = tuple(_rows(_inflate(body, header.chunks * _ROW_BYTES), header.chunks))
+    table = decode_table(body, header.chunks)
     _check_consistent(header, table)
     return Manifest(header, table)
 
@@ -219,50 +212,30 @@ def _header(fields: Mapping[str, Any]) -> Header:
         iterators=tuple(
             IteratorEntry(
                 str(entry["name"]),
+                int(entry["key_chunks"]),
                 int(entry["chunks"]),
                 int(entry["elements"]),
                 int(entry["logical_bytes"]),
             )
             for entry in fields["iterators"]
         ),
-        packs=tuple(PackEntry(str(pack["key"]), int(pack["size"])) for pack in fields["packs"]),
+        packs=tuple(
+            PackEntry(str(pack["key"]), int(pack["size"]), bool(pack["new"])) for pack in fields["packs"]
+        ),
         chunks=int(fields["chunks"]),
         table_bytes=int(fields["table_bytes"]),
         table_digest=str(fields["table_digest"]),
     )
 
 
-def _inflate(body: bytes, size: int) -> bytes:
-    # deflate cannot shrink anything by more than 1032 : 1 (zlib's technical notes).
-    if size > 1032 * len(body) + 1032:
-        raise CorruptCheckpoint(f"its chunk table cannot hold {size} bytes")
-    inflater = zlib.decompressobj()
-    try:
-        raw = inflater.decompress(body, size + 1)
-    except zlib.error as error:
-        raise CorruptCheckpoint(f"its chunk table cannot be read: {error}") from error
-    if len(raw) != size:
-        raise CorruptCheckpoint("its chunk table has the wrong size")
-    return raw
-
-
-def _rows(raw: bytes, count: int) -> Iterator[Chunk]:
-    columns: list[npt.NDArray[Any]] = []
-    start = 0
-    for _, dtype in _COLUMNS:
-        columns.append(np.frombuffer(raw, dtype, count, start))
-        start += dtype.itemsize * count
-    digests = columns[0]
-    numbers = [column.tolist() for column in columns[1:]]
-    for name, pack, offset, length, elements in zip(digests, *numbers):
-        yield Chunk(name.tobytes(), pack, offset, length, elements)
-
-
-def _check_consistent(header: Header, table: tuple[Chunk, ...]) -> None:
-    if sum(entry.chunks for entry in header.iterators) != len(table):
+def _check_consistent(header: Header, table: ChunkTable) -> None:
+    numbers = [value for entry in header.iterators for value in (entry.key_chunks, entry.chunks)]
+    if min(numbers, default=0) < 0 or sum(numbers) != len(table):
         raise CorruptCheckpoint("its iterators do not add up to its chunk table")
-    for chunk in table:
-        if chunk.pack >= len(header.packs):
-            raise CorruptCheckpoint("a chunk refers to a pack that is not listed")
-        if chunk.offset + chunk.length > header.packs[chunk.pack].size:
-            raise CorruptCheckpoint("a chunk reaches past the end of its pack")
+    if not len(table):
+        return
+    if int(table.pack.max()) >= len(header.packs):
+        raise CorruptCheckpoint("a chunk refers to a pack that is not listed")
+    sizes = np.array([pack.size for pack in header.packs], np.int64)[table.pack]
+    if bool((table.offset > sizes - table.stored).any()):
+        raise CorruptCheckpoint("a chunk reaches past the end of its pack")

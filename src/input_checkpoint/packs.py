@@ -1,19 +1,16 @@
-"""Packs: stored objects that carry many chunks, written and read with bounded memory."""
+"""Packs: stored objects that carry many chunks, written several at once in bounded memory."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Callable, Optional
 
 from input_checkpoint.backend import Backend
-from input_checkpoint.chunks import digest
-from input_checkpoint.errors import CorruptCheckpoint, ObjectNotFound
-from input_checkpoint.manifest import Chunk, PackEntry
+from input_checkpoint.table import Location
 
-PACK_BYTES = 16 << 20
+PACK_BYTES = 8 << 20
 CONCURRENCY = 4
 
 
@@ -43,7 +40,7 @@ class PackWriter:
         self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="input-checkpoint-put")
         self._free = threading.BoundedSemaphore(concurrency)
         self._uploads: list[Future[None]] = []
-        self._packs: list[PackEntry] = []
+        self._sizes: dict[str, int] = {}
         self._pieces: list[bytes] = []
         self._size = 0
 
@@ -60,31 +57,36 @@ class PackWriter:
             upload.cancel()
         self._executor.shutdown(wait=True)
 
-    def add(self, data: bytes, elements: int) -> Chunk:
-        """Append a chunk and return where it went. Raises what an earlier upload raised."""
-        chunk = Chunk(digest(data), len(self._packs), self._size, len(data), elements)
-        self._pieces.append(data)
-        self._size += len(data)
+    def add(self, stored: bytes, raw_bytes: int) -> Location:
+        """Append a chunk and return where it goes. Raises what an earlier upload raised.
+
+        Args:
+            stored: what to write.
+            raw_bytes: size of the content, before compression.
+        """
+        location = Location(self._pack_key(len(self._sizes)), self._size, len(stored), raw_bytes)
+        self._pieces.append(stored)
+        self._size += len(stored)
         if self._size >= self._pack_bytes:
             self._upload()
-        return chunk
+        return location
 
-    def finish(self) -> tuple[PackEntry, ...]:
-        """Upload what is left, wait until everything is stored, and return the packs."""
+    def finish(self) -> dict[str, int]:
+        """Upload what is left, wait until everything is stored, and return the size of each pack by key."""
         if self._pieces:
             self._upload()
         for upload in self._uploads:
             upload.result()
-        return tuple(self._packs)
+        return self._sizes
 
     def _upload(self) -> None:
-        pack = PackEntry(self._pack_key(len(self._packs)), self._size)
+        key = self._pack_key(len(self._sizes))
+        self._sizes[key] = self._size
         data = b"".join(self._pieces)
-        self._packs.append(pack)
         self._pieces, self._size = [], 0
         self._free.acquire()
         self._raise_failure()
-        self._uploads.append(self._executor.submit(self._put, pack.key, data))
+        self._uploads.append(self._executor.submit(self._put, key, data))
 
     def _put(self, key: str, data: bytes) -> None:
         try:
@@ -97,65 +99,3 @@ class PackWriter:
         self._uploads = [upload for upload in self._uploads if upload not in done]
         for upload in done:
             upload.result()
-
-
-def read_chunks(
-    backend: Backend,
-    packs: Sequence[PackEntry],
-    chunks: Iterable[Chunk],
-    concurrency: int = CONCURRENCY,
-) -> Iterator[tuple[Chunk, bytes]]:
-    """Yield chunks in the order asked for, each checked against its checksum.
-
-    Neighbouring chunks of one pack are fetched by one ranged read; a few reads run ahead of the caller.
-
-    Raises:
-        CorruptCheckpoint: a pack is missing or cut short, or a chunk fails its checksum.
-    """
-    with ThreadPoolExecutor(concurrency, thread_name_prefix="input-checkpoint-get") as executor:
-        pending: list[Future[list[tuple[Chunk, bytes]]]] = []
-        try:
-            for extent in _extents(chunks):
-                pending.append(executor.submit(_read, backend, packs, extent))
-                if len(pending) > concurrency:
-                    yield from pending.pop(0).result()
-            while pending:
-                yield from pending.pop(0).result()
-        finally:
-            for read in pending:
-                read.cancel()
-
-
-def _extents(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
-    extent: list[Chunk] = []
-    size = 0
-    for chunk in chunks:
-        if extent and not (_adjoin(extent[-1], chunk) and size < PACK_BYTES):
-            yield extent
-            extent, size = [], 0
-        extent.append(chunk)
-        size += chunk.length
-    if extent:
-        yield extent
-
-
-def _adjoin(left: Chunk, right: Chunk) -> bool:
-    return left.pack == right.pack and left.offset + left.length == right.offset
-
-
-def _read(backend: Backend, packs: Sequence[PackEntry], extent: Sequence[Chunk]) -> list[tuple[Chunk, bytes]]:
-    key = packs[extent[0].pack].key
-    start, end = extent[0].offset, extent[-1].offset + extent[-1].length
-    try:
-        data = backend.get(key, start, end)
-    except ObjectNotFound as error:
-        raise CorruptCheckpoint(f"its pack {key} is missing") from error
-    if len(data) != end - start:
-        raise CorruptCheckpoint(f"its pack {key} is cut short")
-    found = []
-    for chunk in extent:
-        piece = data[chunk.offset - start : chunk.offset - start + chunk.length]
-        if digest(piece) != chunk.digest:
-            raise CorruptCheckpoint(f"a chunk in its pack {key} fails its checksum")
-        found.append((chunk, piece))
-    return found

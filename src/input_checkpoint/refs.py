@@ -14,6 +14,7 @@ FORMAT_KEY = "format.json"
 _WORKER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _CHECKPOINT_KEY = re.compile(r"checkpoints/([^/]+)/(\d{8,})/(\d{12,})\.manifest")
 _LINEAGE_KEY = re.compile(r"lineages/([^/]+)/(\d{8,})\.json")
+_ANNOUNCEMENT_KEY = re.compile(r"saves/([^/]+)/(\d{8,})/(\d{12,})-[^/]+")
 _PACK_KEY = re.compile(r"packs/([^/]+)/(\d{8,})/(\d{12,})-[^/]+\.pack")
 
 
@@ -68,6 +69,21 @@ def lineages_prefix(worker: str) -> str:
 def lineage_key(worker: str, number: int) -> str:
     """Key of one lineage record."""
     return f"{lineages_prefix(worker)}{number:08d}.json"
+
+
+def announcements_prefix(worker: str) -> str:
+    """Prefix of the announcements of a worker's saves in flight."""
+    return f"saves/{worker}/"
+
+
+def announcement_key(ref: CheckpointRef, write_id: str) -> str:
+    """Key of the object that says that a save is in flight."""
+    return f"{announcements_prefix(ref.worker)}{ref.lineage:08d}/{ref.step:012d}-{write_id[:8]}"
+
+
+def parse_announcement_key(key: str) -> Optional[CheckpointRef]:
+    """Return the save that an announcement is about, or None if the key is no announcement's."""
+    return _parse(_ANNOUNCEMENT_KEY, key)
 
 
 def parse_checkpoint_key(key: str) -> Optional[CheckpointRef]:

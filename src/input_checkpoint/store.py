@@ -8,50 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
-import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Optional, Union
 
 from input_checkpoint import lineage as lineages
 from input_checkpoint import manifest as manifests
 from input_checkpoint import refs
 from input_checkpoint.backend import Backend, open_backend
-from input_checkpoint.chunks import digest, frame, runs, unframe
 from input_checkpoint.errors import (
     BackendNotFound,
     CheckpointNotFound,
     CorruptCheckpoint,
-    InputCheckpointError,
     ObjectExists,
     ObjectNotFound,
     UnsupportedFormat,
     WriterSuperseded,
 )
 from input_checkpoint.lineage import Lineage
-from input_checkpoint.manifest import CheckpointInfo, Chunk, Header, IteratorEntry, Manifest
-from input_checkpoint.packs import CONCURRENCY, PACK_BYTES, PackWriter, read_chunks
+from input_checkpoint.manifest import CheckpointInfo, Header, IteratorRows, Manifest
+from input_checkpoint.pruning import ORPHAN_AGE_SECONDS, Pruner, PruneReport
+from input_checkpoint.reading import read_pieces
 from input_checkpoint.refs import CheckpointRef
 from input_checkpoint.retention import RetentionPolicy
-from input_checkpoint.state import IteratorState
+from input_checkpoint.saving import LineageSaver, SaveOptions, described
+from input_checkpoint.state import IteratorState, Piece, StoredState
+from input_checkpoint.verification import VerifyReport, verify
 
 FORMAT_VERSION = 1
-_DELETE_BATCH = 500
-
-
-@dataclass(frozen=True)
-class PruneReport:
-    """What a prune kept and removed."""
-
-    kept: Mapping[CheckpointRef, str]
-    """Every checkpoint that stays, with the reason."""
-    removed: tuple[CheckpointRef, ...]
-    """Checkpoints that went, from old to new."""
-    removed_packs: int
-    """Stored data objects that went with them, or that a crash had left."""
+_DEFAULT_OPTIONS = SaveOptions()
 
 
 class CheckpointStore:
@@ -62,20 +46,18 @@ class CheckpointStore:
     Example:
         >>> store = CheckpointStore.open("memory://tour", create=True)
         >>> lineage = store.open_lineage("main", parent=None)
-        >>> info = store.save(lineage, 100, [IteratorState("Iterator", [b"a", b"b"])])
+        >>> info = store.save(lineage, 100, [IteratorState("Iterator", [(b"key", b"payload")])])
         >>> [checkpoint.step for checkpoint in store.checkpoints()]
         [100]
-        >>> [list(state.elements) for state in store.load(info)]
-        [[b'a', b'b']]
+        >>> [state.in_order() for state in store.load(info)]
+        [[(b'key', b'payload')]]
     """
 
-    def __init__(
-        self, backend: Backend, *, pack_bytes: int = PACK_BYTES, concurrency: int = CONCURRENCY
-    ) -> None:
+    def __init__(self, backend: Backend, options: SaveOptions = _DEFAULT_OPTIONS) -> None:
         self._backend = backend
-        self._pack_bytes = pack_bytes
-        self._concurrency = concurrency
-        self._infos: dict[CheckpointRef, CheckpointInfo] = {}
+        self._options = options
+        self._headers: dict[CheckpointRef, Header] = {}
+        self._savers: dict[str, LineageSaver] = {}
 
     @classmethod
     def open(
@@ -84,6 +66,7 @@ class CheckpointStore:
         storage_options: Optional[Mapping[str, Any]] = None,
         *,
         create: bool = False,
+        options: SaveOptions = _DEFAULT_OPTIONS,
     ) -> CheckpointStore:
         """Open the store at ``uri``.
 
@@ -91,13 +74,14 @@ class CheckpointStore:
             uri: backend URI, or an open `Backend`.
             storage_options: handed to the fsspec filesystem.
             create: make a new store if there is none.
+            options: how saves are made.
 
         Raises:
             BackendNotFound: there is no store at ``uri`` and ``create`` is False.
             UnsupportedFormat: the store was written by an unknown format version.
             BackendError: the storage cannot be used.
         """
-        store = cls(open_backend(uri, storage_options))
+        store = cls(open_backend(uri, storage_options), options)
         store._check_format(create)
         return store
 
@@ -143,9 +127,7 @@ class CheckpointStore:
             CheckpointNotFound: it does not exist (any more).
             CorruptCheckpoint: its manifest is damaged.
         """
-        if ref not in self._infos:
-            self._infos[ref] = self._header(ref).info
-        return self._infos[ref]
+        return self._header(ref).info
 
     def newest_lineage(self, worker: str) -> Optional[Lineage]:
         """Return the lineage that was opened last, or None if there is none."""
@@ -158,71 +140,67 @@ class CheckpointStore:
             return lineages.decode(self._backend.get(key))
 
     def open_lineage(self, worker: str, parent: Optional[CheckpointRef]) -> Lineage:
-        """Begin a new run of ``worker`` that continues ``parent`` (None: from the beginning of the input)."""
+        """Begin a new run of ``worker`` that continues ``parent`` (None: from the beginning of the input).
+
+        From now on every older lineage of the worker is superseded: its writer can no longer save.
+        """
         refs.check_worker(worker)
         while True:
             lineage = lineages.successor(worker, self.newest_lineage(worker), parent, self._list_refs(worker))
             try:
                 self._backend.create(lineage.key, lineages.encode(lineage))
             except ObjectExists:
-                if lineages.decode(self._backend.get(lineage.key)) == lineage:
-                    return lineage
-                continue
+                if lineages.decode(self._backend.get(lineage.key)) != lineage:
+                    continue
             return lineage
 
     def save(self, lineage: Lineage, step: int, iterators: Iterable[IteratorState]) -> CheckpointInfo:
         """Store and commit one checkpoint. It is visible completely or not at all.
 
-        Memory stays bounded however large the state is: elements are taken from the streams as uploads make
-        room.
+        Only what the run's earlier checkpoints do not hold is uploaded. Memory stays bounded however large
+        the state is: elements are taken from the streams as uploads make room.
 
         Raises:
-            WriterSuperseded: another writer has committed this step of this lineage.
+            WriterSuperseded: a newer lineage of this worker has been opened. Nothing became visible.
             BackendError: the storage failed. Nothing became visible.
         """
-        ref = CheckpointRef(lineage.worker, lineage.number, step)
-        write_id = uuid.uuid4().hex
-        entries: list[IteratorEntry] = []
-        table: list[Chunk] = []
-        with PackWriter(
-            self._backend,
-            lambda number: ref.pack_key(number, write_id[:8]),
-            self._pack_bytes,
-            self._concurrency,
-        ) as packs:
-            for state in iterators:
-                chunks = [packs.add(frame(run), len(run)) for run in runs(state.elements)]
-                entries.append(_entry(state.name, chunks))
-                table.extend(chunks)
-            stored = packs.finish()
-        body = manifests.encode_table(tuple(table))
-        header = Header(
-            ref=ref,
-            write_id=write_id,
-            created=datetime.now(timezone.utc),
-            host=platform.node(),
-            pid=os.getpid(),
-            iterators=tuple(entries),
-            packs=stored,
-            chunks=len(table),
-            table_bytes=len(body),
-            table_digest=digest(body).hex(),
-        )
-        self._commit(header, manifests.encode(header, body))
-        return self.info(ref)
+        header = self._saver(lineage).save(step, iterators)
+        self._headers[header.ref] = header
+        return header.info
 
-    def load(self, checkpoint: Union[CheckpointInfo, CheckpointRef]) -> Iterator[IteratorState]:
-        """Yield the iterators of a checkpoint. Each one's elements must be read before the next is asked for.
+    def load(self, checkpoint: Union[CheckpointInfo, CheckpointRef]) -> Iterator[StoredState]:
+        """Yield the iterators of a checkpoint. Each one's pieces must be read before the next is asked for.
 
         Raises:
             CheckpointNotFound: it does not exist (any more).
-            CorruptCheckpoint: something of it is missing or damaged. May come at any element, so use nothing
+            CorruptCheckpoint: something of it is missing or damaged. May come at any piece, so use nothing
                 before the last.
         """
         ref = checkpoint if isinstance(checkpoint, CheckpointRef) else checkpoint.ref
         manifest = self._manifest(ref)
-        for entry, chunks in manifest.rows():
-            yield IteratorState(entry.name, self._elements(manifest, chunks))
+        for rows in manifest.iterators():
+            yield StoredState(rows.entry.name, rows.entry.elements, self._pieces(manifest, rows))
+
+    def verify(self, worker: Optional[str] = None, *, read_data: Union[bool, float] = True) -> VerifyReport:
+        """Check every checkpoint, of one worker or of all.
+
+        Manifests are read and checked, and the packs that they name must be there and of the right size.
+
+        Args:
+            worker: only this one.
+            read_data: True reads and checks every chunk, once however many checkpoints share it. A number
+                between 0 and 1 does so for that share of the packs, chosen at random. False reads no data.
+
+        Returns:
+            What was checked and what is wrong. Nothing is changed.
+
+        Raises:
+            BackendError: the storage cannot be read.
+        """
+        share = 1.0 if read_data is True else float(read_data)
+        return verify(
+            self._backend, self._list_refs(worker), self._manifest, share, self._options.concurrency
+        )
 
     def prune(
         self,
@@ -230,23 +208,34 @@ class CheckpointStore:
         worker: Optional[str] = None,
         *,
         dry_run: bool = False,
+        lineage: Optional[Lineage] = None,
+        orphan_age: float = ORPHAN_AGE_SECONDS,
     ) -> PruneReport:
         """Remove the checkpoints that ``policy`` does not keep, and what crashes have left behind.
 
         The newest checkpoint of each worker's history stays in any case: that is the one that a run resumed
-        from, until it has committed a newer one. Manifests go before the data they name.
+        from, until it has committed a newer one. Manifests go before the data they name, and data only while
+        no save is in flight.
 
         Args:
             policy: what to keep.
             worker: only this one; None means every worker of the store.
             dry_run: only report.
+            lineage: the caller's own, if the caller is a writer: it then stops if it has been superseded.
+            orphan_age: seconds after which data that a crash has left is removed.
+
+        Raises:
+            WriterSuperseded: ``lineage`` is not the newest any more.
+            BackendError: the storage failed. What was not removed can be removed by the next call.
         """
-        workers = [worker] if worker is not None else self.workers()
-        reports = [self._prune_worker(policy, name, dry_run) for name in workers]
+        reports = [
+            self._prune_worker(policy, name, dry_run, lineage, orphan_age)
+            for name in ([worker] if worker is not None else self.workers())
+        ]
         return PruneReport(
             kept={ref: reason for report in reports for ref, reason in report.kept.items()},
             removed=tuple(ref for report in reports for ref in report.removed),
-            removed_packs=sum(report.removed_packs for report in reports),
+            removed_packs=tuple(key for report in reports for key in report.removed_packs),
         )
 
     def workers(self) -> list[str]:
@@ -270,8 +259,7 @@ class CheckpointStore:
         if version != FORMAT_VERSION:
             raise UnsupportedFormat(
                 f"{self.uri} is of format version {version!r}; this release of input-checkpoint knows "
-                f"version {FORMAT_VERSION}. "
-                "Upgrade input-checkpoint, or choose another URI."
+                f"version {FORMAT_VERSION}. Upgrade input-checkpoint, or choose another URI."
             )
 
     def _create_format(self) -> bytes:
@@ -282,24 +270,62 @@ class CheckpointStore:
             return self._backend.get(refs.FORMAT_KEY)
         return text
 
-    def _commit(self, header: Header, data: bytes) -> None:
-        key = header.ref.key
-        try:
-            self._backend.create(key, data)
-        except ObjectExists:
-            other = self._header(header.ref)
-            if other.write_id != header.write_id:
-                raise WriterSuperseded(
-                    f"{self.uri}: {header.ref} was committed by another writer "
-                    f"(host {other.host}, pid {other.pid}, {other.created:%Y-%m-%d %H:%M:%S %Z}). "
-                    "Two runs must not share one URI and worker name: stop this one."
-                ) from None
+    def _saver(self, lineage: Lineage) -> LineageSaver:
+        if lineage.key not in self._savers:
+            saver = LineageSaver(
+                self._backend,
+                lineage,
+                lambda: self._list_refs(lineage.worker),
+                lambda: self._check_not_superseded(lineage),
+                self._options,
+            )
+            if lineage.parent is not None:
+                # What cannot be read cannot be built on either: the first save is then a full one.
+                with contextlib.suppress(CorruptCheckpoint, CheckpointNotFound):
+                    saver.learn(self._manifest(lineage.parent))
+            self._savers[lineage.key] = saver
+        return self._savers[lineage.key]
+
+    def _check_not_superseded(self, lineage: Lineage) -> None:
+        newest = self.newest_lineage(lineage.worker)
+        if newest is None or newest.number <= lineage.number:
+            return
+        raise WriterSuperseded(
+            f"{self.uri}: a newer run of worker {lineage.worker!r} has taken over "
+            f"({described(newest.host, newest.pid, newest.created)}). This one (lineage {lineage.number}) "
+            "can no longer save. Stop it, or give it a URI of its own."
+        )
+
+    def _prune_worker(
+        self,
+        policy: RetentionPolicy,
+        worker: str,
+        dry_run: bool,
+        lineage: Optional[Lineage],
+        orphan_age: float,
+    ) -> PruneReport:
+        newest = self.newest_lineage(worker)
+        if newest is None:
+            return PruneReport({}, (), ())
+        pruner = Pruner(
+            self._backend,
+            self._header,
+            lambda: self._list_refs(worker),
+            newest,
+            (lambda: self._check_not_superseded(lineage)) if lineage else _no_check,
+        )
+        return pruner.prune(policy, orphan_age, dry_run)
 
     def _list_refs(self, worker: Optional[str]) -> list[CheckpointRef]:
         keys = (info.key for info in self._backend.list(refs.checkpoints_prefix(worker)))
         return sorted(ref for ref in map(refs.parse_checkpoint_key, keys) if ref)
 
     def _header(self, ref: CheckpointRef) -> Header:
+        if ref not in self._headers:
+            self._headers[ref] = self._read_header(ref)
+        return self._headers[ref]
+
+    def _read_header(self, ref: CheckpointRef) -> Header:
         with self._naming(ref.key, ref):
             head = self._backend.get(ref.key, 0, manifests.HEAD_BYTES)
             end = manifests.header_end(head)
@@ -313,14 +339,10 @@ class CheckpointStore:
             _same(manifest.header, ref)
             return manifest
 
-    def _elements(self, manifest: Manifest, chunks: tuple[Chunk, ...]) -> Iterator[bytes]:
+    def _pieces(self, manifest: Manifest, rows: IteratorRows) -> Iterator[Piece]:
         ref = manifest.header.ref
         with self._naming(ref.key, ref):
-            for chunk, data in read_chunks(self._backend, manifest.header.packs, chunks, self._concurrency):
-                elements = unframe(data)
-                if len(elements) != chunk.elements:
-                    raise CorruptCheckpoint("a chunk holds another number of elements than listed")
-                yield from elements
+            yield from read_pieces(self._backend, manifest, rows, self._options.concurrency)
 
     @contextlib.contextmanager
     def _naming(self, key: str, ref: Optional[CheckpointRef] = None) -> Iterator[None]:
@@ -333,80 +355,15 @@ class CheckpointStore:
         except CorruptCheckpoint as error:
             raise CorruptCheckpoint(f"{self.uri}: {what} is damaged ({key}): {error}") from error
 
-    def _prune_worker(self, policy: RetentionPolicy, worker: str, dry_run: bool) -> PruneReport:
-        newest = self.newest_lineage(worker)
-        present = self._list_refs(worker)
-        if newest is None or not present:
-            return PruneReport({}, (), 0)
-        kept = self._kept(policy, newest, present)
-        removed = tuple(ref for ref in present if ref not in kept)
-        packs = self._unreferenced_packs(worker, newest, kept, set(removed))
-        if not dry_run:
-            self._delete([ref.key for ref in removed])
-            self._delete(packs)
-        return PruneReport(kept, removed, len(packs))
-
-    def _kept(
-        self, policy: RetentionPolicy, newest: Lineage, present: list[CheckpointRef]
-    ) -> dict[CheckpointRef, str]:
-        given_up = set(lineages.abandoned(newest, present))
-        history = newest.history(present)
-        kept = {ref: "not yet given up" for ref in present if ref not in {*given_up, *history}}
-        readable = []
-        for ref in history:
-            try:
-                readable.append(self.info(ref))
-            except InputCheckpointError:
-                kept[ref] = "its manifest cannot be read"
-        kept.update(policy.keep(readable))
-        if history:
-            kept[history[-1]] = "the newest"
-        return kept
-
-    def _unreferenced_packs(
-        self,
-        worker: str,
-        newest: Lineage,
-        kept: Collection[CheckpointRef],
-        removed: Collection[CheckpointRef],
-    ) -> list[str]:
-        """Return packs that no kept manifest names and no save in flight may.
-
-        Only the newest lineage can have a save in flight, so there only packs of removed checkpoints count.
-        """
-        named: set[str] = set()
-        for ref in kept:
-            # What a damaged manifest names is unknown; the packs of its own save are spared by their name
-            # below.
-            with contextlib.suppress(CorruptCheckpoint, CheckpointNotFound):
-                named.update(pack.key for pack in self._header(ref).packs)
-        unreferenced = []
-        for info in self._backend.list(refs.packs_prefix(worker)):
-            maker = refs.parse_pack_key(info.key)
-            if maker is None or maker in kept or info.key in named:
-                continue
-            if maker in removed or maker.lineage < newest.number:
-                unreferenced.append(info.key)
-        return unreferenced
-
-    def _delete(self, keys: list[str]) -> None:
-        for start in range(0, len(keys), _DELETE_BATCH):
-            self._backend.delete(keys[start : start + _DELETE_BATCH])
-
-
-def _entry(name: str, chunks: list[Chunk]) -> IteratorEntry:
-    return IteratorEntry(
-        name,
-        chunks=len(chunks),
-        elements=sum(chunk.elements for chunk in chunks),
-        logical_bytes=sum(chunk.length for chunk in chunks),
-    )
-
 
 def _same(header: Header, ref: CheckpointRef) -> Header:
     if header.ref != ref:
         raise CorruptCheckpoint(f"it holds the manifest of another checkpoint, {header.ref}")
     return header
+
+
+def _no_check() -> None:
+    """Tools that are no writer cannot be superseded."""
 
 
 def _format_version(text: bytes) -> object:

@@ -18,6 +18,8 @@ _DIM_TAG = 0x12
 _DIM_SIZE_TAG = 0x08
 _CONTENT_TAG = 0x22
 _DT_VARIANT = 21
+# VariantTensorDataProto: type_name = 1, metadata = 2, tensors = 3, all length-delimited.
+_TENSORS_TAG = 0x1A
 
 
 def split_variants(tensor: bytes) -> Iterator[bytes]:
@@ -38,6 +40,22 @@ def split_variants(tensor: bytes) -> Iterator[bytes]:
     for size in sizes:
         yield tensor[start : start + size]
         start += size
+
+
+def split_payload(element: bytes) -> tuple[bytes, bytes]:
+    r"""Split an encoded element into its key (type name and metadata) and its payload (the tensors).
+
+    The metadata says in which slot of which buffer an element is, the tensors say what it is. Both together
+    are the element.
+
+    >>> split_payload(bytes([0x0A, 1, 97, 0x12, 1, 98, 0x1A, 2, 8, 21]))
+    (b'\n\x01a\x12\x01b', b'\x1a\x02\x08\x15')
+    """
+    position = 0
+    while position < len(element) and element[position] != _TENSORS_TAG:
+        size, start = _read_varint(element, position + 1)
+        position = start + size
+    return element[:position], element[position:]
 
 
 def join_variants(elements: Sequence[bytes]) -> bytes:

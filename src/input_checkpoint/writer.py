@@ -152,7 +152,7 @@ class CheckpointWriter:
 
     def _prune(self) -> None:
         try:
-            self._store.prune(self._retention, self._lineage.worker)
+            self._store.prune(self._retention, self._lineage.worker, lineage=self._lineage)
         except InputCheckpointError as error:
             # The checkpoint is safe. What could not be removed now is removed after a later save.
             logger.warning("Old input checkpoints could not be removed for now: %s", error)

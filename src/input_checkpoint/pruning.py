@@ -1,0 +1,156 @@
+"""Clean-up: references before data, and data only while no save is in flight."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Callable
+
+from input_checkpoint import lineage as lineages
+from input_checkpoint import refs
+from input_checkpoint.backend import Backend, ObjectInfo
+from input_checkpoint.errors import CheckpointNotFound, CorruptCheckpoint
+from input_checkpoint.lineage import Lineage
+from input_checkpoint.manifest import Header
+from input_checkpoint.refs import CheckpointRef
+from input_checkpoint.retention import RetentionPolicy
+
+ORPHAN_AGE_SECONDS = 3600.0
+"""Data that no manifest names and no clean-up has set free (a crash has left it) is removed at this age."""
+
+_STALE_ANNOUNCEMENT_SECONDS = 24 * 3600
+_DELETE_BATCH = 500
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What a prune kept and removed, or would."""
+
+    kept: Mapping[CheckpointRef, str]
+    """Every checkpoint that stays, with the reason."""
+    removed: tuple[CheckpointRef, ...]
+    """Checkpoints that go, from old to new."""
+    removed_packs: tuple[str, ...]
+    """Keys of the data that goes with them, or that a crash has left."""
+
+
+class Pruner:
+    """Prunes one worker.
+
+    Removing data is safe against a save that runs at the same time, in this process or another, without a
+    lock. A save first announces itself, then lists the manifests and builds only on those, then uploads,
+    commits, and at last takes its announcement back. A prune deletes manifests, then lists packs, then looks
+    for announcements, then lists the manifests again. Whatever the order in which these steps of the two
+    meet, either the prune sees the announcement and leaves the packs alone, or the save sees that the
+    manifest is gone, or the prune sees the new manifest.
+
+    Args:
+        backend: where.
+        header: reads the header of a manifest.
+        list_present: lists the worker's checkpoints, from old to new.
+        newest: the worker's newest lineage.
+        check_may_delete: called before anything is deleted; raises if it must not be.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        header: Callable[[CheckpointRef], Header],
+        list_present: Callable[[], Sequence[CheckpointRef]],
+        newest: Lineage,
+        check_may_delete: Callable[[], None],
+    ) -> None:
+        self._backend = backend
+        self._header = header
+        self._list_present = list_present
+        self._newest = newest
+        self._check_may_delete = check_may_delete
+
+    def prune(self, policy: RetentionPolicy, orphan_age: float, dry_run: bool) -> PruneReport:
+        """See `CheckpointStore.prune`."""
+        present = self._list_present()
+        kept = self._kept(policy, present)
+        removed = tuple(ref for ref in present if ref not in kept)
+        if not dry_run:
+            self._delete([ref.key for ref in removed])
+        packs = list(self._backend.list(refs.packs_prefix(self._newest.worker)))
+        announcements = list(self._backend.list(refs.announcements_prefix(self._newest.worker)))
+        if any(map(self._in_flight, announcements)):
+            return PruneReport(kept, removed, ())
+        remaining = kept if dry_run else self._list_present()
+        unneeded = self._unneeded(packs, remaining, removed, orphan_age)
+        if not dry_run:
+            self._delete(unneeded)
+            self._delete([info.key for info in announcements])
+            self._delete(self._outlived_lineages(remaining))
+        return PruneReport(kept, removed, tuple(unneeded))
+
+    def _kept(self, policy: RetentionPolicy, present: Sequence[CheckpointRef]) -> dict[CheckpointRef, str]:
+        given_up = set(lineages.abandoned(self._newest, present))
+        history = self._newest.history(present)
+        kept = {ref: "not yet given up" for ref in present if ref not in {*given_up, *history}}
+        readable = []
+        for ref in history:
+            try:
+                readable.append(self._header(ref).info)
+            except CorruptCheckpoint:
+                kept[ref] = "its manifest cannot be read"
+            except CheckpointNotFound:
+                continue  # somebody else has just removed it
+        kept.update(policy.keep(readable))
+        if history:
+            kept.setdefault(history[-1], "the newest")
+        return kept
+
+    def _in_flight(self, announcement: ObjectInfo) -> bool:
+        """Whether a save of the newest lineage is going on. Those of older ones can no longer commit."""
+        save = refs.parse_announcement_key(announcement.key)
+        if save is None or save.lineage < self._newest.number:
+            return False
+        # A process that was killed, and that no run has followed, takes nothing back.
+        return _age(announcement) < _STALE_ANNOUNCEMENT_SECONDS
+
+    def _unneeded(
+        self,
+        packs: Sequence[ObjectInfo],
+        remaining: Collection[CheckpointRef],
+        removed: Collection[CheckpointRef],
+        orphan_age: float,
+    ) -> list[str]:
+        named: set[str] = set()
+        for ref in remaining:
+            # What a damaged manifest names is unknown; the packs of its own save are spared below.
+            with contextlib.suppress(CorruptCheckpoint, CheckpointNotFound):
+                named.update(pack.key for pack in self._header(ref).packs)
+        unneeded = []
+        for pack in packs:
+            maker = refs.parse_pack_key(pack.key)
+            if maker is None or maker in remaining or pack.key in named:
+                continue
+            if maker in removed or _age(pack) >= orphan_age:
+                unneeded.append(pack.key)
+        return unneeded
+
+    def _outlived_lineages(self, remaining: Collection[CheckpointRef]) -> list[str]:
+        """Return records of lineages of which nothing is left."""
+        needed = {self._newest.number, *(ref.lineage for ref in remaining)}
+        keys = [info.key for info in self._backend.list(refs.lineages_prefix(self._newest.worker))]
+        numbers = {key: refs.parse_lineage_key(key) for key in keys}
+        return [
+            key
+            for key, number in numbers.items()
+            if number is not None and number < self._newest.number and number not in needed
+        ]
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        for start in range(0, len(keys), _DELETE_BATCH):
+            self._check_may_delete()
+            self._backend.delete(keys[start : start + _DELETE_BATCH])
+
+
+def _age(info: ObjectInfo) -> float:
+    """Return the age in seconds; of unknown age is old."""
+    return math.inf if info.modified is None else time.time() - info.modified

@@ -1,0 +1,170 @@
+"""Chunks back from packs: in few requests, in parallel, each checked, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Callable, TypeVar
+
+import numpy as np
+
+from input_checkpoint.backend import Backend
+from input_checkpoint.chunks import digest, unframe_elements, unframe_keys
+from input_checkpoint.compression import decompress
+from input_checkpoint.errors import CorruptCheckpoint, ObjectNotFound
+from input_checkpoint.manifest import IteratorRows, Manifest
+from input_checkpoint.packs import CONCURRENCY
+from input_checkpoint.state import Element, Piece
+from input_checkpoint.table import ChunkTable, Column
+
+READ_BYTES = 8 << 20
+"""Largest range asked for at once, unless a single chunk is larger."""
+WASTE = 0.25
+"""Bytes that may be read in vain, as a share of those needed, to save requests."""
+
+_Result = TypeVar("_Result")
+_Argument = TypeVar("_Argument")
+
+
+@dataclass(frozen=True)
+class Extent:
+    """One range of one pack, and the rows of the chunk table that lie in it, by offset."""
+
+    pack: int
+    start: int
+    end: int
+    rows: tuple[int, ...]
+
+
+def plan_reads(table: ChunkTable, waste: float = WASTE, most: int = READ_BYTES) -> list[Extent]:
+    """Decide which ranges to read for the rows of a table.
+
+    Neighbours are read together. So are chunks with a gap in between, smallest gaps first, as long as the
+    gaps add up to no more than ``waste`` of the bytes needed.
+
+    Args:
+        table: the chunks wanted.
+        waste: share of the needed bytes that may be read in vain.
+        most: bytes of an extent.
+    """
+    if not len(table):
+        return []
+    order = np.lexsort((table.stored, table.offset, table.pack))
+    pack, start = table.pack[order], table.offset[order]
+    end = start + table.stored[order]
+    gap = np.maximum(0, start[1:] - end[:-1])
+    apart = (pack[1:] != pack[:-1]) | ~_bridged(gap, pack[1:] == pack[:-1], waste * int(table.stored.sum()))
+    extents: list[Extent] = []
+    first = 0
+    for row in range(1, len(order) + 1):
+        if row < len(order) and not apart[row - 1] and end[row] - start[first] <= most:
+            continue
+        rows = tuple(order[first:row].tolist())
+        extents.append(Extent(int(pack[first]), int(start[first]), int(end[first:row].max()), rows))
+        first = row
+    return extents
+
+
+def _bridged(gap: Column, same_pack: Column, budget: float) -> Column:
+    """Return for each gap whether to read across it: the smallest ones that fit into the budget."""
+    cost = np.where(same_pack, gap, np.iinfo(np.int64).max // 4)
+    by_cost = np.argsort(cost, kind="stable")
+    affordable = np.cumsum(cost[by_cost].astype(np.float64)) <= budget
+    bridged = np.zeros(len(gap), bool)
+    bridged[by_cost[affordable]] = True
+    return bridged
+
+
+def read_pieces(
+    backend: Backend, manifest: Manifest, rows: IteratorRows, concurrency: int = CONCURRENCY
+) -> Iterator[Piece]:
+    """Yield all elements of one iterator, in pieces as they lie in the packs.
+
+    Raises:
+        CorruptCheckpoint: a pack is missing or cut short, or a chunk is not what it should be.
+    """
+    counts = np.maximum(rows.elements.elements, 1)
+    positions = np.concatenate(([0], np.cumsum(counts)))
+    if int(positions[-1]) != rows.entry.elements:
+        raise CorruptCheckpoint("its chunks do not add up to its number of elements")
+    alone = rows.elements.elements == 0
+    key_numbers = np.cumsum(alone) - 1
+    keys = _read_keys(backend, manifest, rows.keys, concurrency)
+    if len(keys) != int(alone.sum()):
+        raise CorruptCheckpoint("it has not one key for each large payload")
+    for chunks in read_chunks(backend, manifest, rows.elements, concurrency):
+        places: list[int] = []
+        elements: list[Element] = []
+        for row, data in chunks:
+            count = int(rows.elements.elements[row])
+            places.extend(range(int(positions[row]), int(positions[row + 1])))
+            elements += unframe_elements(data, count) if count else [(keys[key_numbers[row]], data)]
+        yield Piece(places, elements)
+
+
+def read_chunks(
+    backend: Backend, manifest: Manifest, table: ChunkTable, concurrency: int = CONCURRENCY
+) -> Iterator[list[tuple[int, bytes]]]:
+    """Yield the chunks of a table with their row numbers, extent by extent, each checked.
+
+    Raises:
+        CorruptCheckpoint: a pack is missing or cut short, or a chunk fails its checksum.
+    """
+
+    def read(extent: Extent) -> list[tuple[int, bytes]]:
+        return _read_extent(backend, manifest.header.packs[extent.pack].key, table, extent)
+
+    yield from in_parallel(read, plan_reads(table), concurrency)
+
+
+def in_parallel(
+    work: Callable[[_Argument], _Result], items: Iterable[_Argument], concurrency: int
+) -> Iterator[_Result]:
+    """Yield ``work(item)`` in order; a few run ahead of the caller."""
+    with ThreadPoolExecutor(concurrency, thread_name_prefix="input-checkpoint-get") as executor:
+        pending: list[Future[_Result]] = []
+        try:
+            for item in items:
+                pending.append(executor.submit(work, item))
+                if len(pending) > concurrency:
+                    yield pending.pop(0).result()
+            while pending:
+                yield pending.pop(0).result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _read_keys(backend: Backend, manifest: Manifest, table: ChunkTable, concurrency: int) -> Sequence[bytes]:
+    extents = read_chunks(backend, manifest, table, concurrency)
+    found = {row: data for chunks in extents for row, data in chunks}
+    keys: list[bytes] = []
+    for row in range(len(table)):
+        keys += unframe_keys(found[row], int(table.elements[row]))
+    return keys
+
+
+def _read_extent(backend: Backend, pack: str, table: ChunkTable, extent: Extent) -> list[tuple[int, bytes]]:
+    try:
+        data = backend.get(pack, extent.start, extent.end)
+    except ObjectNotFound as error:
+        raise CorruptCheckpoint(f"its pack {pack} is missing") from error
+    if len(data) != extent.end - extent.start:
+        raise CorruptCheckpoint(f"its pack {pack} is cut short")
+    return [(row, _chunk(data, pack, table, extent, row)) for row in extent.rows]
+
+
+def _chunk(data: bytes, pack: str, table: ChunkTable, extent: Extent, row: int) -> bytes:
+    start = int(table.offset[row]) - extent.start
+    stored, raw = int(table.stored[row]), int(table.raw[row])
+    content = data[start : start + stored]
+    try:
+        if stored != raw:
+            content = decompress(content, raw)
+        if digest(content) != table.digest[row].tobytes():
+            raise CorruptCheckpoint("it fails its checksum")
+    except CorruptCheckpoint as error:
+        place = f"bytes {extent.start + start} to {extent.start + start + stored}"
+        raise CorruptCheckpoint(f"a chunk in its pack {pack}, {place}, is damaged: {error}") from error
+    return content

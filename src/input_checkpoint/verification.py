@@ -1,0 +1,114 @@
+"""Is everything there, and is it what it was?"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Callable
+
+import numpy as np
+
+from input_checkpoint import refs
+from input_checkpoint.backend import Backend
+from input_checkpoint.errors import CheckpointNotFound, CorruptCheckpoint
+from input_checkpoint.manifest import Manifest
+from input_checkpoint.reading import read_chunks
+from input_checkpoint.refs import CheckpointRef
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `CheckpointStore.verify` found."""
+
+    checked: tuple[CheckpointRef, ...]
+    """All checkpoints looked at, from old to new."""
+    problems: Mapping[CheckpointRef, str]
+    """What is wrong with those that cannot be restored."""
+    read_bytes: int
+    """Bytes of data read and checked."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def verify(
+    backend: Backend,
+    checkpoints: Iterable[CheckpointRef],
+    read_manifest: Callable[[CheckpointRef], Manifest],
+    share: float,
+    concurrency: int,
+) -> VerifyReport:
+    """See `CheckpointStore.verify`. ``share`` of the packs are read."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"read_data must be True, False or between 0 and 1, got {share}")
+    check = _Verification(backend, share, concurrency)
+    checked = []
+    problems: dict[CheckpointRef, str] = {}
+    for ref in checkpoints:
+        try:
+            check.checkpoint(ref, read_manifest(ref))
+        except CheckpointNotFound:
+            continue  # pruned since it was listed
+        except CorruptCheckpoint as error:
+            problems[ref] = str(error)
+        checked.append(ref)
+    return VerifyReport(tuple(checked), problems, check.read_bytes)
+
+
+class _Verification:
+    """Remembers which chunks were checked, so that shared ones are read once."""
+
+    def __init__(self, backend: Backend, share: float, concurrency: int) -> None:
+        self._backend = backend
+        self._share = share
+        self._concurrency = concurrency
+        self._sizes: dict[str, dict[str, int]] = {}
+        self._chosen: dict[str, bool] = {}
+        self._good: set[tuple[str, int, bytes]] = set()
+        self.read_bytes = 0
+
+    def checkpoint(self, ref: CheckpointRef, manifest: Manifest) -> None:
+        """Check one checkpoint. Raises `CorruptCheckpoint`."""
+        sizes = self._pack_sizes(ref.worker)
+        for pack in manifest.header.packs:
+            if pack.key not in sizes:
+                raise CorruptCheckpoint(
+                    f"{self._backend.uri}: checkpoint {ref}: its pack {pack.key} is missing"
+                )
+            if sizes[pack.key] != pack.size:
+                raise CorruptCheckpoint(
+                    f"{self._backend.uri}: checkpoint {ref}: its pack {pack.key} has {sizes[pack.key]} bytes "
+                    f"instead of {pack.size}"
+                )
+        try:
+            self._read(manifest)
+        except CorruptCheckpoint as error:
+            raise CorruptCheckpoint(f"{self._backend.uri}: checkpoint {ref}: {error}") from error
+
+    def _pack_sizes(self, worker: str) -> dict[str, int]:
+        if worker not in self._sizes:
+            self._sizes[worker] = {
+                info.key: info.size for info in self._backend.list(refs.packs_prefix(worker))
+            }
+        return self._sizes[worker]
+
+    def _read(self, manifest: Manifest) -> None:
+        places = [
+            (place.pack, place.offset, name) for name, place in manifest.table.locations(manifest.pack_keys)
+        ]
+        wanted = [
+            row for row, place in enumerate(places) if place not in self._good and self._is_chosen(place[0])
+        ]
+        table = manifest.table.take(np.array(wanted, np.int64))
+        for chunks in read_chunks(self._backend, manifest, table, self._concurrency):
+            for row, _ in chunks:
+                self._good.add(places[wanted[row]])
+                self.read_bytes += int(table.stored[row])
+
+    def _is_chosen(self, pack: str) -> bool:
+        if pack not in self._chosen:
+            self._chosen[pack] = random.random() < self._share
+        return self._chosen[pack]
