@@ -12,8 +12,12 @@ from input_checkpoint.manifest import Manifest
 from input_checkpoint.table import Location
 
 LEAST_LIVE_SHARE = 0.25
-"""Below this share of live bytes a pack is given up. The chunks still needed are written again, which adds a
-third to what a save uploads in the long run; and no pack is read of which less is needed."""
+"""Below this share of live bytes a pack is worn: the chunks still needed are better written again, which adds
+a third to what saves upload in the long run."""
+
+REWRITE_SHARE = 0.025
+"""Live bytes of worn packs that one save writes again at most, as a share of the state, so that no save pays
+for all the packs that have become worn at the same time."""
 
 
 class ChunkIndex:
@@ -66,19 +70,26 @@ def pack_uses(manifest: Manifest) -> dict[str, PackUse]:
 def packs_to_give_up(uses: Mapping[str, PackUse], pack_bytes: int) -> set[str]:
     """Decide which packs the next save should no longer rely on.
 
-    A pack is given up when less than `LEAST_LIVE_SHARE` of it is needed; and beyond three times as many packs
-    as a fresh full save would make, those of which the fewest bytes are needed. So a restore after any number
-    of saves opens few objects and reads little that it does not need.
+    Worn packs are given up, those with the fewest live bytes first, as far as `REWRITE_SHARE` goes. And
+    beyond three times as many packs as a fresh full save would make, those with the fewest live bytes are
+    given up in any case. So a restore after any number of saves opens few objects and reads little that it
+    does not need.
 
     Args:
         uses: of every pack of the newest checkpoint.
         pack_bytes: the size at which packs are closed.
     """
-    worn = {key for key, use in uses.items() if use.live < LEAST_LIVE_SHARE * use.size}
-    good = sorted((use.live, key) for key, use in uses.items() if key not in worn)
-    fresh = -(-sum(live for live, _ in good) // pack_bytes)
-    most = 3 * fresh + 2
-    if len(good) <= most:
-        return worn
-    # Down to well under the limit, so that the next saves need not do this again.
-    return worn | {key for _, key in good[: len(good) - (2 * fresh + 1)]}
+    total = sum(use.live for use in uses.values())
+    fewest_first = sorted(uses, key=lambda key: (uses[key].live, key))
+    most = 3 * -(-total // pack_bytes) + 2
+    given_up = set(fewest_first[: max(0, len(uses) - most)])
+    budget = REWRITE_SHARE * total
+    for key in fewest_first:
+        use = uses[key]
+        if key in given_up or use.live >= LEAST_LIVE_SHARE * use.size:
+            continue
+        budget -= use.live
+        if budget < 0:
+            break
+        given_up.add(key)
+    return given_up
