@@ -14,8 +14,8 @@ import tensorflow as tf
 import input_checkpoint as ic
 from input_checkpoint import model_checkpoints
 from input_checkpoint.backends_builtin import MemoryBackend
-from tests.support.backends import Gate, WrappedBackend
 from tests.support.training import make_estimator, shuffled_ids, trained_on, uninterrupted
+from tests.support.wrappers import BeforeWrites, PackGate
 
 v1 = tf.compat.v1
 
@@ -45,9 +45,9 @@ def committed(backend: ic.Backend) -> list[int]:
 
 
 def test_training_goes_on_while_a_save_is_being_uploaded(tmp_path: Path, memory: MemoryBackend) -> None:
-    gate, seen = Gate(), []
+    gate, seen = PackGate(), []
     estimator = make_estimator(tmp_path / "model")
-    hook = ic.CheckpointInputPipelineHook(estimator, backend=WrappedBackend(memory, gate))
+    hook = ic.CheckpointInputPipelineHook(estimator, backend=BeforeWrites(memory, gate))
     actions = {
         5: gate.close,
         11: lambda: gate.reached.wait(60),
@@ -61,9 +61,9 @@ def test_training_goes_on_while_a_save_is_being_uploaded(tmp_path: Path, memory:
 def test_the_saved_state_is_that_of_the_step_however_long_the_upload_takes(
     tmp_path: Path, memory: MemoryBackend
 ) -> None:
-    gate = Gate()
+    gate = PackGate()
     estimator = make_estimator(tmp_path / "model")
-    hook = ic.CheckpointInputPipelineHook(estimator, backend=WrappedBackend(memory, gate))
+    hook = ic.CheckpointInputPipelineHook(estimator, backend=BeforeWrites(memory, gate))
     estimator.train(shuffled_ids, hooks=[hook, AtStep({5: gate.close, 19: gate.open})], steps=20)
     v1.train.update_checkpoint_state(str(tmp_path / "model"), str(tmp_path / "model" / "model.ckpt-10"))
     again = ic.CheckpointInputPipelineHook(estimator, backend=memory)
@@ -72,7 +72,7 @@ def test_the_saved_state_is_that_of_the_step_however_long_the_upload_takes(
 
 
 def test_when_busy_wait_saves_every_step_that_is_due(tmp_path: Path, memory: MemoryBackend) -> None:
-    slow = WrappedBackend(memory, lambda key: time.sleep(0.2) if key.startswith("packs/") else None)
+    slow = BeforeWrites(memory, lambda key: time.sleep(0.2) if key.startswith("packs/") else None)
     estimator = make_estimator(tmp_path / "model", save_checkpoints_steps=3)
     hook = ic.CheckpointInputPipelineHook(estimator, backend=slow, retention=ic.KeepAll())
     estimator.train(shuffled_ids, hooks=[hook], steps=9)
@@ -82,9 +82,9 @@ def test_when_busy_wait_saves_every_step_that_is_due(tmp_path: Path, memory: Mem
 def test_when_busy_skip_skips_and_says_so_and_still_saves_the_last_step(
     tmp_path: Path, memory: MemoryBackend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gate = Gate()
+    gate = PackGate()
     estimator = make_estimator(tmp_path / "model", save_checkpoints_steps=3)
-    hook = ic.CheckpointInputPipelineHook(estimator, backend=WrappedBackend(memory, gate), when_busy="skip")
+    hook = ic.CheckpointInputPipelineHook(estimator, backend=BeforeWrites(memory, gate), when_busy="skip")
     actions = {2: gate.close, 11: gate.open}
     with caplog.at_level(logging.WARNING, "input_checkpoint"):
         estimator.train(shuffled_ids, hooks=[hook, AtStep(actions)], steps=12)
@@ -98,11 +98,11 @@ def test_a_save_that_fails_in_the_background_raises_in_the_training_thread(
 ) -> None:
     def fail(key: str) -> None:
         if "/000000000010-" in key:
-            raise ic.BackendUnavailable("the storage is on fire")
+            raise ic.BackendPermissionError("the key has been withdrawn")
 
     estimator = make_estimator(tmp_path / "model")
-    hook = ic.CheckpointInputPipelineHook(estimator, backend=WrappedBackend(memory, fail))
-    with pytest.raises(ic.BackendUnavailable, match="on fire"):
+    hook = ic.CheckpointInputPipelineHook(estimator, backend=BeforeWrites(memory, fail))
+    with pytest.raises(ic.BackendPermissionError, match="withdrawn"):
         estimator.train(shuffled_ids, hooks=[hook], steps=60)
     assert committed(memory) == [0]
 
@@ -110,18 +110,46 @@ def test_a_save_that_fails_in_the_background_raises_in_the_training_thread(
 def test_a_failure_of_the_very_last_save_raises_too(tmp_path: Path, memory: MemoryBackend) -> None:
     def fail(key: str) -> None:
         if "/000000000007." in key:
-            raise ic.BackendUnavailable("the storage is on fire")
+            raise ic.BackendPermissionError("the key has been withdrawn")
 
     estimator = make_estimator(tmp_path / "model")
-    hook = ic.CheckpointInputPipelineHook(estimator, backend=WrappedBackend(memory, fail))
-    with pytest.raises(ic.BackendUnavailable, match="on fire"):
+    hook = ic.CheckpointInputPipelineHook(estimator, backend=BeforeWrites(memory, fail))
+    with pytest.raises(ic.BackendPermissionError, match="withdrawn"):
         estimator.train(shuffled_ids, hooks=[hook], steps=7)
+
+
+def test_storage_that_is_away_for_a_moment_is_waited_for(tmp_path: Path, memory: MemoryBackend) -> None:
+    outages = iter([True, True, False])
+
+    def fail_twice(key: str) -> None:
+        if "/000000000010." in key and next(outages):
+            raise ic.BackendUnavailable("no answer")
+
+    estimator = make_estimator(tmp_path / "model")
+    hook = ic.CheckpointInputPipelineHook(estimator, backend=BeforeWrites(memory, fail_twice))
+    estimator.train(shuffled_ids, hooks=[hook], steps=20)
+    assert committed(memory) == [0, 10, 20]
+
+
+def test_storage_that_stays_away_raises_once_the_patience_is_over(
+    tmp_path: Path, memory: MemoryBackend
+) -> None:
+    def fail(key: str) -> None:
+        if "/000000000010." in key:
+            raise ic.BackendUnavailable("no answer")
+
+    estimator = make_estimator(tmp_path / "model")
+    hook = ic.CheckpointInputPipelineHook(
+        estimator, backend=BeforeWrites(memory, fail), retry=ic.RetryPolicy(give_up_after=0.5)
+    )
+    with pytest.raises(ic.BackendUnavailable, match=r"no answer.*gave up"):
+        estimator.train(shuffled_ids, hooks=[hook], steps=20)
 
 
 def test_an_exception_in_training_lets_the_save_in_flight_finish(
     tmp_path: Path, memory: MemoryBackend
 ) -> None:
-    slow = WrappedBackend(memory, lambda key: time.sleep(0.5) if key.startswith("packs/") else None)
+    slow = BeforeWrites(memory, lambda key: time.sleep(0.5) if key.startswith("packs/") else None)
     estimator = make_estimator(tmp_path / "model")
     hook = ic.CheckpointInputPipelineHook(estimator, backend=slow)
 

@@ -26,11 +26,15 @@ from input_checkpoint.pruning import PruneReport
 from input_checkpoint.refs import CheckpointRef
 from input_checkpoint.retention import (
     KeepAll,
-    KeepEvery,
+    KeepBytes,
     KeepEverySteps,
     KeepLast,
+    KeepSteps,
     RetentionPolicy,
 )
+from input_checkpoint.retention_model import KeepWithModel
+from input_checkpoint.retention_time import KeepBuckets, KeepEvery, KeepWithin
+from input_checkpoint.retrying import RetryPolicy
 from input_checkpoint.saving import SaveOptions
 from input_checkpoint.state import IteratorState, StoredState
 from input_checkpoint.store import CheckpointStore
@@ -56,14 +60,20 @@ __all__ = [
     "InputCheckpointError",
     "IteratorState",
     "KeepAll",
+    "KeepBuckets",
+    "KeepBytes",
     "KeepEvery",
     "KeepEverySteps",
     "KeepLast",
+    "KeepSteps",
+    "KeepWithModel",
+    "KeepWithin",
     "ObjectExists",
     "ObjectNotFound",
     "PipelineMismatch",
     "PruneReport",
     "RetentionPolicy",
+    "RetryPolicy",
     "SaveOptions",
     "StoredState",
     "UnknownBackend",

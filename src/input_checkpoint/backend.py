@@ -103,14 +103,14 @@ def check_key(key: str) -> str:
     return key
 
 
-def redact(uri: str) -> str:
-    """Return ``uri`` without user names, passwords and query strings.
+def redact(text: str) -> str:
+    """Return ``text`` with the user names, passwords and query strings of all URIs in it taken out.
 
-    >>> redact("sftp://joe:secret@host/path?token=1")
+    >>> redact("sftp://joe:se@cret@host/path?token=1")
     'sftp://***@host/path?***'
     """
-    uri = re.sub(r"(?<=://)[^/@]*@", "***@", uri)
-    return re.sub(r"\?.*", "?***", uri, flags=re.DOTALL)
+    text = re.sub(r"(?<=://)[^/\s'\"]*@", "***@", text)
+    return re.sub(r"(://[^\s'\"?]*)\?[^\s'\"]*", r"\1?***", text)
 
 
 def open_backend(uri: Union[str, Backend], storage_options: Optional[Mapping[str, Any]] = None) -> Backend:

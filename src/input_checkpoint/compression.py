@@ -10,6 +10,7 @@ _LEVEL = 1
 _TRIAL_BYTES = 1 << 20
 _PAUSE_BYTES = 64 << 20
 _WORTHWHILE = 0.9
+_STEP_BYTES = 1 << 18
 
 
 class Compressor:
@@ -66,7 +67,7 @@ def _read(reader: zstandard.ZstdDecompressionReader, size: int) -> bytes:
     pieces = []
     missing = size + 1
     while missing > 0:
-        piece = reader.read(min(missing, 1 << 20))
+        piece = reader.read(min(missing, _STEP_BYTES))
         if not piece:
             break
         pieces.append(piece)

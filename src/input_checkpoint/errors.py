@@ -6,6 +6,9 @@ which URI and step, and what to do about it. No message holds a credential.
 
 from __future__ import annotations
 
+UNREADABLE_JSON = (KeyError, TypeError, ValueError, OverflowError, RecursionError, AttributeError)
+"""What reading untrusted JSON into typed fields can raise: wrong syntax, type, range or depth."""
+
 
 class InputCheckpointError(Exception):
     """Base of all errors of this library."""

@@ -16,6 +16,7 @@ from input_checkpoint.errors import CheckpointNotFound, CorruptCheckpoint, Pipel
 from input_checkpoint.iterators import GraphIterators, external_state_policy
 from input_checkpoint.refs import CheckpointRef, check_worker
 from input_checkpoint.retention import KeepLast, RetentionPolicy
+from input_checkpoint.retrying import RetryPolicy
 from input_checkpoint.schedule import SaveSchedule
 from input_checkpoint.store import CheckpointStore
 from input_checkpoint.writer import BUSY_MODES, CheckpointWriter
@@ -23,6 +24,7 @@ from input_checkpoint.writer import BUSY_MODES, CheckpointWriter
 logger = logging.getLogger(__name__)
 
 _DEFAULT_RETENTION = KeepLast(5)
+_DEFAULT_RETRY = RetryPolicy()
 
 
 class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # untyped base
@@ -56,6 +58,7 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
             hook does. ``'fresh'``: from the beginning.
         when_busy: if a save is due while the previous one is running: ``'wait'`` for it, or ``'skip'`` the
             new one.
+        retry: how long the background save goes on trying while the storage is away. None: not at all.
 
     Raises:
         ValueError: both or neither of ``save_steps`` and ``save_secs`` (RunConfig included), or an unknown
@@ -82,6 +85,7 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
         retention: RetentionPolicy = _DEFAULT_RETENTION,
         resume: str = "aligned",
         when_busy: str = "wait",
+        retry: Optional[RetryPolicy] = _DEFAULT_RETRY,
     ) -> None:
         config = estimator.config
         if save_steps is None and save_secs is None:
@@ -99,6 +103,7 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
                 retention=retention,
                 resume=resume,
                 when_busy=when_busy,
+                retry=retry,
                 worker=worker,
                 num_workers=config.num_worker_replicas,
             ),
@@ -117,6 +122,7 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
         retention: RetentionPolicy = _DEFAULT_RETENTION,
         resume: str = "aligned",
         when_busy: str = "wait",
+        retry: Optional[RetryPolicy] = _DEFAULT_RETRY,
         worker: str = "main",
         num_workers: int = 1,
     ) -> CheckpointInputPipelineHook:
@@ -133,6 +139,7 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
             retention: as in the class.
             resume: as in the class.
             when_busy: as in the class.
+            retry: as in the class.
             worker: name of this task, unique in the cluster.
             num_workers: how many tasks save input state.
 
@@ -163,6 +170,7 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
                 retention=retention,
                 resume=resume,
                 when_busy=when_busy,
+                retry=retry,
                 worker=worker,
                 num_workers=num_workers,
             ),
@@ -182,7 +190,7 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
             backend = f"{str(settings.model_dir).rstrip('/')}-input"
         # Opened now: what is wrong with the backend should be known before hours of graph building and data
         # loading.
-        self._store = CheckpointStore.open(backend, storage_options, create=True)
+        self._store = CheckpointStore.open(backend, storage_options, create=True, retry=settings.retry)
         self._writer: Optional[CheckpointWriter] = None
         self._schedule = settings.schedule
 
@@ -404,6 +412,7 @@ class _Settings:
     retention: RetentionPolicy
     resume: str
     when_busy: str
+    retry: Optional[RetryPolicy]
     worker: str
     num_workers: int
 

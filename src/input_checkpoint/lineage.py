@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Optional
 
-from input_checkpoint.errors import CorruptCheckpoint
+from input_checkpoint.chunks import digest
+from input_checkpoint.errors import UNREADABLE_JSON, CorruptCheckpoint
 from input_checkpoint.refs import CheckpointRef, lineage_key
 
 
@@ -69,18 +70,19 @@ def successor(
     newest: Optional[Lineage],
     parent: Optional[CheckpointRef],
     present: Collection[CheckpointRef],
+    line: Optional[Lineage] = None,
 ) -> Lineage:
     """Return the lineage that follows ``newest``, restarted from ``parent`` (None: from the beginning).
 
-    Ancestors of which nothing is stored any more are left out, so that a record stays small however often a
-    run restarts.
+    ``line`` is a lineage that holds the parent, if the newest one does not. Ancestors of which nothing is
+    stored any more are left out, so that a record stays small however often a run restarts.
     """
     number = newest.number + 1 if newest else 1
     if newest is None or parent is None:
         return Lineage(worker, number, ())
     older = [
         ancestor
-        for ancestor in newest.ancestors
+        for ancestor in (line or newest).ancestors
         if ancestor.lineage < parent.lineage and _any_left(worker, ancestor, present)
     ]
     return Lineage(worker, number, (Ancestor(parent.lineage, parent.step), *older))
@@ -94,41 +96,48 @@ def _any_left(worker: str, ancestor: Ancestor, present: Collection[CheckpointRef
 
 
 def abandoned(newest: Lineage, refs: Sequence[CheckpointRef]) -> list[CheckpointRef]:
-    """Return the checkpoints that the newest lineage has left behind for good.
+    """Return the checkpoints that ``newest`` has left behind for good.
 
     They are given up only once this lineage has committed twice: until then somebody who restarted from
-    the wrong place can still stop and go back.
+    the wrong place can still stop and go back. What a still newer lineage has written is not for this one to
+    judge.
     """
     own = sum(ref.lineage == newest.number for ref in refs)
-    return [ref for ref in refs if not newest.holds(ref)] if own >= 2 else []
+    if own < 2:
+        return []
+    return [ref for ref in refs if ref.lineage < newest.number and not newest.holds(ref)]
 
 
 def encode(lineage: Lineage) -> bytes:
-    """Return the bytes of a lineage record (JSON)."""
+    """Return the bytes of a lineage record: JSON with the checksum of its content."""
     fields = asdict(lineage)
     fields["created"] = lineage.created.isoformat()
-    return json.dumps(fields, sort_keys=True, indent=1).encode()
+    text = json.dumps(fields, sort_keys=True)
+    return json.dumps({"lineage": fields, "digest": digest(text.encode()).hex()}, indent=1).encode()
 
 
 def decode(data: bytes) -> Lineage:
     """Return the lineage that a record describes.
 
     Raises:
-        CorruptCheckpoint: the record cannot be read.
+        CorruptCheckpoint: the record cannot be read, or fails its checksum.
     """
     try:
-        fields = json.loads(data)
-        ancestors = tuple(
-            Ancestor(int(ancestor["lineage"]), int(ancestor["last_step"])) for ancestor in fields["ancestors"]
-        )
+        record = json.loads(data)
+        fields = record["lineage"]
+        if digest(json.dumps(fields, sort_keys=True).encode()).hex() != record["digest"]:
+            raise CorruptCheckpoint("a lineage record fails its checksum")
         return Lineage(
             worker=str(fields["worker"]),
             number=int(fields["number"]),
-            ancestors=ancestors,
+            ancestors=tuple(
+                Ancestor(int(ancestor["lineage"]), int(ancestor["last_step"]))
+                for ancestor in fields["ancestors"]
+            ),
             write_id=str(fields["write_id"]),
             created=datetime.fromisoformat(fields["created"]),
             host=str(fields["host"]),
             pid=int(fields["pid"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except UNREADABLE_JSON as error:
         raise CorruptCheckpoint(f"a lineage record cannot be read: {error!r}") from error

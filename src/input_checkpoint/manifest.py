@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from input_checkpoint.chunks import DIGEST_BYTES, digest
-from input_checkpoint.errors import CorruptCheckpoint
-from input_checkpoint.refs import CheckpointRef
+from input_checkpoint.errors import UNREADABLE_JSON, CorruptCheckpoint
+from input_checkpoint.refs import CheckpointRef, parse_pack_key
 from input_checkpoint.table import ChunkTable, decode_table
 
 MAGIC = b"ICMANIF\x01"
@@ -180,7 +180,7 @@ def decode_header(data: bytes) -> Header:
         raise CorruptCheckpoint("its header fails its checksum")
     try:
         return _header(json.loads(text))
-    except (KeyError, TypeError, ValueError) as error:
+    except UNREADABLE_JSON as error:
         raise CorruptCheckpoint(f"its header cannot be read: {error!r}") from error
 
 
@@ -191,8 +191,8 @@ def decode(data: bytes) -> Manifest:
         CorruptCheckpoint: a checksum or the content is wrong.
     """
     header = decode_header(data)
-    if header.chunks < 0:
-        raise CorruptCheckpoint("its chunk table has a negative length")
+    if not 0 <= header.chunks < 1 << 32:
+        raise CorruptCheckpoint(f"its chunk table cannot have {header.chunks} rows")
     body = data[header_end(data) :]
     if len(body) != header.table_bytes or digest(body).hex() != header.table_digest:
         raise CorruptCheckpoint("its chunk table fails its checksum")
@@ -229,6 +229,10 @@ def _header(fields: Mapping[str, Any]) -> Header:
 
 
 def _check_consistent(header: Header, table: ChunkTable) -> None:
+    for pack in header.packs:
+        made_by = parse_pack_key(pack.key)
+        if made_by is None or made_by.worker != header.ref.worker or not 0 <= pack.size < 1 << 62:
+            raise CorruptCheckpoint(f"it names a pack that cannot be: {pack.key!r}")
     numbers = [value for entry in header.iterators for value in (entry.key_chunks, entry.chunks)]
     if min(numbers, default=0) < 0 or sum(numbers) != len(table):
         raise CorruptCheckpoint("its iterators do not add up to its chunk table")

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Callable
 
 from input_checkpoint import lineage as lineages
-from input_checkpoint import refs
+from input_checkpoint import pins, refs
 from input_checkpoint.backend import Backend, ObjectInfo
 from input_checkpoint.errors import CheckpointNotFound, CorruptCheckpoint
 from input_checkpoint.lineage import Lineage
 from input_checkpoint.manifest import Header
 from input_checkpoint.refs import CheckpointRef
-from input_checkpoint.retention import RetentionPolicy
+from input_checkpoint.retention import RetentionPolicy, joined
 
 ORPHAN_AGE_SECONDS = 3600.0
 """Data that no manifest names and no clean-up has set free (a crash has left it) is removed at this age."""
@@ -103,7 +103,12 @@ class Pruner:
         kept.update(policy.keep(readable))
         if history:
             kept.setdefault(history[-1], "the newest")
-        return kept
+        return joined((kept, self._pinned(present)))
+
+    def _pinned(self, present: Sequence[CheckpointRef]) -> dict[CheckpointRef, str]:
+        # Asked for last: reading headers and listing a model directory take time, in which a pin may come.
+        notes = pins.read(self._backend, self._newest.worker)
+        return {ref: pins.reason(notes[ref]) for ref in present if ref in notes}
 
     def _in_flight(self, announcement: ObjectInfo) -> bool:
         """Whether a save of the newest lineage is going on. Those of older ones can no longer commit."""

@@ -15,6 +15,7 @@ _WORKER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _CHECKPOINT_KEY = re.compile(r"checkpoints/([^/]+)/(\d{8,})/(\d{12,})\.manifest")
 _LINEAGE_KEY = re.compile(r"lineages/([^/]+)/(\d{8,})\.json")
 _ANNOUNCEMENT_KEY = re.compile(r"saves/([^/]+)/(\d{8,})/(\d{12,})-[^/]+")
+_PIN_KEY = re.compile(r"pins/([^/]+)/(\d{8,})/(\d{12,})\.json")
 _PACK_KEY = re.compile(r"packs/([^/]+)/(\d{8,})/(\d{12,})-[^/]+\.pack")
 
 
@@ -30,6 +31,11 @@ class CheckpointRef:
     def key(self) -> str:
         """Key of the manifest."""
         return f"{lineage_prefix(self.worker, self.lineage)}{self.step:012d}.manifest"
+
+    @property
+    def pin_key(self) -> str:
+        """Key of the object that pins the checkpoint."""
+        return f"{pins_prefix(self.worker)}{self.lineage:08d}/{self.step:012d}.json"
 
     def pack_key(self, number: int, save_id: str) -> str:
         """Key of the ``number``-th pack of the save ``save_id``."""
@@ -54,6 +60,11 @@ def checkpoints_prefix(worker: Optional[str] = None) -> str:
 def lineage_prefix(worker: str, lineage: int) -> str:
     """Prefix of the manifests of one lineage."""
     return f"{checkpoints_prefix(worker)}{lineage:08d}/"
+
+
+def pins_prefix(worker: Optional[str] = None) -> str:
+    """Prefix of all pins, of one worker or of all."""
+    return "pins/" if worker is None else f"pins/{worker}/"
 
 
 def packs_prefix(worker: str) -> str:
@@ -93,6 +104,11 @@ def parse_checkpoint_key(key: str) -> Optional[CheckpointRef]:
     CheckpointRef(worker='main', lineage=1, step=20)
     """
     return _parse(_CHECKPOINT_KEY, key)
+
+
+def parse_pin_key(key: str) -> Optional[CheckpointRef]:
+    """Return the checkpoint that a pin's key names, or None if it is no pin's."""
+    return _parse(_PIN_KEY, key)
 
 
 def parse_pack_key(key: str) -> Optional[CheckpointRef]:

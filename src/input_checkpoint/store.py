@@ -13,6 +13,7 @@ from typing import Any, Optional, Union
 
 from input_checkpoint import lineage as lineages
 from input_checkpoint import manifest as manifests
+from input_checkpoint import pins as pinning
 from input_checkpoint import refs
 from input_checkpoint.backend import Backend, open_backend
 from input_checkpoint.errors import (
@@ -30,6 +31,7 @@ from input_checkpoint.pruning import ORPHAN_AGE_SECONDS, Pruner, PruneReport
 from input_checkpoint.reading import read_pieces
 from input_checkpoint.refs import CheckpointRef
 from input_checkpoint.retention import RetentionPolicy
+from input_checkpoint.retrying import DEFAULT_POLICY, RetryingBackend, RetryPolicy
 from input_checkpoint.saving import LineageSaver, SaveOptions, described
 from input_checkpoint.state import IteratorState, Piece, StoredState
 from input_checkpoint.verification import VerifyReport, verify
@@ -67,6 +69,7 @@ class CheckpointStore:
         *,
         create: bool = False,
         options: SaveOptions = _DEFAULT_OPTIONS,
+        retry: Optional[RetryPolicy] = DEFAULT_POLICY,
     ) -> CheckpointStore:
         """Open the store at ``uri``.
 
@@ -75,6 +78,8 @@ class CheckpointStore:
             storage_options: handed to the fsspec filesystem.
             create: make a new store if there is none.
             options: how saves are made.
+            retry: how long to go on trying when the storage becomes unavailable later. Opening is tried
+                once, so that a wrong URI is an error at once. None: everything is tried once.
 
         Raises:
             BackendNotFound: there is no store at ``uri`` and ``create`` is False.
@@ -83,6 +88,8 @@ class CheckpointStore:
         """
         store = cls(open_backend(uri, storage_options), options)
         store._check_format(create)
+        if retry is not None:
+            store._backend = RetryingBackend(store._backend, retry)
         return store
 
     @property
@@ -135,18 +142,24 @@ class CheckpointStore:
         numbers = [number for number in map(refs.parse_lineage_key, keys) if number]
         if not numbers:
             return None
-        key = refs.lineage_key(worker, max(numbers))
-        with self._naming(key):
-            return lineages.decode(self._backend.get(key))
+        return self._lineage(worker, max(numbers))
 
     def open_lineage(self, worker: str, parent: Optional[CheckpointRef]) -> Lineage:
         """Begin a new run of ``worker`` that continues ``parent`` (None: from the beginning of the input).
 
         From now on every older lineage of the worker is superseded: its writer can no longer save.
+
+        Raises:
+            CheckpointNotFound: nothing is left of the run that ``parent`` belongs to.
         """
         refs.check_worker(worker)
         while True:
-            lineage = lineages.successor(worker, self.newest_lineage(worker), parent, self._list_refs(worker))
+            newest = self.newest_lineage(worker)
+            line = newest
+            if newest and parent and not newest.holds(parent):
+                # Back to what the newest run had left behind: the history is the one of that time.
+                line = self._lineage(worker, parent.lineage)
+            lineage = lineages.successor(worker, newest, parent, self._list_refs(worker), line)
             try:
                 self._backend.create(lineage.key, lineages.encode(lineage))
             except ObjectExists:
@@ -176,7 +189,7 @@ class CheckpointStore:
             CorruptCheckpoint: something of it is missing or damaged. May come at any piece, so use nothing
                 before the last.
         """
-        ref = checkpoint if isinstance(checkpoint, CheckpointRef) else checkpoint.ref
+        ref = _ref(checkpoint)
         manifest = self._manifest(ref)
         for rows in manifest.iterators():
             yield StoredState(rows.entry.name, rows.entry.elements, self._pieces(manifest, rows))
@@ -214,8 +227,8 @@ class CheckpointStore:
         """Remove the checkpoints that ``policy`` does not keep, and what crashes have left behind.
 
         The newest checkpoint of each worker's history stays in any case: that is the one that a run resumed
-        from, until it has committed a newer one. Manifests go before the data they name, and data only while
-        no save is in flight.
+        from, until it has committed a newer one. So does every pinned one, also where the history has left it
+        behind. Manifests go before the data they name, and data only while no save is in flight.
 
         Args:
             policy: what to keep.
@@ -237,6 +250,47 @@ class CheckpointStore:
             removed=tuple(ref for report in reports for ref in report.removed),
             removed_packs=tuple(key for report in reports for key in report.removed_packs),
         )
+
+    def pin(self, checkpoint: Union[CheckpointInfo, CheckpointRef], note: str = "") -> None:
+        """Keep a checkpoint until it is unpinned, whatever the retention policy says.
+
+        May be repeated: a note replaces the one before, no note leaves it. A pin holds for clean-ups that
+        begin after this call has returned; one that is running meanwhile may have decided already.
+
+        Args:
+            checkpoint: any that exists, also one that the worker's history has left behind.
+            note: why; told as the reason wherever the checkpoint is kept.
+
+        Raises:
+            CheckpointNotFound: it does not exist (any more). Nothing is pinned.
+            BackendError: the storage failed.
+
+        Example:
+            >>> store = CheckpointStore.open("memory://pins", create=True)
+            >>> info = store.save(store.open_lineage("main", parent=None), 100, [])
+            >>> store.pin(info, note="best so far")
+            >>> store.pins()
+            {CheckpointRef(worker='main', lineage=1, step=100): 'best so far'}
+        """
+        ref = _ref(checkpoint)
+        pinning.write(self._backend, ref, note)
+        # Asked after writing, so that a clean-up that came first is noticed. Listed, since what this store
+        # remembers of a checkpoint outlives it, and so that a damaged one can be pinned too.
+        if not any(info.key == ref.key for info in self._backend.list(ref.key)):
+            self.unpin(ref)
+            raise CheckpointNotFound(f"{self.uri}: checkpoint {ref} does not exist, so it cannot be pinned")
+
+    def unpin(self, checkpoint: Union[CheckpointInfo, CheckpointRef]) -> None:
+        """Leave a checkpoint to the retention policy again. One that is not pinned stays as it is.
+
+        Raises:
+            BackendError: the storage failed.
+        """
+        self._backend.delete([_ref(checkpoint).pin_key])
+
+    def pins(self, worker: Optional[str] = None) -> dict[CheckpointRef, str]:
+        """Return the pinned checkpoints, of one worker or of all, each with its note."""
+        return pinning.read(self._backend, worker)
 
     def workers(self) -> list[str]:
         """Return the names of all workers that have committed something."""
@@ -286,8 +340,18 @@ class CheckpointStore:
             self._savers[lineage.key] = saver
         return self._savers[lineage.key]
 
+    def _lineage(self, worker: str, number: int) -> Lineage:
+        key = refs.lineage_key(worker, number)
+        with self._naming(key):
+            found = lineages.decode(self._backend.get(key))
+            if found.key != key:
+                raise CorruptCheckpoint(f"it holds the record of another lineage, {found.key}")
+            return found
+
     def _check_not_superseded(self, lineage: Lineage) -> None:
-        newest = self.newest_lineage(lineage.worker)
+        self._check_newest(lineage, self.newest_lineage(lineage.worker))
+
+    def _check_newest(self, lineage: Lineage, newest: Optional[Lineage]) -> None:
         if newest is None or newest.number <= lineage.number:
             return
         raise WriterSuperseded(
@@ -307,6 +371,8 @@ class CheckpointStore:
         newest = self.newest_lineage(worker)
         if newest is None:
             return PruneReport({}, (), ())
+        if lineage is not None and lineage.worker == worker:
+            self._check_newest(lineage, newest)
         pruner = Pruner(
             self._backend,
             self._header,
@@ -354,6 +420,10 @@ class CheckpointStore:
             raise CheckpointNotFound(f"{self.uri}: {what} does not exist") from error
         except CorruptCheckpoint as error:
             raise CorruptCheckpoint(f"{self.uri}: {what} is damaged ({key}): {error}") from error
+
+
+def _ref(checkpoint: Union[CheckpointInfo, CheckpointRef]) -> CheckpointRef:
+    return checkpoint if isinstance(checkpoint, CheckpointRef) else checkpoint.ref
 
 
 def _same(header: Header, ref: CheckpointRef) -> Header:

@@ -76,7 +76,8 @@ def join_variants(elements: Sequence[bytes]) -> bytes:
 
 def _read_tensor(tensor: bytes) -> tuple[int, int, int, int]:
     """Return dtype, element count, and where the content starts and ends."""
-    dtype = count = position = start = end = 0
+    dtype = position = start = end = 0
+    count = -1
     while position < len(tensor):
         tag = tensor[position]
         value, position = _read_varint(tensor, position + 1)
@@ -90,6 +91,8 @@ def _read_tensor(tensor: bytes) -> tuple[int, int, int, int]:
             end = position
         else:
             raise CorruptCheckpoint(f"unexpected field {tag:#x} in an encoded vector of variants")
+    if position != len(tensor) or count < 0:
+        raise CorruptCheckpoint("an encoded vector of variants is cut short")
     return dtype, count, start, end
 
 

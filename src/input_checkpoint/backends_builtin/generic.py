@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Optional
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.spec import AbstractFileSystem
 
 from input_checkpoint.backend import Backend, Data, ObjectInfo, check_key, redact
@@ -49,7 +51,7 @@ class GenericBackend(Backend):
     @property
     def can_commit(self) -> bool:
         """Whether the filesystem brings a create-if-absent of its own."""
-        return _has_own_create(type(self._fs))
+        return _has_own_create(self._fs)
 
     def create(self, key: str, data: Data) -> None:
         """See `Backend.create`."""
@@ -158,17 +160,31 @@ def open_generic(uri: str, storage_options: Mapping[str, Any]) -> GenericBackend
 
 
 def generic_can_open(scheme: str) -> bool:
-    """Whether fsspec has a filesystem for ``scheme``, installed or known by name."""
-    return scheme in fsspec.available_protocols()
+    """Whether fsspec has a filesystem for ``scheme``: known by name, or registered by the program."""
+    return scheme in fsspec.available_protocols() or scheme in fsspec.registry
 
 
-def _has_own_create(cls: type) -> bool:
+def _has_own_create(filesystem: AbstractFileSystem) -> bool:
+    """Whether a filesystem, or the one it is a folder of, implements create-if-absent itself."""
+    if isinstance(filesystem, DirFileSystem):
+        return _has_own_create(filesystem.fs)
+    cls = type(filesystem)
+    return _overrides_create(cls) and not _takes_no_mode(cls)
+
+
+def _overrides_create(cls: type) -> bool:
     inherited = (AbstractFileSystem, AsyncFileSystem)
     for method in ("_pipe_file", "pipe_file"):
         owner = next((base for base in cls.__mro__ if method in vars(base)), None)
         if owner is not None and owner not in inherited:
             return True
     return False
+
+
+def _takes_no_mode(cls: type) -> bool:
+    """Whether the filesystem's own write has no place for ``mode``, and so drops it or hands it on unread."""
+    method = getattr(cls, "_pipe_file" if issubclass(cls, AsyncFileSystem) else "pipe_file")
+    return "mode" not in inspect.signature(method).parameters
 
 
 def _says_exists(error: OSError) -> bool:

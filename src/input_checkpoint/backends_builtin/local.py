@@ -10,10 +10,10 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 from urllib.parse import unquote, urlsplit
 
-from input_checkpoint.backend import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backend import Backend, Data, ObjectInfo, check_key, redact
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFound,
@@ -25,9 +25,36 @@ from input_checkpoint.errors import (
 
 _ASIDE = ".aside"
 _STALE_AFTER_SECONDS = 24 * 3600
+_FOLDER_ATTEMPTS = 20
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
-_MISSING = {errno.ENOENT}
+_BAD_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
+# What a network file system says when its server is away for a moment, and a disk that is busy.
+_MAY_PASS = {
+    getattr(errno, name)
+    for name in (
+        "EIO",
+        "EAGAIN",
+        "EINTR",
+        "EBUSY",
+        "ESTALE",
+        "ETIMEDOUT",
+        "EHOSTDOWN",
+        "EHOSTUNREACH",
+        "ENETDOWN",
+        "ENETUNREACH",
+        "ECONNRESET",
+        "ECONNREFUSED",
+        "ENOTCONN",
+        "EREMOTEIO",
+        "EMFILE",
+        "ENFILE",
+        "ENOMEM",
+    )
+    if hasattr(errno, name)
+}
+# Where an object should be there is nothing, a folder, or a file half-way up.
+_NO_OBJECT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 class LocalBackend(Backend):
@@ -47,39 +74,30 @@ class LocalBackend(Backend):
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
         self._root = _root_of(uri)
-        if self._root.exists() and not self._root.is_dir():
+        with self._errors("open", ""):
+            is_file = self._root.exists() and not self._root.is_dir()
+        if is_file:
             raise BackendNotFound(
-                f"{self.uri} is a file, and a folder is needed. Give the path of a folder (it may not "
-                "exist yet)."
+                f"{self.uri} is a file, and a folder is needed. Give the path of a folder (it may not exist "
+                "yet)."
             )
         self._remove_stale()
 
     def create(self, key: str, data: Data) -> None:
         """See `Backend.create`."""
-        with self._written_aside(key, data) as (aside, path):
-            try:
-                os.link(aside, path)
-            except FileExistsError as error:
-                raise ObjectExists(f"{path} already exists") from error
-            except OSError as error:
-                if error.errno in _NO_HARD_LINKS and path.parent.is_dir():
-                    raise BackendError(
-                        f"{self.uri}: this filesystem has no hard links, so a commit cannot be made atomic "
-                        "there. "
-                        "Use another filesystem or an object store."
-                    ) from error
-                raise
-            finally:
-                os.unlink(aside)
+        with self._written_aside(key, data) as aside:
+            self._name(aside, key, self._link)
 
     def put(self, key: str, data: Data) -> None:
         """See `Backend.put`."""
-        with self._written_aside(key, data) as (aside, path):
-            os.replace(aside, path)
+        with self._written_aside(key, data) as aside:
+            self._name(aside, key, os.replace)
 
     def get(self, key: str, start: int = 0, end: Optional[int] = None) -> bytes:
         """See `Backend.get`."""
         with self._errors("read", key), open(self._path(key), "rb") as file:
+            if start >= os.fstat(file.fileno()).st_size:
+                return b""
             file.seek(start)
             return file.read(-1 if end is None else max(0, end - start))
 
@@ -94,7 +112,7 @@ class LocalBackend(Backend):
         """See `Backend.delete`."""
         for key in keys:
             path = self._path(key)
-            with self._errors("delete", key), contextlib.suppress(FileNotFoundError):
+            with self._errors("delete", key), contextlib.suppress(*_NO_OBJECT):
                 path.unlink()
             self._remove_empty_folders(path.parent)
 
@@ -102,20 +120,42 @@ class LocalBackend(Backend):
         return self._root / check_key(key)
 
     @contextlib.contextmanager
-    def _written_aside(self, key: str, data: Data) -> Iterator[tuple[Path, Path]]:
-        path = self._path(key)
+    def _written_aside(self, key: str, data: Data) -> Iterator[Path]:
+        self._path(key)
         aside = self._root / _ASIDE / uuid.uuid4().hex
         with self._errors("write", key):
             aside.parent.mkdir(parents=True, exist_ok=True)
             try:
                 _write_synced(aside, data)
-                # Made again if a concurrent delete() has just removed the empty folder.
-                path.parent.mkdir(parents=True, exist_ok=True)
-                yield aside, path
-            except BaseException:
+                yield aside
+            finally:
                 aside.unlink(missing_ok=True)
+
+    def _name(self, aside: Path, key: str, give_name: Callable[[Path, Path], None]) -> None:
+        path = self._path(key)
+        for attempts_left in reversed(range(_FOLDER_ATTEMPTS)):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                give_name(aside, path)
+                break
+            except (FileNotFoundError, FileExistsError):
+                # A concurrent delete() may have removed the folder that it had just emptied.
+                if not attempts_left:
+                    raise
+        _sync_folder(path.parent)
+
+    def _link(self, aside: Path, path: Path) -> None:
+        try:
+            os.link(aside, path)
+        except FileExistsError as error:
+            raise ObjectExists(f"{path} already exists") from error
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
                 raise
-            _sync_folder(path.parent)
+            raise BackendError(
+                f"{self.uri}: this filesystem has no hard links, so a commit cannot be made atomic there. "
+                "Use another filesystem or an object store."
+            ) from error
 
     def _walk(self, folder: Path, key: str) -> Iterator[ObjectInfo]:
         try:
@@ -158,17 +198,17 @@ class LocalBackend(Backend):
 
     def _translate(self, error: OSError, verb: str, key: str) -> BackendError:
         what = f"cannot {verb} {self._root / key}: {error.strerror or error}"
+        if isinstance(error, _NO_OBJECT) and verb == "read":
+            return ObjectNotFound(what)
         if error.errno in _PERMISSION:
             return BackendPermissionError(
                 f"{what}. Give this user (uid {os.getuid()}) access to {self._root}, or choose another URI."
             )
-        if error.errno in _MISSING and verb == "read":
-            return ObjectNotFound(what)
-        if error.errno in (errno.ENOTDIR, errno.EISDIR, *_MISSING):
-            return BackendNotFound(f"{what}. A part of this path is a file, or is missing.")
+        if error.errno in _BAD_PATH:
+            return BackendNotFound(f"{what}. A part of this path is a file, is missing, or is too long.")
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return BackendError(f"{what}. Free some space, or keep fewer checkpoints.")
-        return BackendUnavailable(what)
+        return BackendUnavailable(what) if error.errno in _MAY_PASS else BackendError(what)
 
 
 def open_local(uri: str, storage_options: Mapping[str, Any]) -> LocalBackend:
@@ -184,7 +224,8 @@ def _root_of(uri: str) -> Path:
     parts = urlsplit(uri)
     if parts.netloc not in ("", "localhost"):
         raise BackendNotFound(
-            f"{uri}: a file URI names no host. Write file:///absolute/path (three slashes) or a bare path."
+            f"{redact(uri)}: a file URI names no host. Write file:///absolute/path (three "
+            "slashes) or a bare path."
         )
     return Path(unquote(parts.path))
 

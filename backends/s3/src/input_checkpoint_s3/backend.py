@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 import s3fs
+from botocore.handlers import add_expect_header
 
 from input_checkpoint.backend import Backend, Data, ObjectInfo, check_key
 from input_checkpoint.errors import BackendError, BackendNotFound, BackendPermissionError
@@ -51,9 +52,17 @@ class S3Backend(Backend):
         self._fs = s3fs.S3FileSystem(
             use_listings_cache=False, skip_instance_cache=True, config_kwargs=config, **options
         )
+        with self._errors("open", ""):
+            self._fs.connect()
+        _send_without_asking(self._fs.s3)
         # s3fs repeats on top of botocore; both together must stay within seconds.
         self._fs.retries = _RETRIES
         bucket, prefix, _ = self._fs.split_path(uri)
+        if "@" in bucket or ":" in bucket:
+            raise BackendNotFound(
+                f"{self.uri}: credentials do not belong into the URI. Write s3://bucket/prefix, and pass "
+                "storage_options or use the AWS tools' configuration."
+            )
         if not bucket:
             raise BackendNotFound(f"{self.uri} names no bucket. Write s3://bucket/prefix.")
         self._bucket = bucket
@@ -136,6 +145,15 @@ class S3Backend(Backend):
         except Exception as error:
             # s3fs lets exceptions of botocore, aiohttp and asyncio through, which share no base class.
             raise translate(error, operation, self.uri, key) from error
+
+
+def _send_without_asking(client: Any) -> None:
+    """Send bodies without waiting for ``100 Continue``.
+
+    botocore asks for it on every put, and aiohttp waits for the answer without any time-out: a server that
+    accepts a connection and then hangs would stop a save for good.
+    """
+    client.meta.events.unregister("before-call.s3", add_expect_header)
 
 
 def open_s3(uri: str, storage_options: Mapping[str, Any]) -> S3Backend:

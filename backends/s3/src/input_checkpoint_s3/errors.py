@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
-from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import (
+    ClientError,
+    ConfigParseError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
 
+from input_checkpoint.backend import redact
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFound,
@@ -41,6 +49,7 @@ def translate(error: BaseException, operation: str, uri: str, key: str) -> Backe
         key: the object concerned; empty for the whole.
     """
     code, message = _answer(error)
+    message = redact(message)
     what = f"cannot {operation} {uri}/{key}".rstrip("/")
     if code in _EXISTS:
         return ObjectExists(f"{uri}/{key} already exists")
@@ -64,6 +73,8 @@ def translate(error: BaseException, operation: str, uri: str, key: str) -> Backe
             f"{what}: this server does not know conditional writes (If-None-Match), so commits cannot be "
             "made safe on it."
         )
+    if isinstance(error, (ParamValidationError, ProfileNotFound, ConfigParseError, TypeError, ValueError)):
+        return BackendError(f"{what}: the URI or storage_options are wrong: {message}")
     if code in _PERMANENT:
         return BackendError(f"{what}: {code}: {message}")
     return BackendUnavailable(

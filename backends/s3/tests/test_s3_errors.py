@@ -1,0 +1,257 @@
+"""What goes wrong with S3 is said soon, in the library's words, and without a secret."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from typing import Any, Callable, Optional
+
+import boto3
+import pytest
+
+from input_checkpoint import (
+    Backend,
+    BackendError,
+    BackendNotFound,
+    BackendPermissionError,
+    BackendUnavailable,
+    ObjectNotFound,
+)
+from input_checkpoint_s3 import S3Backend
+
+SECRET = "hunter2"
+
+OPERATIONS: dict[str, Callable[[Backend], object]] = {
+    "get": lambda backend: backend.get("key"),
+    "get of nothing": lambda backend: backend.get("key", 3, 3),
+    "put": lambda backend: backend.put("key", b"data"),
+    "create": lambda backend: backend.create("key", b"data"),
+    "list": lambda backend: list(backend.list()),
+    "delete": lambda backend: backend.delete(["key"]),
+}
+every_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS.keys())
+
+
+def outcome(work: Callable[[], object], within: float) -> Optional[BaseException]:
+    """Return what ``work`` raises, after waiting no longer than ``within`` seconds for it."""
+    raised: list[Optional[BaseException]] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            raised.append(error)
+        else:
+            raised.append(None)
+
+    worker = threading.Thread(target=run, daemon=True)
+    worker.start()
+    worker.join(within)
+    assert raised, f"still no answer after {within} s"
+    return raised[0]
+
+
+def options_for(url: str, **more: Any) -> dict[str, Any]:
+    return {
+        "key": "AKIAEXAMPLE",
+        "secret": SECRET,
+        "endpoint_url": url,
+        "client_kwargs": {"region_name": "us-east-1"},
+        **more,
+    }
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def mute_port() -> Iterator[int]:
+    """A server that accepts connections and never says a word."""
+    accepted: list[socket.socket] = []
+
+    def accept(listener: socket.socket) -> None:
+        while True:
+            try:
+                accepted.append(listener.accept()[0])
+            except OSError:
+                return
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(50)
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        for connection in accepted:
+            connection.close()
+
+
+@pytest.fixture
+def client(s3_server):
+    return boto3.client(
+        "s3",
+        endpoint_url=s3_server.url,
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+        region_name="us-east-1",
+    )
+
+
+@pytest.fixture
+def checks_credentials(s3_server) -> Iterator[None]:
+    """Let the server check who asks, which it does not do otherwise."""
+
+    def let_through(requests: str) -> str:
+        ask = urllib.request.Request(f"{s3_server.url}/moto-api/reset-auth", data=requests.encode())
+        ask.add_header("Content-Type", "text/plain")
+        with urllib.request.urlopen(ask) as answer:
+            return json.load(answer)["PREVIOUS_INITIAL_NO_AUTH_ACTION_COUNT"]
+
+    before = let_through("0")
+    yield
+    let_through(str(before))
+
+
+class TestServerThatIsDown:
+    @every_operation
+    def test_it_is_unavailable_within_half_a_minute(self, closed_port, operation):
+        backend = S3Backend("s3://bucket/run", options_for(f"http://127.0.0.1:{closed_port}"))
+        started = time.monotonic()
+        with pytest.raises(BackendUnavailable, match=r"s3://bucket/run.*trying again may help") as raised:
+            operation(backend)
+        assert time.monotonic() - started < 30
+        assert SECRET not in str(raised.value)
+
+
+class TestServerThatNeverAnswers:
+    @every_operation
+    def test_it_is_unavailable_in_bounded_time(self, mute_port, operation):
+        impatient = {"connect_timeout": 1, "read_timeout": 1, "retries": {"max_attempts": 0}}
+        options = options_for(f"http://127.0.0.1:{mute_port}", config_kwargs=impatient)
+        backend = S3Backend("s3://bucket/run", options)
+        error = outcome(lambda: operation(backend), within=20)
+        assert isinstance(error, BackendUnavailable)
+        assert SECRET not in str(error)
+
+
+class TestMissingBucket:
+    @every_operation
+    def test_it_is_not_found_and_named(self, s3_server, operation):
+        backend = S3Backend("s3://no-such-bucket/run", s3_server.options)
+        with pytest.raises(BackendNotFound, match="no-such-bucket") as raised:
+            operation(backend)
+        assert "does not exist" in str(raised.value)
+
+    @pytest.mark.parametrize("operation", ["get", "put", "create", "list", "delete"])
+    def test_it_is_told_from_a_missing_object(self, s3_server, operation):
+        backend = S3Backend("s3://no-such-bucket/run", s3_server.options)
+        with pytest.raises(BackendNotFound) as raised:
+            OPERATIONS[operation](backend)
+        assert not isinstance(raised.value, ObjectNotFound)
+        assert "bucket" in str(raised.value)
+
+    def test_a_uri_without_a_bucket_is_refused(self, s3_server):
+        with pytest.raises(BackendNotFound, match="names no bucket"):
+            S3Backend("s3://", s3_server.options)
+
+
+class TestWrongCredentials:
+    @every_operation
+    def test_they_are_refused_without_showing_them(self, s3_server, checks_credentials, operation):
+        options = {**s3_server.options, "key": "AKIAWRONG", "secret": SECRET, "token": f"token-{SECRET}"}
+        backend = S3Backend(f"s3://{s3_server.bucket}/{uuid.uuid4().hex}", options)
+        with pytest.raises(BackendPermissionError) as raised:
+            operation(backend)
+        assert backend.uri in str(raised.value)
+        assert SECRET not in str(raised.value)
+
+    def test_the_refusal_says_where_to_set_them(self, s3_server, checks_credentials):
+        options = {**s3_server.options, "key": "AKIAWRONG"}
+        with pytest.raises(BackendPermissionError, match=r"not accepted.*storage_options"):
+            S3Backend(f"s3://{s3_server.bucket}/run", options).get("key")
+
+    def test_none_at_all_are_refused(self, s3_server, monkeypatch, tmp_path):
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+        options = {name: s3_server.options[name] for name in ("endpoint_url", "client_kwargs")}
+        with pytest.raises(BackendPermissionError, match="credentials"):
+            S3Backend(f"s3://{s3_server.bucket}/run", options).put("key", b"data")
+
+    def test_a_profile_that_does_not_exist_is_not_blamed_on_the_server(self, s3_server):
+        options = {"profile": "no-such-profile", "endpoint_url": s3_server.url}
+        with pytest.raises(BackendError, match="no-such-profile") as raised:
+            S3Backend(f"s3://{s3_server.bucket}/run", options).get("key")
+        assert not isinstance(raised.value, BackendUnavailable)
+
+
+class TestDeniedDelete:
+    @pytest.fixture
+    def backend(self, s3_server, client) -> Iterator[Backend]:
+        """One whose objects below ``locked/`` the server will not delete."""
+        prefix = uuid.uuid4().hex
+        client.put_bucket_policy(
+            Bucket=s3_server.bucket,
+            Policy=json.dumps(
+                {
+                    "Version": "2012-10-17",
+                    "Statement": [
+                        {
+                            "Effect": "Deny",
+                            "Principal": "*",
+                            "Action": "s3:DeleteObject",
+                            "Resource": f"arn:aws:s3:::{s3_server.bucket}/{prefix}/locked/*",
+                        }
+                    ],
+                }
+            ),
+        )
+        backend = S3Backend(f"s3://{s3_server.bucket}/{prefix}", s3_server.options)
+        for key in ("free/1", "locked/1", "locked/2"):
+            backend.put(key, b"data")
+        yield backend
+        client.delete_bucket_policy(Bucket=s3_server.bucket)
+
+    def test_it_is_raised_though_the_answer_to_a_bulk_delete_is_200(self, backend):
+        with pytest.raises(BackendPermissionError, match=r"2 objects.*AccessDenied.*s3:DeleteObject"):
+            backend.delete(["free/1", "locked/1", "locked/2"])
+
+    def test_what_may_be_deleted_is(self, backend):
+        with pytest.raises(BackendPermissionError):
+            backend.delete(["locked/1", "free/1", "locked/2"])
+        assert [info.key for info in backend.list()] == ["locked/1", "locked/2"]
+
+    def test_it_is_raised_for_a_refusal_behind_a_thousand_that_were_not(self, backend):
+        keys = [f"free/{number}" for number in range(1500)]
+        with pytest.raises(BackendPermissionError, match="1 objects"):
+            backend.delete([*keys, "locked/1"])
+
+
+class TestSecrets:
+    def test_options_do_not_appear_in_the_uri_or_the_repr(self):
+        backend = S3Backend("s3://bucket/run", options_for("http://127.0.0.1:9", token=f"token-{SECRET}"))
+        assert SECRET not in backend.uri + repr(backend)
+
+    def test_credentials_in_the_uri_are_refused_without_repeating_them(self, s3_server):
+        with pytest.raises(BackendError, match="credentials do not belong") as raised:
+            S3Backend(f"s3://AKIA:{SECRET}@bucket/run", s3_server.options)
+        assert SECRET not in str(raised.value)
+
+    def test_credentials_in_the_endpoint_do_not_appear_in_errors(self, closed_port):
+        backend = S3Backend(
+            "s3://bucket/run", options_for(f"http://joe:{SECRET}@127.0.0.1:{closed_port}", anon=True)
+        )
+        with pytest.raises(BackendError) as raised:
+            backend.get("key")
+        assert SECRET not in str(raised.value)

@@ -1,0 +1,163 @@
+"""Retention by time: distances between checkpoints, ages, and calendar buckets.
+
+All of it is counted from checkpoint to checkpoint and never from the clock, so that an outage, or a job that
+waits for months, empties nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta, timezone
+from typing import Any, Callable
+
+from input_checkpoint.manifest import CheckpointInfo
+from input_checkpoint.refs import CheckpointRef
+from input_checkpoint.retention import Kept, RetentionPolicy, check_positive, check_whole, joined
+
+
+@dataclass(frozen=True)
+class KeepEvery(RetentionPolicy):
+    """Keeps checkpoints that are at least ``hours`` apart (may be a fraction)."""
+
+    hours: float
+
+    def __post_init__(self) -> None:
+        check_positive("KeepEvery(hours)", self.hours)
+
+    def keep(self, checkpoints: Sequence[CheckpointInfo]) -> Kept:
+        """See `RetentionPolicy.keep`."""
+        kept: dict[CheckpointRef, str] = {}
+        last, apart = None, _duration(self.hours)
+        for info in checkpoints:
+            if last is None or info.created - last >= apart:
+                last = info.created
+                kept[info.ref] = f"one every {self.hours:g} h"
+        return kept
+
+
+@dataclass(frozen=True, repr=False)
+class KeepWithin(RetentionPolicy):
+    """Keeps every checkpoint that is at most so much older than the newest one.
+
+    The time is counted back from the newest checkpoint, not from the clock: however long nothing was saved,
+    nothing is removed for it.
+
+    Args:
+        hours: may be a fraction; 0 by default.
+        days: added to ``hours``; may be a fraction; 0 by default.
+
+    Example:
+        >>> KeepWithin(days=2) | KeepEvery(24)
+        KeepWithin(days=2) | KeepEvery(hours=24)
+    """
+
+    hours: float = 0
+    days: float = 0
+
+    def __post_init__(self) -> None:
+        _check_some_given(self)
+
+    def keep(self, checkpoints: Sequence[CheckpointInfo]) -> Kept:
+        """See `RetentionPolicy.keep`."""
+        if not checkpoints:
+            return {}
+        newest = checkpoints[-1].created
+        duration = _duration(self.hours, self.days)
+        parts = [f"{value:g} {unit}" for value, unit in ((self.days, "d"), (self.hours, "h")) if value]
+        reason = f"at most {' '.join(parts)} older than the newest"
+        return {info.ref: reason for info in checkpoints if newest - info.created <= duration}
+
+    def __repr__(self) -> str:
+        return _repr_of_given(self)
+
+
+@dataclass(frozen=True, repr=False)
+class KeepBuckets(RetentionPolicy):
+    """Keeps the newest checkpoint of each of the last hours, days and weeks that have one.
+
+    Hours, days and weeks without a checkpoint do not count, so a pause costs nothing. They begin and end in
+    UTC; a week is an ISO week, from Monday to Sunday.
+
+    Args:
+        hourly: for how many hours; 0, the default, is none.
+        daily: for how many days; 0, the default, is none.
+        weekly: for how many weeks; 0, the default, is none.
+
+    Example:
+        >>> KeepBuckets(hourly=24, daily=7)
+        KeepBuckets(hourly=24, daily=7)
+    """
+
+    hourly: int = 0
+    daily: int = 0
+    weekly: int = 0
+
+    def __post_init__(self) -> None:
+        for count in (self.hourly, self.daily, self.weekly):
+            check_whole("KeepBuckets(hourly, daily, weekly)", count)
+        _check_some_given(self)
+
+    def keep(self, checkpoints: Sequence[CheckpointInfo]) -> Kept:
+        """See `RetentionPolicy.keep`."""
+        return joined(
+            (
+                _newest_of_each(checkpoints, _hour, self.hourly, "hourly"),
+                _newest_of_each(checkpoints, _day, self.daily, "daily"),
+                _newest_of_each(checkpoints, _week, self.weekly, "weekly"),
+            )
+        )
+
+    def __repr__(self) -> str:
+        return _repr_of_given(self)
+
+
+def _newest_of_each(
+    checkpoints: Sequence[CheckpointInfo], bucket_of: Callable[[datetime], str], count: int, rule: str
+) -> Kept:
+    newest: dict[str, CheckpointRef] = {}
+    for info in reversed(checkpoints):
+        if len(newest) == count:
+            break
+        newest.setdefault(bucket_of(info.created.astimezone(timezone.utc)), info.ref)
+    return {
+        ref: f"the newest of {bucket} ({rule}, {number} of {count})"
+        for number, (bucket, ref) in enumerate(newest.items(), 1)
+    }
+
+
+def _hour(time: datetime) -> str:
+    return f"{time:%Y-%m-%d %H}h UTC"
+
+
+def _day(time: datetime) -> str:
+    return f"{time:%Y-%m-%d}"
+
+
+def _week(time: datetime) -> str:
+    year, week, _ = time.isocalendar()
+    return f"week {year}-W{week:02d}"
+
+
+def _check_some_given(policy: Any) -> None:
+    """Raise ValueError unless all fields are numbers from zero on, and one of them is above."""
+    name = type(policy).__name__
+    given = {field.name: getattr(policy, field.name) for field in fields(policy)}
+    for field_name, value in given.items():
+        if value != 0:
+            check_positive(f"{name}({field_name})", value)
+    if not any(given.values()):
+        raise ValueError(f"{name} needs at least one of {', '.join(given)}")
+
+
+def _duration(hours: float, days: float = 0) -> timedelta:
+    """Return a length of time; one that is too long to be counted is the longest."""
+    try:
+        return timedelta(hours=hours, days=days)
+    except OverflowError:
+        return timedelta.max
+
+
+def _repr_of_given(policy: Any) -> str:
+    given = ((field.name, getattr(policy, field.name)) for field in fields(policy))
+    return f"{type(policy).__name__}({', '.join(f'{name}={value!r}' for name, value in given if value)})"

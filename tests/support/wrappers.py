@@ -1,0 +1,163 @@
+"""Backends around a real one: they record, disturb or delay what goes through."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Callable, Optional
+
+from input_checkpoint import Backend, ObjectExists
+from input_checkpoint.backend import Data, ObjectInfo
+
+
+class Wrapped(Backend):
+    """Passes everything on, and lets subclasses step in with `before` and `after`."""
+
+    def __init__(self, inner: Backend) -> None:
+        super().__init__(inner.uri)
+        self.inner = inner
+
+    def before(self, verb: str, key: str) -> None:
+        """Called before an operation; what it raises is raised instead."""
+
+    def after(self, verb: str, key: str) -> None:
+        """Called after an operation has succeeded; what it raises hides the success."""
+
+    def create(self, key: str, data: Data) -> None:
+        self.before("create", key)
+        self.inner.create(key, data)
+        self.after("create", key)
+
+    def put(self, key: str, data: Data) -> None:
+        self.before("put", key)
+        self.inner.put(key, data)
+        self.after("put", key)
+
+    def get(self, key: str, start: int = 0, end: Optional[int] = None) -> bytes:
+        self.before("get", key)
+        data = self.inner.get(key, start, end)
+        self.after("get", key)
+        return data
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        self.before("list", prefix)
+        return self.inner.list(prefix)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self.before("delete", key)
+            self.inner.delete([key])
+            self.after("delete", key)
+
+
+class BeforeWrites(Wrapped):
+    """Calls ``action`` with the key before each write."""
+
+    def __init__(self, inner: Backend, action: Callable[[str], object]) -> None:
+        super().__init__(inner)
+        self._action = action
+
+    def before(self, verb: str, key: str) -> None:
+        if verb in ("put", "create"):
+            self._action(key)
+
+
+class PackGate:
+    """An action for `BeforeWrites`: holds back the writes of packs while it is closed."""
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+        self._open.set()
+        self.reached = threading.Event()
+
+    def close(self) -> None:
+        self._open.clear()
+
+    def open(self) -> None:
+        self._open.set()
+
+    def __call__(self, key: str) -> None:
+        if key.startswith("packs/"):
+            self.reached.set()
+            assert self._open.wait(60), "the gate was never opened"
+
+
+class Recording(Wrapped):
+    """Remembers every call, as (verb, key) in order."""
+
+    def __init__(self, inner: Backend) -> None:
+        super().__init__(inner)
+        self.calls: list[tuple[str, str]] = []
+
+    def before(self, verb: str, key: str) -> None:
+        self.calls.append((verb, key))
+
+    def keys(self, verb: str) -> list[str]:
+        """Return the keys of all calls of one method."""
+        return [key for called, key in self.calls if called == verb]
+
+
+class Failing(Wrapped):
+    """Raises ``error`` instead of doing ``verb`` on keys that start with ``prefix``."""
+
+    def __init__(self, inner: Backend, verb: str, prefix: str, error: Exception) -> None:
+        super().__init__(inner)
+        self._verb = verb
+        self._prefix = prefix
+        self._error = error
+
+    def before(self, verb: str, key: str) -> None:
+        if verb == self._verb and key.startswith(self._prefix):
+            raise self._error
+
+
+class LosingAnswers(Wrapped):
+    """Creates, loses the answer, tries again and finds its own object: the contract of `Backend.create`."""
+
+    def after(self, verb: str, key: str) -> None:
+        if verb == "create":
+            raise ObjectExists(f"{self.uri}/{key} already exists")
+
+
+class Overtaken(Wrapped):
+    """Runs ``action`` once, just before the first ``verb`` on a key that starts with ``prefix``."""
+
+    def __init__(self, inner: Backend, verb: str, prefix: str, action: Callable[[], object]) -> None:
+        super().__init__(inner)
+        self._verb = verb
+        self._prefix = prefix
+        self._action: Optional[Callable[[], object]] = action
+
+    def before(self, verb: str, key: str) -> None:
+        if verb == self._verb and key.startswith(self._prefix) and self._action:
+            action, self._action = self._action, None
+            action()
+
+
+class Gated(Wrapped):
+    """Holds every put until `gate` is set, and counts how many run at once."""
+
+    def __init__(self, inner: Backend) -> None:
+        super().__init__(inner)
+        self.gate = threading.Event()
+        self.running = 0
+        self.most_running = 0
+        self._lock = threading.Lock()
+
+    def before(self, verb: str, key: str) -> None:
+        if verb != "put":
+            return
+        with self._lock:
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+        self.gate.wait()
+
+    def after(self, verb: str, key: str) -> None:
+        if verb == "put":
+            with self._lock:
+                self.running -= 1
+
+
+def contents(backend: Backend) -> dict[str, bytes]:
+    """Return everything that a backend holds."""
+    return {info.key: backend.get(info.key) for info in backend.list()}

@@ -1,0 +1,163 @@
+"""Chunks and variant vectors come back as they went in, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from input_checkpoint import CorruptCheckpoint
+from input_checkpoint.chunks import LARGE_PAYLOAD, cut, digest, frame, unframe, unframe_elements, unframe_keys
+from input_checkpoint.variants import join_variants, split_payload, split_variants
+
+elements = st.lists(st.binary(max_size=300), max_size=50)
+keyed = st.lists(
+    st.tuples(st.binary(max_size=40), st.binary(max_size=300) | st.just(bytes(5000))), max_size=50
+)
+
+
+def variants_or_refusal(tensor: bytes) -> object:
+    try:
+        return list(split_variants(tensor))
+    except CorruptCheckpoint as error:
+        return error
+
+
+@given(elements)
+def test_a_chunk_gives_back_its_elements(items):
+    assert unframe(frame(items)) == items
+
+
+@given(st.binary(max_size=400))
+def test_arbitrary_bytes_are_a_chunk_or_are_refused_as_corrupt(data):
+    try:
+        items = unframe(data)
+    except CorruptCheckpoint:
+        return
+    assert frame(items) == data
+
+
+@given(elements, st.data())
+def test_a_chunk_cut_short_is_refused(items, data):
+    whole = frame(items)
+    end = data.draw(st.integers(0, len(whole) - 1))
+    with pytest.raises(CorruptCheckpoint):
+        unframe(whole[:end])
+
+
+@given(elements, st.binary(min_size=1, max_size=20))
+def test_a_chunk_with_something_behind_it_is_refused(items, more):
+    with pytest.raises(CorruptCheckpoint):
+        unframe(frame(items) + more)
+
+
+@pytest.mark.parametrize("count", [1, 1000, 2**31, 2**32 - 1])
+def test_a_chunk_that_claims_more_elements_than_it_has_room_for_is_refused(count):
+    with pytest.raises(CorruptCheckpoint):
+        unframe(count.to_bytes(4, "little"))
+
+
+def put_together(cuts) -> list[tuple[bytes, bytes]]:
+    """Elements from their chunks, as a reader would."""
+    cuts = list(cuts)
+    keys = iter([key for c in cuts if c.is_keys for key in unframe_keys(c.data, c.elements)])
+    found = []
+    for c in cuts:
+        if not c.is_keys:
+            found += unframe_elements(c.data, c.elements) if c.elements else [(next(keys), c.data)]
+    return found
+
+
+@given(keyed)
+def test_cutting_keeps_every_element_in_order(items):
+    assert put_together(cut(items)) == items
+
+
+def test_a_large_payload_is_a_chunk_of_its_own_whatever_its_key():
+    payload = bytes(LARGE_PAYLOAD)
+    one, other = ([c.data for c in cut([(key, payload)]) if not c.is_keys] for key in (b"slot 1", b"slot 2"))
+    assert one == other == [payload]
+
+
+def test_small_elements_share_chunks_of_bounded_size():
+    sizes = [len(c.data) for c in cut([(b"key %d" % n, bytes(100)) for n in range(20_000)])]
+    assert 4 << 10 < max(sizes) < 80 << 10
+    assert len(sizes) < 600
+
+
+def test_one_small_element_more_changes_one_chunk_only():
+    items = [(b"", b"%d" % n * 9) for n in range(20_000)]
+    before = {c.data for c in cut(items)}
+    after = [c.data for c in cut([*items[:7], (b"", b"new"), *items[7:]])]
+    assert sum(data not in before for data in after) == 1
+
+
+def test_cutting_takes_no_more_of_a_stream_than_the_chunk_it_gives():
+    taken = []
+    stream = (taken.append(number) or (b"", bytes(5000)) for number in range(10))
+    next(cut(stream))
+    assert taken == [0]
+
+
+@given(st.binary(max_size=60), st.binary(max_size=60))
+def test_an_element_is_its_key_and_its_payload(metadata, tensors):
+    key = b"\x0a\x01t\x12" + bytes([len(metadata)]) + metadata
+    payload = b"\x1a" + bytes([len(tensors)]) + tensors
+    assert split_payload(key + payload) == (key, payload)
+
+
+def test_the_digest_has_128_bits():
+    assert len(digest(b"anything")) == 16
+
+
+@given(st.binary(max_size=50), st.binary(max_size=50))
+def test_different_bytes_have_different_digests(one, other):
+    assert (digest(one) == digest(other)) == (one == other)
+
+
+@given(elements)
+def test_a_vector_of_variants_gives_back_its_elements(items):
+    assert list(split_variants(join_variants(items))) == items
+
+
+def test_a_vector_of_more_elements_than_one_varint_byte_counts_comes_back():
+    items = [b"x" * (number % 300) for number in range(20_000)]
+    assert list(split_variants(join_variants(items))) == items
+
+
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_are_a_vector_of_variants_or_are_refused_as_corrupt(data):
+    assert isinstance(variants_or_refusal(data), (list, CorruptCheckpoint))
+
+
+@given(elements.filter(len), st.data())
+def test_a_damaged_vector_of_variants_is_split_or_refused_as_corrupt(items, data):
+    whole = bytearray(join_variants(items))
+    position = data.draw(st.integers(0, len(whole) - 1))
+    whole[position] ^= data.draw(st.integers(1, 255))
+    assert isinstance(variants_or_refusal(bytes(whole)), (list, CorruptCheckpoint))
+
+
+@given(elements.filter(any), st.data())
+def test_a_vector_of_variants_cut_short_is_refused(items, data):
+    whole = join_variants(items)
+    end = data.draw(st.integers(1, len(whole) - 1))
+    with pytest.raises(CorruptCheckpoint):
+        list(split_variants(whole[:end]))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        pytest.param(b"\x08\x01" + join_variants([b"a"])[2:], id="floats"),
+        pytest.param(b"\x08\x15\x12\x00\x22\x02\x01a", id="a scalar"),
+        pytest.param(b"\x08\x15\x12\x08\x12\x02\x08\x01\x12\x02\x08\x01\x22\x02\x01a", id="a matrix"),
+        pytest.param(join_variants([b"a"]) + b"\x2a\x01a", id="an unknown field"),
+        pytest.param(
+            b"\x08\x15\x12\x0d\x12\x0b\x08" + b"\xff" * 9 + b"\x01\x22\x01\x00", id="2**63 elements"
+        ),
+    ],
+)
+def test_a_tensor_that_is_no_vector_of_variants_is_refused(tensor):
+    with pytest.raises(CorruptCheckpoint):
+        list(split_variants(tensor))

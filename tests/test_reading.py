@@ -1,0 +1,176 @@
+"""Chunks come back checked, in few requests, with few bytes read in vain."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from input_checkpoint import BackendUnavailable, CheckpointRef, CorruptCheckpoint, SaveOptions
+from input_checkpoint.backends_builtin import MemoryBackend
+from input_checkpoint.chunks import digest
+from input_checkpoint.compression import compress
+from input_checkpoint.manifest import Manifest, decode
+from input_checkpoint.reading import READ_BYTES, plan_reads, read_chunks
+from input_checkpoint.state import IteratorState
+from input_checkpoint.store import CheckpointStore
+from input_checkpoint.table import ChunkTable, Location, TableBuilder
+from tests.support.wrappers import Failing, Recording
+
+PIECES = [bytes([number]) * 3000 for number in range(40)]
+STORE = SaveOptions(pack_bytes=12_000, compress=False)
+
+
+def table_of(*rows: tuple[int, int, int]) -> ChunkTable:
+    """A table of rows (pack, offset, stored)."""
+    builder = TableBuilder()
+    for pack, offset, stored in rows:
+        builder.add(bytes(16), pack, Location("", offset, stored, stored), 0)
+    return builder.build()
+
+
+@pytest.fixture
+def memory() -> MemoryBackend:
+    return MemoryBackend(f"memory://{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def written(memory: MemoryBackend) -> Manifest:
+    """`PIECES` in packs of four."""
+    CheckpointStore.open(memory, create=True)
+    store = CheckpointStore(memory, STORE)
+    state = IteratorState("Iterator", [(b"", piece) for piece in PIECES])
+    info = store.save(store.open_lineage("main", None), 1, [state])
+    return decode(memory.get(info.ref.key))
+
+
+def rows_of(manifest: Manifest, numbers: Sequence[int]) -> ChunkTable:
+    (rows,) = manifest.iterators()
+    return rows.elements.take(list(numbers))
+
+
+def read(backend, manifest: Manifest, numbers: Sequence[int] = range(len(PIECES))) -> dict[int, bytes]:
+    chunks = read_chunks(backend, manifest, rows_of(manifest, numbers), concurrency=2)
+    return {numbers[row]: data for extent in chunks for row, data in extent}
+
+
+def test_every_chunk_asked_for_comes_back(memory, written):
+    assert read(memory, written) == dict(enumerate(PIECES))
+
+
+def test_nothing_else_comes_back(memory, written):
+    assert read(memory, written, [7, 3]) == {7: PIECES[7], 3: PIECES[3]}
+
+
+def test_neighbours_are_read_by_one_ranged_get(memory, written):
+    recording = Recording(memory)
+    read(recording, written, [4, 5, 6])
+    assert len(recording.calls) == 1
+
+
+def test_reading_everything_takes_one_get_a_pack(memory, written):
+    recording = Recording(memory)
+    read(recording, written)
+    assert sorted(recording.keys("get")) == sorted({pack.key for pack in written.header.packs})[:10]
+
+
+def test_only_a_few_reads_run_ahead(memory, written):
+    recording = Recording(memory)
+    reading = read_chunks(recording, written, rows_of(written, range(40)), concurrency=2)
+    next(reading)
+    time.sleep(0.05)
+    assert len(recording.calls) <= 3
+    reading.close()
+
+
+def test_a_missing_pack_is_a_corrupt_checkpoint(memory, written):
+    pack = written.header.packs[1].key
+    memory.delete([pack])
+    with pytest.raises(CorruptCheckpoint, match=f"{pack} is missing"):
+        read(memory, written)
+
+
+def test_a_pack_cut_short_is_a_corrupt_checkpoint(memory, written):
+    pack = written.header.packs[1].key
+    memory.put(pack, memory.get(pack)[:-1])
+    with pytest.raises(CorruptCheckpoint, match=f"{pack} is cut short"):
+        read(memory, written)
+
+
+@pytest.mark.parametrize("position", [0, 5000, -1])
+def test_a_flipped_bit_in_a_pack_is_a_corrupt_checkpoint_that_says_where(memory, written, position):
+    pack = written.header.packs[1].key
+    damaged = bytearray(memory.get(pack))
+    damaged[position] ^= 0x10
+    memory.put(pack, damaged)
+    with pytest.raises(CorruptCheckpoint, match=rf"{pack}, bytes \d+ to \d+, .*fails its checksum"):
+        read(memory, written)
+
+
+def test_an_undamaged_chunk_is_read_from_a_damaged_pack(memory, written):
+    pack = written.header.packs[0].key
+    memory.put(pack, memory.get(pack)[:3000] + bytes(9000))
+    assert read(memory, written, [0]) == {0: PIECES[0]}
+
+
+def test_storage_that_does_not_answer_is_not_a_corrupt_checkpoint(memory, written):
+    failing = Failing(memory, "get", written.header.packs[1].key, BackendUnavailable("no answer"))
+    with pytest.raises(BackendUnavailable, match="no answer"):
+        read(failing, written)
+
+
+def test_compressed_data_that_is_larger_than_listed_is_refused_without_unpacking_it(memory, written):
+    bomb = compress(bytes(64 << 20))
+    memory.put(written.header.packs[0].key, bomb)
+    builder = TableBuilder()
+    builder.add(digest(b""), 0, Location("", 0, len(bomb), len(bomb) + 1), 0)
+    with pytest.raises(CorruptCheckpoint, match="does not hold"):
+        list(read_chunks(memory, replace(written, table=builder.build()), builder.build()))
+
+
+def test_small_gaps_are_read_across_while_they_are_a_small_share():
+    assert len(plan_reads(table_of((0, 0, 1000), (0, 1100, 1000)))) == 1
+
+
+def test_a_large_gap_is_not_read():
+    assert [(e.start, e.end) for e in plan_reads(table_of((0, 0, 1000), (0, 9000, 1000)))] == [
+        (0, 1000),
+        (9000, 10_000),
+    ]
+
+
+def test_a_pack_of_which_a_tenth_is_needed_is_not_read_whole():
+    needed = table_of(*((0, n * 100_000, 100_000) for n in range(0, 80, 10)))
+    assert sum(extent.end - extent.start for extent in plan_reads(needed)) == 800_000
+
+
+def test_long_stretches_are_split_so_that_memory_stays_bounded():
+    extents = plan_reads(table_of(*((0, n << 20, 1 << 20) for n in range(40))))
+    assert max(extent.end - extent.start for extent in extents) <= READ_BYTES
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 10**6), st.integers(0, 10**5)), max_size=40),
+    st.floats(0, 1),
+)
+def test_a_plan_covers_every_row_once_and_wastes_no_more_than_it_may(rows, waste):
+    table = table_of(*rows)
+    extents = plan_reads(table, waste)
+    assert sorted(row for extent in extents for row in extent.rows) == list(range(len(rows)))
+    for extent in extents:
+        for row in extent.rows:
+            pack, offset, stored = rows[row]
+            assert pack == extent.pack
+            assert extent.start <= offset
+            assert offset + stored <= extent.end
+    needed = sum(stored for _, _, stored in rows)
+    assert sum(extent.end - extent.start for extent in extents) <= needed * (1 + waste) + 1
+
+
+def test_the_manifest_names_the_checkpoint(written):
+    assert written.header.ref == CheckpointRef("main", 1, 1)

@@ -1,0 +1,749 @@
+"""The store keeps its promises on every kind of backend."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import tracemalloc
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import numpy as np
+import pytest
+
+from input_checkpoint import (
+    Backend,
+    BackendNotFound,
+    BackendUnavailable,
+    CheckpointInfo,
+    CheckpointNotFound,
+    CheckpointRef,
+    CheckpointStore,
+    CorruptCheckpoint,
+    IteratorState,
+    KeepAll,
+    KeepLast,
+    RetentionPolicy,
+    SaveOptions,
+    UnsupportedFormat,
+    WriterSuperseded,
+    open_backend,
+)
+from input_checkpoint import manifest as manifests
+from input_checkpoint.backends_builtin import LocalBackend, MemoryBackend
+from input_checkpoint.chunks import digest
+from input_checkpoint.lineage import Lineage
+from input_checkpoint.manifest import PackEntry
+from input_checkpoint.state import Element
+from tests.support.wrappers import Failing, LosingAnswers, Overtaken, Recording, contents
+
+MIB = 1 << 20
+STATE = [
+    ("Iterator", [(b"slot 1", b"one"), (b"slot 2", b""), (b"slot 3", b"three" * 1000)]),
+    ("scope/Iterator_1", [(b"", b"counter")]),
+]
+
+
+class KeepNothing(RetentionPolicy):
+    """Keeps nothing, so that only what the store itself insists on stays."""
+
+    def keep(self, checkpoints):
+        return {}
+
+
+def some_state(content: bytes = b"") -> list[IteratorState]:
+    return [IteratorState("Iterator", state_of(content))]
+
+
+def state_of(content: bytes) -> list[Element]:
+    return [(b"slot 1", b"element"), (b"slot 2", content)]
+
+
+def save(store: CheckpointStore, lineage: Lineage, *steps: int) -> list[CheckpointRef]:
+    return [store.save(lineage, step, some_state(b"%d" % step)).ref for step in steps]
+
+
+def loaded(store: CheckpointStore, checkpoint) -> list[tuple[str, list[Element]]]:
+    return [(state.name, state.in_order()) for state in store.load(checkpoint)]
+
+
+def steps(refs) -> list[tuple[int, int]]:
+    return [(ref.lineage, ref.step) for ref in refs]
+
+
+def pack_keys(backend: Backend) -> list[str]:
+    return [info.key for info in backend.list("packs/")]
+
+
+def die_before_commit(backend: Backend, lineage: Lineage, step: int) -> list[str]:
+    """Save as a process does that dies between its last pack and its manifest; return the packs it leaves."""
+    before = set(pack_keys(backend))
+    died = BackendUnavailable("died")
+    uncommitted = Failing(backend, "create", "checkpoints/", died)
+    dying = CheckpointStore(Failing(uncommitted, "delete", "saves/", died))
+    with pytest.raises(BackendUnavailable, match="died"):
+        dying.save(lineage, step, some_state(b"lost"))
+    return sorted(set(pack_keys(backend)) - before)
+
+
+@pytest.fixture(scope="module")
+def s3_session():
+    """One for all tests: a session reads megabytes of API descriptions before its first call."""
+    return pytest.importorskip("aiobotocore.session").AioSession()
+
+
+@pytest.fixture(params=["memory", "local", "s3"])
+def backend(request, tmp_path: Path) -> Iterator[Backend]:
+    if request.param == "memory":
+        opened: Backend = MemoryBackend(f"memory://{uuid.uuid4().hex}")
+    elif request.param == "local":
+        opened = LocalBackend(str(tmp_path / "store"))
+    else:
+        server = request.getfixturevalue("s3_server")
+        session = request.getfixturevalue("s3_session")
+        uri = f"s3://{server.bucket}/{uuid.uuid4().hex}"
+        opened = open_backend(uri, {**server.options, "session": session})
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def store(backend: Backend) -> CheckpointStore:
+    return CheckpointStore.open(backend, create=True)
+
+
+@pytest.fixture
+def lineage(store: CheckpointStore) -> Lineage:
+    return store.open_lineage("main", parent=None)
+
+
+@pytest.fixture
+def memory() -> MemoryBackend:
+    """For what does not depend on the kind of storage."""
+    return MemoryBackend(f"memory://{uuid.uuid4().hex}")
+
+
+class TestOpening:
+    def test_a_place_without_a_store_is_not_found_and_nothing_is_written(self, backend):
+        with pytest.raises(BackendNotFound, match="no checkpoint store"):
+            CheckpointStore.open(backend)
+        assert contents(backend) == {}
+
+    def test_a_folder_that_does_not_exist_is_not_made_by_looking(self, tmp_path):
+        with pytest.raises(BackendNotFound):
+            CheckpointStore.open(str(tmp_path / "nowhere"))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_store_that_was_made_can_be_opened(self, store, backend):
+        assert CheckpointStore.open(backend).checkpoints() == []
+
+    def test_making_a_store_again_keeps_what_it_holds(self, store, backend, lineage):
+        save(store, lineage, 10)
+        assert [info.step for info in CheckpointStore.open(backend, create=True).checkpoints()] == [10]
+
+    def test_a_lost_answer_to_making_a_store_is_no_error(self, backend):
+        CheckpointStore.open(LosingAnswers(backend), create=True)
+        assert json.loads(contents(backend)["format.json"]) == {"format": "input-checkpoint", "version": 1}
+
+    @pytest.mark.parametrize("create", [False, True])
+    @pytest.mark.parametrize(
+        "found",
+        [
+            b'{"format": "input-checkpoint", "version": 2}',
+            b'{"format": "input-checkpoint", "version": "1"}',
+            b'{"format": "something-else", "version": 1}',
+            b'{"format": "input-checkpoint"}',
+            b"[]",
+            b"",
+            b"\xff\x00",
+        ],
+    )
+    def test_an_unknown_format_is_refused_before_anything_is_touched(self, memory, found, create):
+        memory.put("format.json", found)
+        memory.put("checkpoints/main/00000001/000000000010.manifest", b"of a later release")
+        recording = Recording(memory)
+        with pytest.raises(UnsupportedFormat):
+            CheckpointStore.open(recording, create=create)
+        assert recording.calls == [("get", "format.json")]
+
+    def test_the_refusal_names_the_place_and_both_versions(self, memory):
+        memory.put("format.json", b'{"format": "input-checkpoint", "version": 7}')
+        with pytest.raises(UnsupportedFormat, match=rf"{memory.uri} .* version 7; .* version 1"):
+            CheckpointStore.open(memory)
+
+
+class TestSavingAndLoading:
+    def test_a_checkpoint_comes_back_as_it_was_saved(self, store, lineage):
+        info = store.save(lineage, 100, [IteratorState(name, elements) for name, elements in STATE])
+        assert loaded(store, info) == STATE
+
+    def test_a_checkpoint_comes_back_from_another_process(self, store, lineage, backend):
+        info = store.save(lineage, 100, [IteratorState(name, elements) for name, elements in STATE])
+        assert loaded(CheckpointStore.open(backend), info.ref) == STATE
+
+    def test_a_state_of_many_packs_comes_back(self, store, lineage, backend):
+        elements = [(b"slot %d" % number, bytes([number]) * MIB) for number in range(6)]
+        small_packs = CheckpointStore(backend, SaveOptions(2 * MIB, 2, compress=False))
+        info = small_packs.save(lineage, 1, [IteratorState("Iterator", iter(elements))])
+        assert len(pack_keys(backend)) == 4  # three of payloads, one of their keys
+        assert loaded(store, info) == [("Iterator", elements)]
+
+    def test_an_empty_state_comes_back(self, store, lineage):
+        assert loaded(store, store.save(lineage, 1, [])) == []
+
+    def test_an_iterator_without_elements_comes_back(self, store, lineage):
+        assert loaded(store, store.save(lineage, 1, [IteratorState("Iterator", [])])) == [("Iterator", [])]
+
+    def test_elements_may_be_streams_that_are_read_once(self, store, lineage):
+        states = (IteratorState(name, iter(elements)) for name, elements in STATE)
+        assert loaded(store, store.save(lineage, 1, states)) == STATE
+
+    def test_the_info_says_what_was_stored(self, store, lineage, backend):
+        info = store.save(lineage, 100, [IteratorState(name, elements) for name, elements in STATE])
+        packs = [found.size for found in backend.list("packs/")]
+        assert (info.step, info.worker, info.lineage) == (100, "main", 1)
+        assert (info.iterators, info.elements) == (("Iterator", "scope/Iterator_1"), 4)
+        assert info.logical_bytes >= 3 + 5000 + 7 + 18
+        assert info.stored_bytes == sum(packs)
+
+    def test_a_header_longer_than_a_first_read_is_read(self, memory):
+        CheckpointStore.open(memory, create=True)
+        store = CheckpointStore(memory, SaveOptions(pack_bytes=1))
+        states = [IteratorState(f"Iterator_{number}", [(b"", b"%d" % number)]) for number in range(300)]
+        info = store.save(store.open_lineage("main", None), 1, states)
+        assert manifests.header_end(memory.get(info.ref.key)) > manifests.HEAD_BYTES
+        assert CheckpointStore.open(memory).checkpoints() == [info]
+
+    def test_a_checkpoint_that_does_not_exist_is_not_found(self, store, lineage):
+        with pytest.raises(CheckpointNotFound, match="step 70"):
+            loaded(store, CheckpointRef("main", 1, 70))
+
+    def test_a_checkpoint_that_was_removed_is_not_found(self, store, lineage, backend):
+        (ref,) = save(store, lineage, 10)
+        backend.delete([ref.key])
+        with pytest.raises(CheckpointNotFound, match=store.uri):
+            loaded(store, ref)
+
+    @pytest.mark.parametrize("worker", ["", "a/b", "../up", "-x", "white space"])
+    def test_a_worker_name_that_could_leave_its_place_is_refused(self, memory, worker):
+        with pytest.raises(ValueError, match="not a worker name"):
+            CheckpointStore.open(memory, create=True).open_lineage(worker, None)
+
+
+class TestMemory:
+    BOUND = 16 * MIB
+    ELEMENTS = 64
+
+    @pytest.fixture
+    def small_packs(self, tmp_path) -> CheckpointStore:
+        place = LocalBackend(str(tmp_path / "store"))
+        CheckpointStore.open(place, create=True)
+        return CheckpointStore(place, SaveOptions(MIB, 2, compress=False))
+
+    def peak(self, work: Callable[[], Any]) -> int:
+        tracemalloc.start()
+        try:
+            work()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    def large_state(self) -> list[IteratorState]:
+        return [IteratorState("Iterator", ((b"", bytes([n]) * MIB) for n in range(self.ELEMENTS)))]
+
+    def test_a_large_state_is_saved_with_bounded_memory(self, small_packs):
+        lineage = small_packs.open_lineage("main", None)
+        assert self.peak(lambda: small_packs.save(lineage, 1, self.large_state())) < self.BOUND
+
+    def test_a_large_state_is_loaded_with_bounded_memory(self, small_packs):
+        info = small_packs.save(small_packs.open_lineage("main", None), 1, self.large_state())
+
+        def load() -> None:
+            (state,) = small_packs.load(info)
+            sizes = (len(payload) for piece in state.pieces for _, payload in piece.elements)
+            assert sum(sizes) == self.ELEMENTS * MIB
+
+        assert self.peak(load) < self.BOUND
+
+
+class TestCommit:
+    def test_a_checkpoint_exists_from_its_manifest_on(self, backend, store, lineage):
+        die_before_commit(backend, lineage, 10)
+        assert (store.checkpoints(), store.history("main"), store.workers()) == ([], [], [])
+        assert pack_keys(backend)
+        with pytest.raises(CheckpointNotFound):
+            store.newest("main")
+
+    def test_the_manifest_is_written_after_the_last_pack_is_stored(self, backend, store, lineage):
+        recording = Recording(backend)
+        small_packs = CheckpointStore(recording, SaveOptions(pack_bytes=1, concurrency=4))
+        states = [IteratorState(f"Iterator_{number}", [(b"", b"%d" % number)]) for number in range(10)]
+        info = small_packs.save(lineage, 10, states)
+        kinds = ("packs/", "checkpoints/")
+        writes = [
+            call for call in recording.calls if call[0] in ("put", "create") and call[1].startswith(kinds)
+        ]
+        assert [verb for verb, _ in writes] == ["put"] * 10 + ["create"]
+        assert writes[-1] == ("create", info.ref.key)
+
+    def test_a_pack_that_cannot_be_stored_leaves_no_checkpoint(self, backend, store, lineage):
+        failing = CheckpointStore(Failing(backend, "put", "packs/", BackendUnavailable("no answer")))
+        with pytest.raises(BackendUnavailable, match="no answer"):
+            save(failing, lineage, 10)
+        assert store.checkpoints() == []
+
+    def test_a_state_that_cannot_be_read_to_its_end_leaves_no_checkpoint(self, backend, store, lineage):
+        def elements() -> Iterator[Element]:
+            yield b"", b"first"
+            raise RuntimeError("the session is gone")
+
+        with pytest.raises(RuntimeError, match="the session is gone"):
+            store.save(lineage, 10, [IteratorState("Iterator", elements())])
+        assert store.checkpoints() == []
+
+    def test_a_lost_answer_is_not_mistaken_for_another_writer(self, backend, store, lineage):
+        (ref,) = save(CheckpointStore(LosingAnswers(backend)), lineage, 10)
+        assert loaded(store, ref) == [("Iterator", state_of(b"10"))]
+
+    def test_another_writers_manifest_supersedes_this_writer(self, backend, store, lineage):
+        store.save(lineage, 10, some_state(b"theirs"))
+        with pytest.raises(WriterSuperseded, match=r"step 10 .* another writer"):
+            CheckpointStore(backend).save(lineage, 10, some_state(b"ours"))
+        assert loaded(store, CheckpointRef("main", 1, 10)) == [("Iterator", state_of(b"theirs"))]
+
+    def test_another_writers_manifest_supersedes_this_writer_though_an_answer_was_lost(
+        self, backend, store, lineage
+    ):
+        store.save(lineage, 10, some_state(b"theirs"))
+        with pytest.raises(WriterSuperseded):
+            CheckpointStore(LosingAnswers(backend)).save(lineage, 10, some_state(b"ours"))
+
+    def test_the_writer_of_an_older_lineage_is_superseded_at_its_next_commit(self, store, lineage):
+        (ref,) = save(store, lineage, 10)
+        store.open_lineage("main", parent=ref)
+        with pytest.raises(WriterSuperseded):
+            save(store, lineage, 20)
+
+    def test_the_writer_of_an_older_lineage_cannot_make_itself_visible_in_the_history(self, store, lineage):
+        (ref,) = save(store, lineage, 10)
+        successor = store.open_lineage("main", parent=ref)
+        with contextlib.suppress(WriterSuperseded):
+            save(store, lineage, 20)
+        save(store, successor, 15)
+        assert steps(store.history("main")) == [(1, 10), (2, 15)]
+
+
+class TestLineages:
+    def test_the_first_run_of_a_worker_is_lineage_one(self, lineage):
+        assert (lineage.number, lineage.ancestors) == (1, ())
+
+    def test_a_restart_opens_the_next_lineage(self, store, lineage):
+        (ref,) = save(store, lineage, 10)
+        assert store.open_lineage("main", parent=ref).number == 2
+
+    def test_the_newest_lineage_is_the_one_opened_last(self, store, lineage):
+        second = store.open_lineage("main", parent=None)
+        assert store.newest_lineage("main") == second
+
+    def test_a_worker_that_never_ran_has_no_lineage(self, store):
+        assert store.newest_lineage("main") is None
+
+    def test_a_lost_answer_does_not_open_a_second_lineage(self, backend, store):
+        opened = CheckpointStore(LosingAnswers(backend)).open_lineage("main", None)
+        assert opened.number == 1
+        assert [info.key for info in backend.list("lineages/")] == [opened.key]
+
+    def test_another_writers_lineage_is_left_alone_and_the_next_number_taken(self, backend, store):
+        theirs: list[Lineage] = []
+        overtaken = Overtaken(
+            backend, "create", "lineages/", lambda: theirs.append(store.open_lineage("main", None))
+        )
+        ours = CheckpointStore(overtaken).open_lineage("main", None)
+        assert (theirs[0].number, ours.number) == (1, 2)
+        assert store.newest_lineage("main") == ours
+
+    def test_of_many_writers_that_start_at_once_each_gets_a_lineage_of_its_own(self, store):
+        start = threading.Barrier(8)
+
+        def begin(_: int) -> int:
+            start.wait()
+            return store.open_lineage("main", None).number
+
+        with ThreadPoolExecutor(8) as writers:
+            assert sorted(writers.map(begin, range(8))) == list(range(1, 9))
+
+    def test_a_damaged_record_is_a_corrupt_checkpoint_that_names_the_place(self, backend, store, lineage):
+        backend.put(lineage.key, b"{}")
+        with pytest.raises(CorruptCheckpoint, match=f"{store.uri}.*{lineage.key}"):
+            store.history("main")
+
+
+class TestListing:
+    def test_checkpoints_are_listed_from_old_to_new(self, store, lineage):
+        save(store, lineage, 9, 10, 100)
+        assert [info.step for info in store.checkpoints()] == [9, 10, 100]
+
+    def test_checkpoints_of_one_worker_or_of_all_are_listed(self, store):
+        for worker in ("worker-1", "chief-0", "worker-10"):
+            save(store, store.open_lineage(worker, None), 10)
+        assert [info.worker for info in store.checkpoints()] == ["chief-0", "worker-1", "worker-10"]
+        assert [info.worker for info in store.checkpoints("worker-1")] == ["worker-1"]
+        assert store.workers() == ["chief-0", "worker-1", "worker-10"]
+
+    def test_objects_that_are_no_checkpoints_are_not_listed(self, store, lineage, backend):
+        save(store, lineage, 10)
+        for key in ("checkpoints/main/notes", "checkpoints/main/00000001/000000000020.manifest.tmp"):
+            backend.put(key, b"")
+        assert [info.step for info in store.checkpoints()] == [10]
+
+    def test_the_newest_is_the_last_of_the_history(self, store, lineage):
+        save(store, lineage, 10, 20)
+        assert store.newest("main").step == 20
+
+    def test_there_is_no_newest_of_a_worker_that_saved_nothing(self, store, lineage):
+        with pytest.raises(CheckpointNotFound, match=f"{store.uri}.*'main'"):
+            store.newest("main")
+
+    def test_what_somebody_else_commits_is_seen_at_once(self, store, lineage, backend):
+        assert store.checkpoints() == []
+        save(CheckpointStore(backend), lineage, 10)
+        assert [info.step for info in store.checkpoints()] == [10]
+
+    def test_a_listing_reads_each_manifest_once(self, memory):
+        store = CheckpointStore.open(memory, create=True)
+        save(store, store.open_lineage("main", None), 10, 20)
+        recording = Recording(memory)
+        reader = CheckpointStore(recording)
+        assert reader.checkpoints() == reader.checkpoints()
+        assert len(recording.keys("get")) == 2
+
+    def test_a_damaged_manifest_is_left_out_of_the_list(self, store, lineage, backend):
+        first, _ = save(store, lineage, 10, 20)
+        backend.put(first.key, b"damaged")
+        assert [info.step for info in CheckpointStore(backend).checkpoints()] == [20]
+
+
+class TestGoingBack:
+    @pytest.fixture
+    def second(self, store, lineage) -> Lineage:
+        """A run that went back to step 20 after the first had come to step 40."""
+        _, twenty, *_ = save(store, lineage, 10, 20, 30, 40)
+        return store.open_lineage("main", parent=twenty)
+
+    def test_what_came_after_is_no_longer_in_the_history(self, store, second):
+        assert steps(store.history("main")) == [(1, 10), (1, 20)]
+        assert store.newest("main").step == 20
+
+    def test_history_goes_on_from_there(self, store, second):
+        save(store, second, 25, 30)
+        assert steps(store.history("main")) == [(1, 10), (1, 20), (2, 25), (2, 30)]
+
+    @pytest.mark.parametrize("own", [(), (25,)])
+    def test_what_came_after_stays_stored_until_two_commits(self, store, second, own):
+        save(store, second, *own)
+        report = store.prune(KeepAll())
+        assert report.removed == ()
+        assert {kept.step for kept, reason in report.kept.items() if reason == "not yet given up"} == {30, 40}
+
+    def test_what_came_after_is_removed_after_two_commits(self, store, second, backend):
+        save(store, second, 25, 30)
+        assert steps(store.prune(KeepAll()).removed) == [(1, 30), (1, 40)]
+        assert steps(info.ref for info in store.checkpoints()) == [(1, 10), (1, 20), (2, 25), (2, 30)]
+        assert len(pack_keys(backend)) == 4
+
+    def test_starting_afresh_abandons_everything(self, store, second):
+        third = store.open_lineage("main", parent=None)
+        assert store.history("main") == []
+        save(store, third, 5, 6)
+        store.prune(KeepAll())
+        assert steps(info.ref for info in store.checkpoints()) == [(3, 5), (3, 6)]
+
+
+class TestPruning:
+    def test_what_the_policy_does_not_keep_is_removed_with_its_packs(self, store, lineage, backend):
+        save(store, lineage, 10, 20, 30)
+        report = store.prune(KeepLast(2))
+        assert (steps(report.removed), len(report.removed_packs)) == ([(1, 10)], 1)
+        assert [info.step for info in store.checkpoints()] == [20, 30]
+        assert len(pack_keys(backend)) == 2
+
+    def test_what_is_kept_can_be_loaded(self, store, lineage):
+        *_, kept = save(store, lineage, 10, 20, 30)
+        store.prune(KeepLast(1))
+        assert loaded(store, kept) == [("Iterator", state_of(b"30"))]
+
+    def test_the_report_gives_a_reason_for_all_that_stays(self, store, lineage):
+        save(store, lineage, 10, 20, 30)
+        kept = store.prune(KeepLast(2)).kept
+        assert {ref.step: reason for ref, reason in kept.items()} == {
+            20: "one of the last 2",
+            30: "one of the last 2",
+        }
+
+    def test_the_newest_is_never_removed(self, store, lineage):
+        save(store, lineage, 10, 20)
+        store.prune(KeepNothing())
+        assert [info.step for info in store.checkpoints()] == [20]
+
+    def test_the_one_that_a_run_resumed_from_is_kept_until_it_has_committed(self, store, lineage):
+        first, _ = save(store, lineage, 10, 20)
+        store.open_lineage("main", parent=first)
+        store.prune(KeepNothing())
+        assert steps(store.history("main")) == [(1, 10)]
+
+    def test_pruning_again_removes_nothing_more(self, store, lineage, backend):
+        save(store, lineage, 10, 20, 30)
+        store.prune(KeepLast(2))
+        before = contents(backend)
+        assert store.prune(KeepLast(2)).removed == ()
+        assert contents(backend) == before
+
+    def test_a_dry_run_reports_the_same_and_removes_nothing(self, store, lineage, backend):
+        save(store, lineage, 10, 20, 30)
+        before = contents(backend)
+        dry = store.prune(KeepLast(1), dry_run=True)
+        assert contents(backend) == before
+        assert dry == store.prune(KeepLast(1))
+
+    def test_only_the_worker_asked_for_is_pruned(self, store):
+        for worker in ("worker-1", "worker-10"):
+            save(store, store.open_lineage(worker, None), 10, 20)
+        store.prune(KeepLast(1), "worker-1")
+        assert [(info.worker, info.step) for info in store.checkpoints()] == [
+            ("worker-1", 20),
+            ("worker-10", 10),
+            ("worker-10", 20),
+        ]
+
+    def test_every_worker_is_pruned_if_none_is_named(self, store):
+        for worker in ("worker-1", "worker-2"):
+            save(store, store.open_lineage(worker, None), 10, 20)
+        assert [(ref.worker, ref.step) for ref in store.prune(KeepLast(1)).removed] == [
+            ("worker-1", 10),
+            ("worker-2", 10),
+        ]
+
+    def test_an_empty_store_is_pruned_without_complaint(self, store):
+        assert store.prune(KeepLast(1)).removed == ()
+
+    def test_manifests_are_removed_before_the_packs_they_name(self, store, lineage, backend):
+        save(store, lineage, 10, 20, 30)
+        recording = Recording(backend)
+        CheckpointStore(recording).prune(KeepLast(1))
+        assert [key.split("/")[0] for key in recording.keys("delete")] == ["checkpoints"] * 2 + ["packs"] * 2
+
+    def test_a_prune_that_breaks_off_leaves_no_checkpoint_without_its_packs(self, store, lineage, backend):
+        save(store, lineage, 10, 20, 30)
+        breaking = Failing(backend, "delete", "packs/", BackendUnavailable("no answer"))
+        with pytest.raises(BackendUnavailable):
+            CheckpointStore(breaking).prune(KeepLast(1))
+        assert [loaded(store, info) for info in store.checkpoints()] == [[("Iterator", state_of(b"30"))]]
+
+    def test_packs_that_a_broken_prune_left_go_once_they_are_old_enough(self, store, lineage, backend):
+        save(store, lineage, 10, 20, 30)
+        breaking = Failing(backend, "delete", "packs/", BackendUnavailable("no answer"))
+        with pytest.raises(BackendUnavailable):
+            CheckpointStore(breaking).prune(KeepLast(1))
+        assert store.prune(KeepLast(1)).removed_packs == ()
+        assert len(store.prune(KeepLast(1), orphan_age=0).removed_packs) == 2
+        assert len(pack_keys(backend)) == 1
+
+    def test_the_traces_of_a_run_that_died_are_removed_with_its_packs(self, store, lineage, backend):
+        (ref,) = save(store, lineage, 10)
+        die_before_commit(backend, lineage, 20)
+        assert list(backend.list("saves/"))
+        store.open_lineage("main", parent=ref)
+        store.prune(KeepAll(), orphan_age=0)
+        assert list(backend.list("saves/")) == []
+
+    def test_a_save_announces_itself_before_it_builds_on_anything_and_until_it_has_committed(
+        self, store, lineage, backend
+    ):
+        recording = Recording(backend)
+        info = CheckpointStore(recording).save(lineage, 10, some_state())
+        changes = [(verb, key.split("/")[0]) for verb, key in recording.calls if verb != "get"]
+        kept = [change for change in changes if change[1] != "lineages"]
+        assert kept == [
+            ("put", "saves"),
+            ("list", "checkpoints"),
+            ("put", "packs"),
+            ("create", "checkpoints"),
+            ("delete", "saves"),
+        ]
+        assert store.info(info.ref) == info
+
+    def test_packs_that_a_dead_run_left_are_removed(self, store, lineage, backend):
+        (ref,) = save(store, lineage, 10)
+        orphans = die_before_commit(backend, lineage, 20)
+        store.open_lineage("main", parent=ref)
+        assert list(store.prune(KeepAll(), orphan_age=0).removed_packs) == orphans
+        assert not set(orphans) & set(pack_keys(backend))
+
+    def test_packs_in_flight_of_the_newest_run_are_spared(self, store, lineage, backend):
+        save(store, lineage, 10)
+        in_flight = die_before_commit(backend, lineage, 20)
+        assert store.prune(KeepAll(), orphan_age=0).removed_packs == ()
+        assert set(in_flight) <= set(pack_keys(backend))
+
+    def test_packs_in_flight_of_another_worker_are_spared(self, store, lineage, backend):
+        save(store, lineage, 10)
+        other = store.open_lineage("worker-1", None)
+        in_flight = die_before_commit(backend, other, 20)
+        save(store, store.open_lineage("main", parent=None), 10, 20)
+        store.prune(KeepLast(1))
+        assert set(in_flight) <= set(pack_keys(backend))
+
+    def test_a_checkpoint_whose_manifest_cannot_be_read_is_kept_with_its_packs(self, store, lineage, backend):
+        damaged, _ = save(store, lineage, 10, 20)
+        backend.put(damaged.key, b"damaged")
+        report = CheckpointStore(backend).prune(KeepLast(1))
+        assert (report.removed, report.kept[damaged]) == ((), "its manifest cannot be read")
+        assert len(pack_keys(backend)) == 2
+
+    def test_a_damaged_newest_does_not_take_the_place_of_a_readable_one(self, store, lineage, backend):
+        _, good, damaged = save(store, lineage, 10, 20, 30)
+        backend.put(damaged.key, b"damaged")
+        assert set(CheckpointStore(backend).prune(KeepLast(1)).kept) == {good, damaged}
+
+    def test_nothing_is_removed_if_a_manifest_cannot_be_asked_for(self, store, lineage, backend):
+        first, *_ = save(store, lineage, 10, 20, 30)
+        before = contents(backend)
+        failing = Failing(backend, "get", first.key, BackendUnavailable("no answer"))
+        with pytest.raises(BackendUnavailable):
+            CheckpointStore(failing).prune(KeepLast(1))
+        assert contents(backend) == before
+
+    def test_objects_of_somebody_else_are_left_alone(self, store, lineage, backend):
+        save(store, lineage, 10, 20)
+        theirs = ["notes.txt", "packs/main/notes", "checkpoints/main/notes"]
+        for key in theirs:
+            backend.put(key, b"theirs")
+        store.prune(KeepNothing())
+        assert set(theirs) <= set(contents(backend))
+
+    def test_a_superseded_writer_that_prunes_spares_what_its_successor_commits_meanwhile(
+        self, store, lineage, backend
+    ):
+        _, newest = save(store, lineage, 10, 20)
+
+        def successor_commits() -> None:
+            save(store, store.open_lineage("main", parent=newest), 30)
+
+        overtaken = Overtaken(backend, "list", "checkpoints/", successor_commits)
+        CheckpointStore(overtaken).prune(KeepAll(), "main")
+        assert loaded(store, CheckpointRef("main", 2, 30)) == [("Iterator", state_of(b"30"))]
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flip(data: bytes) -> bytes:
+    return data[:-3] + bytes([data[-3] ^ 0x04]) + data[-2:]
+
+
+def empty(data: bytes) -> bytes:
+    return b""
+
+
+def replace_all(data: bytes) -> bytes:
+    return b"something else"
+
+
+class TestDamage:
+    @pytest.fixture
+    def damaged(self, store, lineage) -> CheckpointInfo:
+        """A checkpoint that a test is about to damage."""
+        return store.save(lineage, 100, [IteratorState(name, elements) for name, elements in STATE])
+
+    @pytest.mark.parametrize("harm", [cut, flip, empty, replace_all])
+    @pytest.mark.parametrize("which", ["pack", "manifest"])
+    def test_it_is_reported_with_place_and_step(self, store, backend, damaged, which, harm):
+        key = damaged.ref.key if which == "manifest" else pack_keys(backend)[0]
+        backend.put(key, harm(backend.get(key)))
+        with pytest.raises(CorruptCheckpoint) as raised:
+            loaded(store, damaged)
+        assert store.uri in str(raised.value)
+        assert "step 100" in str(raised.value)
+
+    def test_a_missing_pack_is_reported_with_place_step_and_pack(self, store, backend, damaged):
+        (pack,) = pack_keys(backend)
+        backend.delete([pack])
+        with pytest.raises(CorruptCheckpoint) as raised:
+            loaded(store, damaged)
+        assert all(word in str(raised.value) for word in (store.uri, "step 100", pack))
+
+    def test_the_manifest_of_another_checkpoint_is_reported(self, store, backend, lineage, damaged):
+        (other,) = save(store, lineage, 200)
+        backend.put(damaged.ref.key, backend.get(other.key))
+        with pytest.raises(CorruptCheckpoint, match="step 100"):
+            loaded(store, damaged)
+
+    def test_a_chunk_with_another_number_of_elements_than_listed_is_reported(self, store, backend, damaged):
+        tamper(backend, damaged.ref, elements=77)
+        with pytest.raises(CorruptCheckpoint, match="step 100"):
+            loaded(store, damaged)
+
+    def test_storage_that_does_not_answer_is_not_reported_as_damage(self, backend, damaged):
+        failing = Failing(backend, "get", "packs/", BackendUnavailable("no answer"))
+        with pytest.raises(BackendUnavailable):
+            loaded(CheckpointStore(failing), damaged)
+
+    def test_other_checkpoints_can_still_be_loaded(self, store, backend, lineage, damaged):
+        (other,) = save(store, lineage, 200)
+        backend.put(damaged.ref.key, b"damaged")
+        assert loaded(store, other) == [("Iterator", state_of(b"200"))]
+
+
+def tamper(backend: Backend, ref: CheckpointRef, pack: Optional[PackEntry] = None, **row: int) -> None:
+    """Rewrite a manifest to one iterator of one chunk, with checksums that are right."""
+    content = manifests.decode(backend.get(ref.key))
+    changes = {name: np.array([value], np.uint64) for name, value in row.items()}
+    table = replace(content.table.slice(0, 1), **changes)
+    body = table.encode()
+    entry = replace(content.header.iterators[0], key_chunks=0, chunks=1)
+    if "elements" in row:
+        entry = replace(entry, elements=row["elements"])
+    header = replace(
+        content.header,
+        iterators=(entry,),
+        packs=(pack or content.header.packs[0],),
+        chunks=1,
+        table_bytes=len(body),
+        table_digest=digest(body).hex(),
+    )
+    backend.put(ref.key, manifests.encode(header, body))
+
+
+@pytest.mark.parametrize("backend", ["memory", "local"], indirect=True)
+class TestForgery:
+    """A stranger's manifest, whose checksums are right."""
+
+    @pytest.fixture
+    def ref(self, store, lineage) -> CheckpointRef:
+        return save(store, lineage, 100)[0]
+
+    @pytest.mark.parametrize(
+        "pack",
+        [
+            pytest.param("../../elsewhere", id="above"),
+            pytest.param("/absolute", id="absolute"),
+            pytest.param("", id="nowhere"),
+            pytest.param("packs/main\x00", id="no name"),
+        ],
+    )
+    def test_a_forged_manifest_that_names_a_place_outside_is_refused(self, store, backend, ref, pack):
+        tamper(backend, ref, pack=PackEntry(pack, 100, True), offset=0, stored=10)
+        with pytest.raises(CorruptCheckpoint, match="step 100"):
+            loaded(store, ref)
+
+    @pytest.mark.parametrize("offset", [10**6, 2**60, 2**63, 2**64 - 20])
+    def test_a_forged_manifest_that_points_far_behind_its_pack_is_refused(self, store, backend, ref, offset):
+        tamper(backend, ref, pack=PackEntry(pack_keys(backend)[0], 2**61, True), offset=offset)
+        with pytest.raises(CorruptCheckpoint, match="step 100"):
+            loaded(store, ref)
