@@ -1,0 +1,20 @@
+"""Prints, as JSON, what the models in some model directories have been trained on.
+
+A process of its own, since it needs TensorFlow and the rest of the demo does not.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import tensorflow as tf
+
+
+def main() -> None:
+    """Print the ``history`` of each model directory given: one row of example ids per step."""
+    print(json.dumps([tf.train.load_variable(folder, "history").tolist() for folder in sys.argv[1:]]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""What the demo found, as text. Pure: nothing here runs, reads or writes anything."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from demo.scenario import Outcome
+
+History = Sequence[Sequence[int]]
+"""The ids of the examples of each step. A negative id stands for an example that was never given."""
+
+_HEAD = (
+    "scenario",
+    "runs",
+    "kills (mid-save)",
+    "expected",
+    "seen",
+    "lost",
+    "repeated",
+    "steps off",
+    "in model dir",
+    "input state lives in",
+)
+_TEXT_COLUMNS = {0, len(_HEAD) - 1}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model's history against that of the uninterrupted one."""
+
+    expected: int
+    seen: int
+    lost: int
+    """Examples that are missing, each as often as it is."""
+    repeated: int
+    """Examples that came more often than they should."""
+    steps_off: int
+    """Steps trained on other examples, or in another order, than the uninterrupted run's."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the two cannot be told apart."""
+        return self.lost == self.repeated == self.steps_off == 0
+
+
+def compare(history: History, reference: History) -> Comparison:
+    """Compare a history with the uninterrupted run's.
+
+    >>> compare([[1, 2], [1, 2]], reference=[[1, 2], [3, 4]])
+    Comparison(expected=4, seen=4, lost=2, repeated=2, steps_off=1)
+    """
+    expected, seen = _count(reference), _count(history)
+    # A step that only one of the two has is a step that differs.
+    steps_off = abs(len(history) - len(reference)) + sum(
+        list(row) != list(wanted) for row, wanted in zip(history, reference)
+    )
+    return Comparison(
+        expected=_size(expected),
+        seen=_size(seen),
+        lost=_size(expected - seen),
+        repeated=_size(seen - expected),
+        steps_off=steps_off,
+    )
+
+
+def render(rows: Sequence[tuple[Outcome, Comparison]]) -> str:
+    """Return the table: one line for each scenario."""
+    cells = [_HEAD, *(_cells(outcome, comparison) for outcome, comparison in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(_HEAD))]
+    lines = ["  ".join(_align(row, widths)).rstrip() for row in cells]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def _cells(outcome: Outcome, comparison: Comparison) -> tuple[str, ...]:
+    megabytes = (
+        f"{outcome.state_bytes_in_model_dir / 1e6:.1f} MB" if outcome.state_bytes_in_model_dir else "0"
+    )
+    return (
+        outcome.title,
+        str(outcome.runs),
+        f"{outcome.kills} ({outcome.mid_save})" if outcome.kills else "0",
+        str(comparison.expected),
+        str(comparison.seen),
+        str(comparison.lost),
+        str(comparison.repeated),
+        str(comparison.steps_off),
+        megabytes,
+        outcome.input_uri or "(not saved)",
+    )
+
+
+def _align(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    return [
+        cell.ljust(width) if column in _TEXT_COLUMNS else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(row, widths))
+    ]
+
+
+def _count(history: History) -> Counter[int]:
+    return Counter(example for row in history for example in row if example >= 0)
+
+
+def _size(examples: Counter[int]) -> int:
+    return sum(examples.values())
