@@ -94,9 +94,7 @@ def measure(turnover: float, saves: int) -> Figures:
 def main() -> None:
     """Print the table."""
     print(f"{ELEMENTS} elements of {ELEMENT_BYTES} bytes, packs of {PACK_BYTES} bytes, keeping the last 5")
-    print(
-        f"{'turnover':>8} {'saves':>6} {'full save':>10} {'mean save':>10} {'worst':>8} {'restore':>8} {'objects':>8}"
-    )
+    print("turnover  saves  full save  mean save    worst  restore  objects")
     for turnover in TURNOVERS:
         saves = SAVES if turnover < 1 else 10
         found = measure(turnover, saves)
