@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import uuid
 from pathlib import Path
@@ -144,6 +145,20 @@ def test_storage_that_stays_away_raises_once_the_patience_is_over(
     )
     with pytest.raises(ic.BackendUnavailable, match=r"no answer.*gave up"):
         estimator.train(shuffled_ids, hooks=[hook], steps=20)
+
+
+def test_a_run_that_another_one_has_taken_over_from_stops_with_the_name_of_its_successor(
+    tmp_path: Path, memory: MemoryBackend
+) -> None:
+    def another_run_begins() -> None:
+        store = ic.CheckpointStore.open(memory)
+        store.open_lineage("main", parent=store.newest("main").ref)
+
+    estimator = make_estimator(tmp_path / "model")
+    hook = ic.CheckpointInputPipelineHook(estimator, backend=memory)
+    with pytest.raises(ic.WriterSuperseded, match=rf"taken over \(host \S+, pid {os.getpid()}, \d{{4}}-"):
+        estimator.train(shuffled_ids, hooks=[hook, AtStep({15: another_run_begins})], steps=60)
+    assert committed(memory) == [0, 10]
 
 
 def test_an_exception_in_training_lets_the_save_in_flight_finish(

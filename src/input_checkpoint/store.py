@@ -175,7 +175,8 @@ class CheckpointStore:
 
         Raises:
             WriterSuperseded: a newer lineage of this worker has been opened. Nothing became visible.
-            BackendError: the storage failed. Nothing became visible.
+            BackendError: the storage failed. Nothing became visible, unless it was the very answer to the
+                commit that never came.
         """
         header = self._saver(lineage).save(step, iterators)
         self._headers[header.ref] = header
@@ -238,7 +239,7 @@ class CheckpointStore:
             orphan_age: seconds after which data that a crash has left is removed.
 
         Raises:
-            WriterSuperseded: ``lineage`` is not the newest any more.
+            WriterSuperseded: ``lineage`` is not the newest any more, or a new run has begun meanwhile.
             BackendError: the storage failed. What was not removed can be removed by the next call.
         """
         reports = [
@@ -360,6 +361,16 @@ class CheckpointStore:
             "can no longer save. Stop it, or give it a URI of its own."
         )
 
+    def _check_no_run_has_begun(self, newest: Lineage) -> None:
+        # A run that restarts from an older step may need just what the policy would remove.
+        now = self.newest_lineage(newest.worker)
+        if now is not None and now.number > newest.number:
+            raise WriterSuperseded(
+                f"{self.uri}: a new run of worker {newest.worker!r} has begun while its checkpoints were "
+                f"being pruned ({described(now.host, now.pid, now.created)}). Nothing more was removed; "
+                "prune again."
+            )
+
     def _prune_worker(
         self,
         policy: RetentionPolicy,
@@ -373,12 +384,13 @@ class CheckpointStore:
             return PruneReport({}, (), ())
         if lineage is not None and lineage.worker == worker:
             self._check_newest(lineage, newest)
+            newest = lineage
         pruner = Pruner(
             self._backend,
             self._header,
             lambda: self._list_refs(worker),
             newest,
-            (lambda: self._check_not_superseded(lineage)) if lineage else _no_check,
+            lambda: self._check_no_run_has_begun(newest),
         )
         return pruner.prune(policy, orphan_age, dry_run)
 
@@ -430,10 +442,6 @@ def _same(header: Header, ref: CheckpointRef) -> Header:
     if header.ref != ref:
         raise CorruptCheckpoint(f"it holds the manifest of another checkpoint, {header.ref}")
     return header
-
-
-def _no_check() -> None:
-    """Tools that are no writer cannot be superseded."""
 
 
 def _format_version(text: bytes) -> object:

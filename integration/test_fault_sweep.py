@@ -1,0 +1,213 @@
+"""Every call of a store's life is once the last one, fails once, and is once forbidden; and real kills.
+
+tests/test_faults.py holds the fast part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import signal
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import input_checkpoint as ic
+from input_checkpoint.backend import Backend
+from input_checkpoint.backends_builtin import LocalBackend
+from tests.support import cycles
+from tests.support.faults import MOMENTS, Die, FaultyBackend, Killed, KillForGood, Meanwhile
+
+pytestmark = pytest.mark.timeout(900)
+
+KINDS = ("memory", "local")
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_process_may_die_at_any_call(kind: str, moment: str, tmp_path: Path) -> None:
+    cycles.die_everywhere(kind, tmp_path, moment)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_call_may_fail_once_and_nobody_notices(kind: str, moment: str, tmp_path: Path) -> None:
+    cycles.be_unavailable_everywhere(kind, tmp_path, moment)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_call_may_be_forbidden_and_the_caller_is_told(kind: str, tmp_path: Path) -> None:
+    cycles.be_forbidden_everywhere(kind, tmp_path)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_process_may_be_killed_for_good_at_any_call(moment: str, tmp_path: Path) -> None:
+    calls = cycles.calls_of(cycles.Cycle().live, cycles.new_backend("local", tmp_path))
+    for number, call in enumerate(calls, 1):
+        if call.split()[0] in ("create", "put", "delete"):
+            inner = cycles.new_backend("local", tmp_path)
+            progress = live_in_a_child(
+                inner, lambda backend, n=number: FaultyBackend(backend, {n: KillForGood(moment)})
+            )
+            assert progress.killed
+            cycles.check_that_nothing_committed_is_lost(inner, progress.cycle)
+
+
+def test_a_process_may_be_killed_for_good_at_any_change_of_the_file_system(tmp_path: Path) -> None:
+    number = 0
+    while True:
+        number += 1
+        inner = cycles.new_backend("local", tmp_path)
+        progress = live_in_a_child(inner, lambda backend, n=number: killed_at_change(backend, n))
+        cycles.check_that_nothing_committed_is_lost(inner, progress.cycle)
+        if not progress.killed:
+            break
+    assert number > 100
+
+
+@pytest.mark.parametrize("orphan_age", [0, 3600])
+def test_a_clean_up_at_any_moment_of_a_save_takes_nothing_away_from_it(orphan_age: float) -> None:
+    for number, moment in points_of(save_next):
+        inner = three_saves()
+        faulty = FaultyBackend(inner)
+        save = save_next(faulty)
+
+        def prune(inner: Backend = inner) -> None:
+            cycles.open_store(inner).prune(ic.KeepLast(1), orphan_age=orphan_age)
+
+        faulty.plan[len(faulty.calls) + number] = Meanwhile(prune, moment)
+        save()
+        check_newest(inner, 40)
+
+
+@pytest.mark.parametrize("orphan_age", [0, 3600])
+def test_a_save_at_any_moment_of_a_clean_up_loses_nothing(orphan_age: float) -> None:
+    def prune_of(backend: Backend) -> Callable[[], object]:
+        store = cycles.open_store(backend)
+        return lambda: store.prune(ic.KeepLast(1), orphan_age=orphan_age)
+
+    for number, moment in points_of(prune_of):
+        inner = three_saves()
+        save = save_next(inner)
+        faulty = FaultyBackend(inner)
+        prune = prune_of(faulty)
+        faulty.plan[len(faulty.calls) + number] = Meanwhile(save, moment)
+        prune()
+        check_newest(inner, 40)
+
+
+def test_a_save_that_began_before_and_ends_after_any_moment_of_a_clean_up_loses_nothing() -> None:
+    """The clean-up runs at one call of the save, up to its own n-th call; the rest of it after the save."""
+    for number, moment in points_of(save_next):
+        for dies_at in range(1, 14):
+            inner = three_saves()
+            faulty = FaultyBackend(inner)
+            save = save_next(faulty)
+
+            def part(inner: Backend = inner, dies_at: int = dies_at) -> None:
+                with contextlib.suppress(Killed):
+                    store = cycles.open_store(FaultyBackend(inner, {dies_at: Die("after")}))
+                    store.prune(ic.KeepLast(1), orphan_age=0)
+
+            faulty.plan[len(faulty.calls) + number] = Meanwhile(part, moment)
+            save()
+            check_newest(inner, 40)
+            cycles.open_store(inner).prune(ic.KeepLast(1), orphan_age=0)
+            check_newest(inner, 40)
+
+
+class Progress:
+    """How far a child has come, in memory that outlives it."""
+
+    def __init__(self) -> None:
+        self._shared = mmap.mmap(-1, 16)
+        self.killed = False
+
+    def tell(self, cycle: cycles.Cycle) -> None:
+        self._shared[:] = struct.pack("qq", cycle.begun, cycle.committed)
+
+    @property
+    def cycle(self) -> cycles.Cycle:
+        cycle = cycles.Cycle()
+        cycle.begun, cycle.committed = struct.unpack("qq", self._shared[:])
+        return cycle
+
+
+def live_in_a_child(inner: Backend, disturbed: Callable[[Backend], Backend]) -> Progress:
+    progress = Progress()
+
+    class Telling(cycles.Cycle):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if len(vars(self)) > 2:
+                progress.tell(self)
+
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            Telling().live(disturbed(inner))
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    progress.killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    assert progress.killed or os.WEXITSTATUS(status) == 0
+    return progress
+
+
+def killed_at_change(backend: Backend, number: int) -> Backend:
+    """Kill this process just before it changes the backend's folder for the n-th time."""
+    assert isinstance(backend, LocalBackend)
+    folder = backend.uri
+    changes = 0
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal changes
+        changing = event in ("os.link", "os.rename", "os.remove", "os.rmdir", "os.mkdir") or (
+            event == "open" and isinstance(arguments[1], str) and "w" in arguments[1]
+        )
+        if changing and os.fspath(arguments[0]).startswith(folder):  # type: ignore[call-overload]
+            changes += 1
+            if changes == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    return backend
+
+
+def three_saves() -> Backend:
+    inner = cycles.new_backend("memory")
+    store = cycles.open_store(inner)
+    lineage = store.open_lineage(cycles.WORKER, None)
+    for step in (10, 20, 30):
+        store.save(lineage, step, cycles.state(step))
+    return inner
+
+
+def save_next(backend: Backend) -> Callable[[], object]:
+    """A restarted run that is about to save. What it builds on may be pruned under its hands."""
+    store = cycles.open_store(backend)
+    lineage = store.open_lineage(cycles.WORKER, store.newest(cycles.WORKER).ref)
+    store.save(lineage, 35, cycles.state(35))
+    return lambda: store.save(lineage, 40, cycles.state(40))
+
+
+def points_of(prepare: Callable[[Backend], Callable[[], object]]) -> Iterator[tuple[int, str]]:
+    faulty = FaultyBackend(three_saves())
+    work = prepare(faulty)
+    before = len(faulty.calls)
+    work()
+    return iter(cycles.moments(faulty.calls[before:]))
+
+
+def check_newest(inner: Backend, step: int) -> None:
+    store = cycles.open_store(inner)
+    assert store.verify().problems == {}
+    newest = store.newest(cycles.WORKER)
+    assert newest.step == step
+    assert cycles.restored(store, newest.ref) == cycles.expected(step)

@@ -1,0 +1,13 @@
+"""tests/test_store_stateful.py, for many more and longer stories."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+
+from tests.test_store_stateful import BRIEF, StoreMachine
+
+
+@pytest.mark.timeout(3600)
+class TestStoreAtLength(StoreMachine.TestCase):
+    settings = settings(BRIEF, max_examples=500, stateful_step_count=60)

@@ -1,0 +1,134 @@
+"""Every way in which a stored object can be damaged, and what may be seen of a store afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import input_checkpoint as ic
+from input_checkpoint import refs
+from input_checkpoint.backend import Backend
+from tests.support import cycles
+
+
+def damaged_store() -> Backend:
+    """A store with two lineages that share packs; what is done to it comes later."""
+    inner = cycles.new_backend("memory")
+    store = cycles.open_store(inner)
+    lineage = store.open_lineage(cycles.WORKER, None)
+    for step in (10, 20, 30):
+        store.save(lineage, step, cycles.state(step))
+    lineage = store.open_lineage(cycles.WORKER, refs.CheckpointRef(cycles.WORKER, 1, 20))
+    for step in (30, 40):
+        store.save(lineage, step, cycles.state(step))
+    return inner
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to damage one object (or two, that change places)."""
+
+    name: str
+    keys: tuple[str, ...]
+    objects: tuple[bytes, ...]
+    """What is stored under the keys instead; nothing at all if this is empty."""
+
+    def apply(self, backend: Backend) -> None:
+        if not self.objects:
+            backend.delete(self.keys)
+        for key, data in zip(self.keys, self.objects):
+            backend.put(key, data)
+
+
+def deletions(backend: Backend) -> Iterator[Case]:
+    for info in backend.list():
+        yield Case(f"delete {info.key}", (info.key,), ())
+
+
+def flips(backend: Backend, most: int) -> Iterator[Case]:
+    """At ``most`` positions of every object, spread evenly, the first and the last among them."""
+    for info in backend.list():
+        data = backend.get(info.key)
+        for position in _spread(len(data), most):
+            for mask in (0x01, 0x80):
+                changed = data[:position] + bytes([data[position] ^ mask]) + data[position + 1 :]
+                yield Case(f"flip {mask:#x} at {position} of {info.key}", (info.key,), (changed,))
+
+
+def truncations(backend: Backend, most: int) -> Iterator[Case]:
+    """To ``most`` lengths, nothing and all but one byte among them; and one byte too many."""
+    for info in backend.list():
+        data = backend.get(info.key)
+        for length in _spread(len(data), most):
+            yield Case(f"cut {info.key} to {length}", (info.key,), (data[:length],))
+        yield Case(f"append to {info.key}", (info.key,), (data + b"\0",))
+
+
+def swaps(backend: Backend) -> Iterator[Case]:
+    """Two objects of the same kind change places; and one takes the place of another."""
+    keys = [info.key for info in backend.list()]
+    for first in keys:
+        for second in keys:
+            if first < second and first.split("/")[0] == second.split("/")[0]:
+                one, other = backend.get(first), backend.get(second)
+                yield Case(f"swap {first} and {second}", (first, second), (other, one))
+                yield Case(f"{second} in place of {first}", (first,), (other,))
+                yield Case(f"{first} in place of {second}", (second,), (one,))
+
+
+def check_that_no_damage_goes_unnoticed(cases: Callable[[Backend], Iterator[Case]]) -> int:
+    """Whatever is damaged: what loads is right, what does not load says so, and verify() knows it before."""
+    inner = damaged_store()
+    whole = {info.key: inner.get(info.key) for info in inner.list()}
+    checkpoints = [ref for ref in map(refs.parse_checkpoint_key, whole) if ref]
+    assert len(checkpoints) == 5
+    count = 0
+    for case in cases(inner):
+        count += 1
+        try:
+            case.apply(inner)
+            _check(inner, checkpoints)
+        except Exception as error:
+            raise AssertionError(f"{case.name}: {type(error).__name__}: {error}") from error
+        finally:
+            for key in case.keys:
+                inner.put(key, whole[key])
+    assert {info.key: inner.get(info.key) for info in inner.list()} == whole
+    return count
+
+
+def _check(inner: Backend, checkpoints: list[refs.CheckpointRef]) -> None:
+    try:
+        store = ic.CheckpointStore.open(inner, options=cycles.OPTIONS, retry=None)
+    except (ic.UnsupportedFormat, ic.BackendNotFound):
+        return  # format.json is the damaged one
+    report = store.verify()
+    for ref in checkpoints:
+        try:
+            found = cycles.restored(store, ref)
+        except ic.CheckpointNotFound:
+            assert ref not in report.checked
+        except ic.CorruptCheckpoint:
+            assert ref in report.problems
+        else:
+            assert found == cycles.expected(ref.step)
+            assert ref in report.checked
+            # A pack of the wrong size is reported, also if this one does not need what is missing.
+            assert "bytes instead of" in report.problems.get(ref, "bytes instead of")
+    _check_history(store)
+
+
+def _check_history(store: ic.CheckpointStore) -> None:
+    """A damaged lineage record never makes another history look right."""
+    try:
+        history = store.history(cycles.WORKER)
+    except ic.CorruptCheckpoint:
+        return
+    if len(store.verify(read_data=False).checked) == 5 and store.newest_lineage(cycles.WORKER).number == 2:
+        assert [(ref.lineage, ref.step) for ref in history] == [(1, 10), (1, 20), (2, 30), (2, 40)]
+
+
+def _spread(size: int, most: int) -> list[int]:
+    if size <= most:
+        return list(range(size))
+    return sorted({round(number * (size - 1) / (most - 1)) for number in range(most)})

@@ -1,0 +1,207 @@
+"""One whole life of a store, short enough to be lived once for every call that it makes."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Optional, Union
+
+import pytest
+
+import input_checkpoint as ic
+from input_checkpoint import manifest as manifests
+from input_checkpoint import refs
+from input_checkpoint.backend import Backend
+from input_checkpoint.backends_builtin import LocalBackend, MemoryBackend
+from input_checkpoint.lineage import Lineage
+from input_checkpoint.retrying import RetryingBackend
+from input_checkpoint.state import Element
+from tests.support.faults import MOMENTS, Die, Fail, FaultyBackend, Killed
+
+WORKER = "main"
+OPTIONS = ic.SaveOptions(pack_bytes=6_000, concurrency=1)
+"""Several packs a save, and calls that always come in the same order."""
+
+
+QUICK = ic.RetryPolicy(give_up_after=5, first_delay=0.0005, longest_delay=0.002)
+
+
+def elements(step: int, name: str = "large") -> list[Element]:
+    """The input state at a step: of a few large payloads some are new each time, small ones are mixed in."""
+    first = step // 2
+    found = []
+    for number in range(first, first + 10):
+        random_bytes = random.Random(number).randbytes(2100 + 97 * (number % 13))
+        payload = random_bytes if number % 3 else random_bytes[:300] * 8
+        found.append((f"{name}:buffer::{number % 16}".encode(), payload))
+        found.append((f"{name}:small::{number}".encode(), b"%d" % (number * step)))
+    return [*found, (b"%s:counter" % name.encode(), b"%d" % step)]
+
+
+def state(step: int) -> list[ic.IteratorState]:
+    return [
+        ic.IteratorState("first", iter(elements(step))),
+        ic.IteratorState("second", iter([(b"position", b"%d" % step)])),
+    ]
+
+
+def restored(store: ic.CheckpointStore, ref: refs.CheckpointRef) -> list[tuple[str, list[Element]]]:
+    return [(found.name, found.in_order()) for found in store.load(ref)]
+
+
+def expected(step: int) -> list[tuple[str, list[Element]]]:
+    return [(one.name, list(one.elements)) for one in state(step)]
+
+
+def open_store(backend: Union[str, Backend]) -> ic.CheckpointStore:
+    """As a new process would."""
+    return ic.CheckpointStore.open(backend, create=True, options=OPTIONS, retry=None)
+
+
+class Cycle:
+    """Saves, prunes, is restarted, saves again, prunes, restores; remembers how far it has come."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        """Step of the last save that was begun."""
+        self.committed = 0
+        """Step of the last save that returned."""
+        self.restored: list[tuple[str, list[Element]]] = []
+
+    def live(self, backend: Backend) -> None:
+        store = open_store(backend)
+        lineage = store.open_lineage(WORKER, None)
+        for step in (10, 20, 30, 40):
+            self._save(store, lineage, step)
+        store.prune(ic.KeepLast(2), WORKER, lineage=lineage)
+        store = open_store(backend)
+        newest = store.newest(WORKER)
+        assert newest.step == 40
+        assert restored(store, newest.ref) == expected(40)
+        lineage = store.open_lineage(WORKER, newest.ref)
+        self._save(store, lineage, 50)
+        store.prune(ic.KeepLast(2), WORKER, lineage=lineage)
+        self.restored = restored(store, store.newest(WORKER).ref)
+
+    def _save(self, store: ic.CheckpointStore, lineage: Lineage, step: int) -> None:
+        self.begun = step
+        store.save(lineage, step, state(step))
+        self.committed = step
+
+
+def calls_of(work: Callable[[Backend], object], inner: Backend) -> list[str]:
+    """Operation and key of every call that ``work`` makes when nothing goes wrong."""
+    faulty = FaultyBackend(inner)
+    work(faulty)
+    return faulty.calls
+
+
+def moments(calls: Sequence[str]) -> list[tuple[int, str]]:
+    """Every call number with each of the moments at which something can happen to it."""
+    return [
+        (number, moment)
+        for number, call in enumerate(calls, 1)
+        for moment in MOMENTS
+        if moment != "halfway" or (call.startswith("delete ") and call.count(" ") > 1)
+    ]
+
+
+def check_that_nothing_committed_is_lost(inner: Backend, cycle: Cycle) -> None:
+    """Whatever a death or an error has left behind, the next run goes on from what was committed."""
+    store = open_store(inner)
+    assert store.verify().problems == {}
+    history = store.history(WORKER)
+    newest = history[-1].step if history else 0
+    assert newest in (cycle.committed, cycle.begun)
+    for ref in history:
+        assert restored(store, ref) == expected(ref.step)
+    lineage = store.open_lineage(WORKER, history[-1] if history else None)
+    store.save(lineage, 60, state(60))
+    store.prune(ic.KeepLast(2), WORKER, lineage=lineage, orphan_age=0)
+    assert orphans(inner) == []
+    again = open_store(inner)
+    assert again.verify().problems == {}
+    assert [ref.step for ref in again.history(WORKER)] == [*([newest] if newest else []), 60]
+    for ref in again.history(WORKER):
+        assert restored(again, ref) == expected(ref.step)
+
+
+def orphans(backend: Backend) -> list[str]:
+    """Keys of what no checkpoint needs."""
+    keys = [info.key for info in backend.list()]
+    checkpoints = [ref for ref in map(refs.parse_checkpoint_key, keys) if ref]
+    lineages = [number for number in map(refs.parse_lineage_key, keys) if number]
+    needed = {refs.FORMAT_KEY, refs.lineage_key(WORKER, max(lineages))}
+    for ref in checkpoints:
+        needed |= {ref.key, refs.lineage_key(WORKER, ref.lineage)}
+        needed.update(pack.key for pack in manifests.decode_header(backend.get(ref.key)).packs)
+    return [key for key in keys if key not in needed]
+
+
+def die_everywhere(kind: str, folder: Path, moment: str, every: int = 1) -> None:
+    """Die at every call of a cycle, or at every few, and look at what is left."""
+    for number, _ in _points(kind, folder, [moment], every):
+        inner, cycle = new_backend(kind, folder), Cycle()
+        with _at(number, moment):
+            with pytest.raises(Killed):
+                cycle.live(FaultyBackend(inner, {number: Die(moment)}))
+            check_that_nothing_committed_is_lost(inner, cycle)
+
+
+def be_unavailable_everywhere(kind: str, folder: Path, moment: str, every: int = 1) -> None:
+    """Let every call of a cycle fail once, or every few, and expect that nobody notices."""
+    undisturbed = new_backend(kind, folder)
+    Cycle().live(undisturbed)
+    for number, _ in _points(kind, folder, [moment], every):
+        inner, cycle = new_backend(kind, folder), Cycle()
+        with _at(number, moment):
+            faulty = FaultyBackend(inner, {number: Fail(moment)})
+            cycle.live(RetryingBackend(faulty, QUICK))
+            assert cycle.restored == expected(50)
+            assert _kinds_of_objects(inner) == _kinds_of_objects(undisturbed)
+            check_that_nothing_committed_is_lost(inner, cycle)
+
+
+def be_forbidden_everywhere(kind: str, folder: Path, every: int = 1) -> None:
+    """Let every call of a cycle fail for good, or every few, and expect to be told."""
+    for number, call in _points(kind, folder, ["before"], every):
+        inner, cycle = new_backend(kind, folder), Cycle()
+        with _at(number, "before"):
+            faulty = FaultyBackend(inner, {number: Fail(error=ic.BackendPermissionError)})
+            if call.startswith("delete saves/"):
+                # The save is committed by then. That it was in flight is forgotten by a later clean-up.
+                cycle.live(RetryingBackend(faulty, QUICK))
+            else:
+                with pytest.raises(ic.BackendPermissionError, match=f"call {number} "):
+                    cycle.live(RetryingBackend(faulty, QUICK))
+            check_that_nothing_committed_is_lost(inner, cycle)
+
+
+def _points(kind: str, folder: Path, wanted: Sequence[str], every: int) -> list[tuple[int, str]]:
+    calls = calls_of(Cycle().live, new_backend(kind, folder))
+    return [(number, calls[number - 1]) for number, moment in moments(calls) if moment in wanted][::every]
+
+
+@contextlib.contextmanager
+def _at(number: int, moment: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise AssertionError(f"{moment} call {number}: {error}") from error
+
+
+def _kinds_of_objects(backend: Backend) -> list[str]:
+    """All keys, without what is random in them."""
+    return sorted(re.sub(r"(?<=\d{12}-)[0-9a-f]{8}", "*", info.key) for info in backend.list())
+
+
+def new_backend(kind: str, folder: Optional[Path] = None) -> Backend:
+    """An empty one: ``memory``, or ``local`` below a folder."""
+    if kind == "memory":
+        return MemoryBackend(f"memory://{uuid.uuid4().hex}")
+    assert folder is not None
+    return LocalBackend(str(folder / uuid.uuid4().hex))
