@@ -1,7 +1,7 @@
 """Format version 1: a store written by an earlier release is read, also with nothing but docs/format.md.
 
-The fixture was written by ``python -m tests.test_format DIRECTORY`` at the commit that added it, and must never
-be written again.
+The fixture was written by ``python -m tests.test_format DIRECTORY`` at the commit that added it, and must
+never be written again.
 """
 
 from __future__ import annotations
