@@ -2,6 +2,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard backends/*/pyproject.toml))
 PROJECTS := pyproject.toml $(wildcard backends/*/pyproject.toml)
 
@@ -13,7 +14,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

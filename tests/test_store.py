@@ -1,4 +1,4 @@
-"""The store keeps its promises on every kind of backend."""
+"""The store keeps its promises on every kind of backend. integration/ runs the same over S3."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ from input_checkpoint import (
     SaveOptions,
     UnsupportedFormat,
     WriterSuperseded,
-    open_backend,
 )
 from input_checkpoint import manifest as manifests
 from input_checkpoint.backends_builtin import LocalBackend, MemoryBackend
@@ -91,25 +90,11 @@ def die_before_commit(backend: Backend, lineage: Lineage, step: int) -> list[str
     return sorted(set(pack_keys(backend)) - before)
 
 
-@pytest.fixture(scope="module")
-def s3_session():
-    """One for all tests: a session reads megabytes of API descriptions before its first call."""
-    return pytest.importorskip("aiobotocore.session").AioSession()
-
-
-@pytest.fixture(params=["memory", "local", "s3"])
-def backend(request, tmp_path: Path) -> Iterator[Backend]:
+@pytest.fixture(params=["memory", "local"])
+def backend(request, tmp_path: Path) -> Backend:
     if request.param == "memory":
-        opened: Backend = MemoryBackend(f"memory://{uuid.uuid4().hex}")
-    elif request.param == "local":
-        opened = LocalBackend(str(tmp_path / "store"))
-    else:
-        server = request.getfixturevalue("s3_server")
-        session = request.getfixturevalue("s3_session")
-        uri = f"s3://{server.bucket}/{uuid.uuid4().hex}"
-        opened = open_backend(uri, {**server.options, "session": session})
-    yield opened
-    opened.close()
+        return MemoryBackend(f"memory://{uuid.uuid4().hex}")
+    return LocalBackend(str(tmp_path / "store"))
 
 
 @pytest.fixture

@@ -1,0 +1,27 @@
+"""The store's specification, on an S3 server."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from aiobotocore.session import AioSession
+
+from input_checkpoint import Backend, open_backend
+from tests.support.s3_server import S3Server
+from tests.test_store import *  # noqa: F403 - the same tests, over the fixture below
+
+
+@pytest.fixture(scope="module")
+def s3_session() -> AioSession:
+    """One for all tests: a session reads megabytes of API descriptions before its first call."""
+    return AioSession()
+
+
+@pytest.fixture
+def backend(s3_server: S3Server, s3_session: AioSession) -> Iterator[Backend]:
+    uri = f"s3://{s3_server.bucket}/{uuid.uuid4().hex}"
+    opened = open_backend(uri, {**s3_server.options, "session": s3_session})
+    yield opened
+    opened.close()
