@@ -188,8 +188,7 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
         self._settings = settings
         if backend is None:
             backend = f"{str(settings.model_dir).rstrip('/')}-input"
-        # Opened now: what is wrong with the backend should be known before hours of graph building and data
-        # loading.
+        # Opened now: what is wrong with the backend should be known before hours of building and loading.
         self._store = CheckpointStore.open(backend, storage_options, create=True, retry=settings.retry)
         self._writer: Optional[CheckpointWriter] = None
         self._schedule = settings.schedule
@@ -244,9 +243,8 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
             return
         if self._steps_run == 0:
             logger.warning(
-                "No step was run at global step %d. If the input had already ended when it was saved, it "
-                "stays so: "
-                "pass resume='fresh' or another backend to train on it again (it is in %s).",
+                "No step was run at global step %d. If the input had already ended when it was saved (in "
+                "%s), it stays so: pass resume='fresh' or another backend to train on it again.",
                 self._step(session),
                 self._store.uri,
             )
@@ -311,16 +309,16 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
                 continue
             except PipelineMismatch as error:
                 raise PipelineMismatch(
-                    f"{self._store.uri}, checkpoint {ref}: {error} To start the input over, pass "
-                    "resume='fresh'."
+                    f"{self._store.uri}, checkpoint {ref}: {error} "
+                    "To start the input over, pass resume='fresh'."
                 ) from error
             self._tell_restored(ref, step)
             return ref
         if plan.required:
             raise CheckpointNotFound(
                 f"{self._store.uri} has no input checkpoint of worker {self._settings.worker!r} for step "
-                f"{step}, at which the model is. "
-                f"It has steps {_steps(history)}. Pass resume='aligned' to use the newest older one."
+                f"{step}, at which the model is; it has steps {_steps(history)}. "
+                "Pass resume='aligned' to use the newest older one."
             )
         self._tell_fresh(step, history)
         return None
@@ -395,8 +393,7 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
         elif step > 0:
             logger.warning(
                 "The model is at step %d, and %s has no input checkpoint yet: the input starts from its "
-                "beginning, "
-                "so up to %d steps of data will be seen again.",
+                "beginning, so up to %d steps of data will be seen again.",
                 step,
                 self._store.uri,
                 step,

@@ -9,8 +9,7 @@ Facts this is built on, all measured with TensorFlow 2.15.1 and 2.21:
 * ``SerializeIterator`` gives a vector of variants, about one for each buffered element
   (tensorflow/core/kernels/data/iterator_ops.cc).
 * Encoding more than 2 GB of variants in one tensor kills the process, so the loop below encodes a few
-elements
-  at a time and stops by bytes.
+  elements at a time and stops by bytes (docs/decisions/2026-11-22-encode-in-small-blocks.md).
 * Of the joining operations, only ``DynamicStitch`` and ``ParallelDynamicStitch`` accept variants in a graph.
 """
 
@@ -29,8 +28,7 @@ from input_checkpoint.variants import join_variants, split_payload, split_varian
 
 v1 = tf.compat.v1
 
-# tensorflow/python/data/ops/iterator_ops.py, GLOBAL_ITERATORS: every iterator of a graph is in this
-# collection.
+# Every iterator of a graph is in this collection: tensorflow/python/data/ops/iterator_ops.py.
 _GLOBAL_ITERATORS = "iterators"
 
 # tensorflow/core/framework/dataset_options.proto, ExternalStatePolicy.
