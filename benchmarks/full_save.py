@@ -1,0 +1,65 @@
+"""What a save costs over writing the same bytes, when everything has changed.
+
+Run with ``python -m benchmarks.full_save``. Ours and a bare write of packs to the local disk take turns; the
+ratio of each pair counts, not the absolute times.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from input_checkpoint import CheckpointStore, IteratorState
+from input_checkpoint.backends_builtin import LocalBackend
+from input_checkpoint.lineage import Lineage
+from input_checkpoint.packs import PackWriter
+from input_checkpoint.state import Element
+
+ELEMENTS = 3_000
+ELEMENT_BYTES = 100_000
+ROUNDS = 8
+
+
+def fresh_state() -> list[Element]:
+    """Return elements that no earlier save has seen."""
+    return [(b"Iterator::Shuffle:buffer::%d" % slot, os.urandom(ELEMENT_BYTES)) for slot in range(ELEMENTS)]
+
+
+def bare_write(folder: Path, number: int, state: list[Element]) -> float:
+    """Return the seconds that it takes to store the elements as they are."""
+    started = time.perf_counter()
+    with PackWriter(LocalBackend(str(folder)), lambda pack: f"packs/{number}/{pack:05d}") as packs:
+        for key, payload in state:
+            packs.add(key + payload, len(payload))
+        packs.finish()
+    return time.perf_counter() - started
+
+
+def save(store: CheckpointStore, lineage: Lineage, number: int, state: list[Element]) -> float:
+    """Return the seconds that it takes to save and commit the elements."""
+    started = time.perf_counter()
+    store.save(lineage, number, [IteratorState("Iterator", state)])
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Print the ratio, pair by pair."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = CheckpointStore.open(f"{folder}/store", create=True)
+        lineage = store.open_lineage("main", parent=None)
+        ratios = []
+        for number in range(ROUNDS):
+            state = fresh_state()
+            bare = bare_write(Path(folder), number, state)
+            ours = save(store, lineage, number, state)
+            ratios.append(ours / bare)
+        size = ELEMENTS * ELEMENT_BYTES / 1e6
+        print(f"save of {size:.0f} MB, all new, relative to a bare write of the same bytes, {ROUNDS} pairs:")
+        print(f"  min {min(ratios):.2f}  median {statistics.median(ratios):.2f}  max {max(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    main()
