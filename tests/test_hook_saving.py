@@ -45,12 +45,18 @@ def committed(backend: ic.Backend) -> list[int]:
     return [info.step for info in ic.CheckpointStore.open(backend).checkpoints()]
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.01)
+
+
 def test_training_goes_on_while_a_save_is_being_uploaded(tmp_path: Path, memory: MemoryBackend) -> None:
-    gate, seen = PackGate(), []
+    gate, seen = PackGate(10), []
     estimator = make_estimator(tmp_path / "model")
     hook = ic.CheckpointInputPipelineHook(estimator, backend=BeforeWrites(memory, gate))
     actions = {
-        5: gate.close,
         11: lambda: gate.reached.wait(60),
         18: lambda: (seen.append(committed(memory)), gate.open()),
     }
@@ -62,10 +68,10 @@ def test_training_goes_on_while_a_save_is_being_uploaded(tmp_path: Path, memory:
 def test_the_saved_state_is_that_of_the_step_however_long_the_upload_takes(
     tmp_path: Path, memory: MemoryBackend
 ) -> None:
-    gate = PackGate()
+    gate = PackGate(10)
     estimator = make_estimator(tmp_path / "model")
     hook = ic.CheckpointInputPipelineHook(estimator, backend=BeforeWrites(memory, gate))
-    estimator.train(shuffled_ids, hooks=[hook, AtStep({5: gate.close, 19: gate.open})], steps=20)
+    estimator.train(shuffled_ids, hooks=[hook, AtStep({19: gate.open})], steps=20)
     v1.train.update_checkpoint_state(str(tmp_path / "model"), str(tmp_path / "model" / "model.ckpt-10"))
     again = ic.CheckpointInputPipelineHook(estimator, backend=memory)
     estimator.train(shuffled_ids, hooks=[again], steps=15)
@@ -83,10 +89,14 @@ def test_when_busy_wait_saves_every_step_that_is_due(tmp_path: Path, memory: Mem
 def test_when_busy_skip_skips_and_says_so_and_still_saves_the_last_step(
     tmp_path: Path, memory: MemoryBackend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gate = PackGate()
+    gate = PackGate(3)
     estimator = make_estimator(tmp_path / "model", save_checkpoints_steps=3)
     hook = ic.CheckpointInputPipelineHook(estimator, backend=BeforeWrites(memory, gate), when_busy="skip")
-    actions = {2: gate.close, 11: gate.open}
+    actions = {
+        1: lambda: wait_until(lambda: committed(memory) == [0]),
+        4: lambda: gate.reached.wait(60),
+        11: gate.open,
+    }
     with caplog.at_level(logging.WARNING, "input_checkpoint"):
         estimator.train(shuffled_ids, hooks=[hook, AtStep(actions)], steps=12)
     assert "at step 6 skipped" in caplog.text

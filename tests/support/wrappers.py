@@ -63,21 +63,18 @@ class BeforeWrites(Wrapped):
 
 
 class PackGate:
-    """An action for `BeforeWrites`: holds back the writes of packs while it is closed."""
+    """An action for `BeforeWrites`: holds back the packs of one step until it is opened."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: int) -> None:
+        self._of_step = f"/{step:012d}-"
         self._open = threading.Event()
-        self._open.set()
         self.reached = threading.Event()
-
-    def close(self) -> None:
-        self._open.clear()
 
     def open(self) -> None:
         self._open.set()
 
     def __call__(self, key: str) -> None:
-        if key.startswith("packs/"):
+        if key.startswith("packs/") and self._of_step in key:
             self.reached.set()
             assert self._open.wait(60), "the gate was never opened"
 
