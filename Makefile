@@ -22,7 +22,7 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 
 integration: $(VENV)/installed
-	$(BIN)/python -m pytest integration
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal integration
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks

@@ -10,4 +10,4 @@ from tests.test_store_stateful import BRIEF, StoreMachine
 
 @pytest.mark.timeout(3600)
 class TestStoreAtLength(StoreMachine.TestCase):
-    settings = settings(BRIEF, max_examples=500, stateful_step_count=60)
+    settings = settings(BRIEF, max_examples=150, stateful_step_count=40)
