@@ -41,6 +41,7 @@ class PackWriter:
         self._free = threading.BoundedSemaphore(concurrency)
         self._uploads: list[Future[None]] = []
         self._sizes: dict[str, int] = {}
+        self._key = pack_key(0)
         self._pieces: list[bytes] = []
         self._size = 0
 
@@ -64,7 +65,7 @@ class PackWriter:
             stored: what to write.
             raw_bytes: size of the content, before compression.
         """
-        location = Location(self._pack_key(len(self._sizes)), self._size, len(stored), raw_bytes)
+        location = Location(self._key, self._size, len(stored), raw_bytes)
         self._pieces.append(stored)
         self._size += len(stored)
         if self._size >= self._pack_bytes:
@@ -80,8 +81,9 @@ class PackWriter:
         return self._sizes
 
     def _upload(self) -> None:
-        key = self._pack_key(len(self._sizes))
+        key = self._key
         self._sizes[key] = self._size
+        self._key = self._pack_key(len(self._sizes))
         data = b"".join(self._pieces)
         self._pieces, self._size = [], 0
         self._free.acquire()
