@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -19,3 +21,18 @@ def s3_server() -> Iterator[S3Server]:
     """A loopback S3 server, one for the whole run. Use a prefix of your own in its bucket."""
     with running_s3_server() as server:
         yield server
+
+
+@pytest.fixture
+def checks_credentials(s3_server: S3Server) -> Iterator[None]:
+    """Let the server check who asks, which it does not do otherwise."""
+
+    def let_through(requests: str) -> str:
+        ask = urllib.request.Request(f"{s3_server.url}/moto-api/reset-auth", data=requests.encode())
+        ask.add_header("Content-Type", "text/plain")
+        with urllib.request.urlopen(ask) as answer:
+            return str(json.load(answer)["PREVIOUS_INITIAL_NO_AUTH_ACTION_COUNT"])
+
+    before = let_through("0")
+    yield
+    let_through(before)

@@ -6,7 +6,6 @@ import json
 import socket
 import threading
 import time
-import urllib.request
 import uuid
 from collections.abc import Iterator
 from typing import Any, Callable, Optional
@@ -104,21 +103,6 @@ def client(s3_server):
         aws_secret_access_key="test",
         region_name="us-east-1",
     )
-
-
-@pytest.fixture
-def checks_credentials(s3_server) -> Iterator[None]:
-    """Let the server check who asks, which it does not do otherwise."""
-
-    def let_through(requests: str) -> str:
-        ask = urllib.request.Request(f"{s3_server.url}/moto-api/reset-auth", data=requests.encode())
-        ask.add_header("Content-Type", "text/plain")
-        with urllib.request.urlopen(ask) as answer:
-            return json.load(answer)["PREVIOUS_INITIAL_NO_AUTH_ACTION_COUNT"]
-
-    before = let_through("0")
-    yield
-    let_through(str(before))
 
 
 class TestServerThatIsDown:
