@@ -590,6 +590,17 @@ class TestPruning:
         assert (report.removed, report.kept[damaged]) == ((), "its manifest cannot be read")
         assert len(pack_keys(backend)) == 2
 
+    def test_what_a_damaged_manifest_may_name_is_spared_since_its_writer_goes_on_from_it(
+        self, store, lineage, backend
+    ):
+        shared = (b"slot", b"x" * 5000)
+        for step, elements in ((10, [shared]), (20, []), (30, [shared])):
+            newest = store.save(lineage, step, [IteratorState("Iterator", elements)])
+        backend.put(newest.ref.key, b"damaged")
+        CheckpointStore(backend).prune(KeepLast(1), orphan_age=0)
+        info = store.save(lineage, 40, [IteratorState("Iterator", [shared])])
+        assert loaded(store, info) == [("Iterator", [shared])]
+
     def test_a_damaged_newest_does_not_take_the_place_of_a_readable_one(self, store, lineage, backend):
         _, good, damaged = save(store, lineage, 10, 20, 30)
         backend.put(damaged.key, b"damaged")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -126,14 +125,21 @@ class Pruner:
         orphan_age: float,
     ) -> list[str]:
         named: set[str] = set()
+        damaged: list[CheckpointRef] = []
         for ref in remaining:
-            # What a damaged manifest names is unknown; the packs of its own save are spared below.
-            with contextlib.suppress(CorruptCheckpoint, CheckpointNotFound):
+            try:
                 named.update(pack.key for pack in self._header(ref).packs)
+            except CorruptCheckpoint:
+                damaged.append(ref)
+            except CheckpointNotFound:
+                continue  # somebody else has just removed it
         unneeded = []
         for pack in packs:
             maker = refs.parse_pack_key(pack.key)
             if maker is None or maker in remaining or pack.key in named:
+                continue
+            if any(maker <= ref for ref in damaged):
+                # What a damaged manifest names is unknown to us, but not to the writer that goes on from it.
                 continue
             if maker in removed or _age(pack) >= orphan_age:
                 unneeded.append(pack.key)
