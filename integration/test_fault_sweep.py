@@ -171,7 +171,7 @@ def killed_at_change(backend: Backend, number: int) -> Backend:
         changing = event in ("os.link", "os.rename", "os.remove", "os.rmdir", "os.mkdir") or (
             event == "open" and isinstance(arguments[1], str) and "w" in arguments[1]
         )
-        if changing and os.fspath(arguments[0]).startswith(folder):  # type: ignore[call-overload]
+        if changing and os.fspath(arguments[0]).startswith(folder):
             changes += 1
             if changes == number:
                 os.kill(os.getpid(), signal.SIGKILL)

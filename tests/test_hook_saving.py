@@ -21,7 +21,7 @@ from tests.support.wrappers import BeforeWrites, PackGate
 v1 = tf.compat.v1
 
 
-class AtStep(tf.estimator.SessionRunHook):  # type: ignore[misc]  # untyped base
+class AtStep(tf.estimator.SessionRunHook):
     """Calls functions when steps are reached."""
 
     def __init__(self, actions: dict[int, Callable[[], None]]) -> None:

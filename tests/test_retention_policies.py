@@ -328,40 +328,40 @@ class TestCombining:
 
     def test_only_policies_combine(self) -> None:
         with pytest.raises(TypeError, match="unsupported operand"):
-            ic.KeepLast(1) | 5  # type: ignore[operator]
+            ic.KeepLast(1) | 5
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: ic.KeepLast(0), r"KeepLast\(n\) must be positive, got 0"),
-        (lambda: ic.KeepLast(2.5), r"KeepLast\(n\) must be a whole number, got 2.5"),  # type: ignore[arg-type]
+        (lambda: ic.KeepLast(2.5), r"KeepLast\(n\) must be a whole number, got 2.5"),
         (lambda: ic.KeepEverySteps(-1), r"KeepEverySteps\(n\) must be positive, got -1"),
         (lambda: ic.KeepEvery(0), r"KeepEvery\(hours\) must be positive, got 0"),
         (lambda: ic.KeepWithin(), "KeepWithin needs at least one of hours, days"),
         (lambda: ic.KeepWithin(hours=-1, days=2), r"KeepWithin\(hours\) must be positive, got -1"),
         (lambda: ic.KeepWithin(days=float("nan")), r"KeepWithin\(days\) must be positive, got nan"),
         (
-            lambda: ic.KeepWithin(timedelta(days=1)),  # type: ignore[arg-type]
+            lambda: ic.KeepWithin(timedelta(days=1)),
             r"KeepWithin\(hours\) must be a number",
         ),
         (lambda: ic.KeepBuckets(), "KeepBuckets needs at least one of hourly, daily, weekly"),
         (lambda: ic.KeepBuckets(daily=-1), r"KeepBuckets\(daily\) must be positive, got -1"),
         (
-            lambda: ic.KeepBuckets(daily=1.5),  # type: ignore[arg-type]
+            lambda: ic.KeepBuckets(daily=1.5),
             r"KeepBuckets\(hourly, daily, weekly\) must be a whole number, got 1.5",
         ),
         (lambda: ic.KeepSteps(), "KeepSteps needs at least one step"),
         (lambda: ic.KeepSteps(-5), r"KeepSteps\(\*steps\) must not be negative, got -5"),
         (
-            lambda: ic.KeepSteps([1, 2]),  # type: ignore[arg-type]
+            lambda: ic.KeepSteps([1, 2]),
             r"KeepSteps\(\*steps\) must be a whole number, got \[1, 2\]",
         ),
         (lambda: ic.KeepBytes(0), r"KeepBytes\(budget\) must be positive, got 0"),
-        (lambda: ic.KeepBytes("1 GB"), r"KeepBytes\(budget\) must be a number"),  # type: ignore[arg-type]
+        (lambda: ic.KeepBytes("1 GB"), r"KeepBytes\(budget\) must be a number"),
         (lambda: ic.KeepWithModel(""), r"KeepWithModel\(model_dir\) must be a path or a URI, got ''"),
         (
-            lambda: ic.KeepWithModel(None),  # type: ignore[arg-type]
+            lambda: ic.KeepWithModel(None),
             r"KeepWithModel\(model_dir\) must be a path or a URI, got None",
         ),
     ],

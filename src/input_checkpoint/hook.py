@@ -16,7 +16,7 @@ from input_checkpoint.errors import CheckpointNotFound, CorruptCheckpoint, Pipel
 from input_checkpoint.iterators import GraphIterators, external_state_policy
 from input_checkpoint.refs import CheckpointRef, check_worker
 from input_checkpoint.retention import KeepLast, RetentionPolicy
-from input_checkpoint.retrying import RetryPolicy
+from input_checkpoint.retrying import DEFAULT_POLICY, RetryPolicy
 from input_checkpoint.schedule import SaveSchedule
 from input_checkpoint.store import CheckpointStore
 from input_checkpoint.writer import BUSY_MODES, CheckpointWriter
@@ -24,7 +24,6 @@ from input_checkpoint.writer import BUSY_MODES, CheckpointWriter
 logger = logging.getLogger(__name__)
 
 _DEFAULT_RETENTION = KeepLast(5)
-_DEFAULT_RETRY = RetryPolicy()
 
 
 class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # untyped base
@@ -85,7 +84,7 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
         retention: RetentionPolicy = _DEFAULT_RETENTION,
         resume: str = "aligned",
         when_busy: str = "wait",
-        retry: Optional[RetryPolicy] = _DEFAULT_RETRY,
+        retry: Optional[RetryPolicy] = DEFAULT_POLICY,
     ) -> None:
         config = estimator.config
         if save_steps is None and save_secs is None:
@@ -122,7 +121,7 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
         retention: RetentionPolicy = _DEFAULT_RETENTION,
         resume: str = "aligned",
         when_busy: str = "wait",
-        retry: Optional[RetryPolicy] = _DEFAULT_RETRY,
+        retry: Optional[RetryPolicy] = DEFAULT_POLICY,
         worker: str = "main",
         num_workers: int = 1,
     ) -> CheckpointInputPipelineHook:

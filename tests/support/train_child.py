@@ -37,7 +37,7 @@ def padded_ids() -> Any:
     )
 
 
-class Announce(tf.estimator.SessionRunHook):  # type: ignore[misc]  # untyped base
+class Announce(tf.estimator.SessionRunHook):
     """Prints the step after each run."""
 
     def begin(self) -> None:

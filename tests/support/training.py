@@ -66,7 +66,7 @@ def uninterrupted(input_fn: Callable[[], Any], steps: int, model_dir: Path) -> l
     return trained_on(model_dir)
 
 
-class FailAt(tf.estimator.SessionRunHook):  # type: ignore[misc]  # untyped base
+class FailAt(tf.estimator.SessionRunHook):
     """Raises once, when a step is reached."""
 
     def __init__(self, step: int, error: Exception) -> None:
