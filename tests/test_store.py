@@ -38,6 +38,7 @@ from input_checkpoint.backends_builtin import LocalBackend, MemoryBackend
 from input_checkpoint.chunks import digest
 from input_checkpoint.lineage import Lineage
 from input_checkpoint.manifest import PackEntry
+from input_checkpoint.refs import announcement_key
 from input_checkpoint.state import Element
 from tests.support.wrappers import Failing, LosingAnswers, Overtaken, Recording, contents
 
@@ -574,6 +575,51 @@ class TestPruning:
         in_flight = die_before_commit(backend, lineage, 20)
         assert store.prune(KeepAll(), orphan_age=0).removed_packs == ()
         assert set(in_flight) <= set(pack_keys(backend))
+
+    def test_a_writer_prunes_beside_its_own_save_and_spares_what_that_builds_on(
+        self, store, lineage, backend
+    ):
+        shared, new = (b"slot 1", b"x" * 5000), (b"slot 2", b"y" * 5000)
+        store.save(lineage, 10, [IteratorState("Iterator", [shared])])
+        save(store, lineage, 20)
+        reports = []
+
+        def elements_while_a_prune_runs() -> Iterator[Element]:
+            yield from (shared, new)
+            reports.append(store.prune(KeepLast(1), "main", lineage=lineage, orphan_age=0))
+
+        info = store.save(lineage, 30, [IteratorState("Iterator", elements_while_a_prune_runs())])
+        assert steps(reports[0].removed) == [(1, 10)]
+        assert loaded(store, info) == [("Iterator", [shared, new])]
+
+    def test_what_the_save_in_flight_keeps_from_going_goes_with_the_next_prune(self, store, lineage, backend):
+        save(store, lineage, 10)
+
+        def elements_while_a_prune_runs() -> Iterator[Element]:
+            yield (b"slot 1", b"new")
+            store.prune(KeepLast(1), "main", lineage=lineage)
+
+        save(store, lineage, 20)
+        store.save(lineage, 30, [IteratorState("Iterator", elements_while_a_prune_runs())])
+        assert len(pack_keys(backend)) == 3
+        store.prune(KeepLast(1), "main", lineage=lineage)
+        assert [key.split("/")[-1][:12] for key in pack_keys(backend)] == ["000000000030"]
+
+    def test_saves_that_follow_without_a_pause_do_not_keep_old_data_alive(self, store, lineage, backend):
+        def elements_while_a_prune_runs(step: int) -> Iterator[Element]:
+            yield (b"slot", b"%d" % step)
+            store.prune(KeepLast(2), "main", lineage=lineage)
+
+        for step in range(10, 200, 10):
+            store.save(lineage, step, [IteratorState("Iterator", elements_while_a_prune_runs(step))])
+            assert len(pack_keys(backend)) <= 4
+
+    def test_what_the_pruning_writer_left_announced_is_no_obstacle_to_it(self, store, lineage, backend):
+        save(store, lineage, 10)
+        backend.put(announcement_key(CheckpointRef("main", 1, 15), "0" * 8), b"")
+        save(store, lineage, 20)
+        assert len(store.prune(KeepLast(1), "main", lineage=lineage).removed_packs) == 1
+        assert list(backend.list("saves/")) == []
 
     def test_packs_in_flight_of_another_worker_are_spared(self, store, lineage, backend):
         save(store, lineage, 10)

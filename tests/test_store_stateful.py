@@ -125,9 +125,10 @@ class StoreMachine(RuleBasedStateMachine):
         call=st.integers(1, 12),
         n=st.integers(1, 3),
         moment=st.sampled_from(["before", "after"]),
+        by_the_writer=st.booleans(),
     )
-    def a_tool_prunes_in_the_middle_of_a_save(
-        self, drawn: list[bytes], call: int, n: int, moment: str
+    def a_prune_comes_in_the_middle_of_a_save(
+        self, drawn: list[bytes], call: int, n: int, moment: str, by_the_writer: bool
     ) -> None:
         writer = self.advance(drawn, 3, 10)
         ref = CheckpointRef(WORKER, writer.lineage.number, writer.step)
@@ -135,7 +136,10 @@ class StoreMachine(RuleBasedStateMachine):
         def prune() -> None:
             if any(info.key == ref.key for info in self.inner.list()):
                 self.committed(ref, writer.state)
-            self.prune_by(open_store(self.inner), n, None)
+            if by_the_writer:
+                self.prune_by(writer.store, n, writer.lineage)
+            else:
+                self.prune_by(open_store(self.inner), n, None)
 
         writer.backend.plan[len(writer.backend.calls) + call] = Meanwhile(prune, moment)
         writer.store.save(writer.lineage, writer.step, self.streams(writer.state))

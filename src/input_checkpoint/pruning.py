@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, Optional
 
 from input_checkpoint import lineage as lineages
 from input_checkpoint import pins, refs
@@ -16,6 +16,7 @@ from input_checkpoint.lineage import Lineage
 from input_checkpoint.manifest import Header
 from input_checkpoint.refs import CheckpointRef
 from input_checkpoint.retention import RetentionPolicy, joined
+from input_checkpoint.saving import LineageSaver, SaveInFlight
 
 ORPHAN_AGE_SECONDS = 3600.0
 """Data that no manifest names and no clean-up has set free (a crash has left it) is removed at this age."""
@@ -36,6 +37,25 @@ class PruneReport:
     """Keys of the data that goes with them, or that a crash has left."""
 
 
+class SetFree:
+    """Checkpoints whose manifests this process has removed, and of whose data something is still there.
+
+    Data that a prune must leave, since a save is in flight or another checkpoint refers to it, then goes with
+    a later prune and need not reach the age of an orphan.
+    """
+
+    def __init__(self) -> None:
+        self.refs: frozenset[CheckpointRef] = frozenset()
+
+    def add(self, removed: Iterable[CheckpointRef]) -> None:
+        """Remember checkpoints whose manifests are gone."""
+        self.refs = self.refs | frozenset(removed)
+
+    def keep_only_makers_of(self, packs: Iterable[str]) -> None:
+        """Forget those of which none of these packs is left."""
+        self.refs &= frozenset(filter(None, map(refs.parse_pack_key, packs)))
+
+
 class Pruner:
     """Prunes one worker.
 
@@ -46,12 +66,17 @@ class Pruner:
     meet, either the prune sees the announcement and leaves the packs alone, or the save sees that the
     manifest is gone, or the prune sees the new manifest.
 
+    A writer that prunes beside its own save knows what that save builds on, and spares just that. Saves that
+    follow one another without a pause would otherwise let nothing be removed.
+
     Args:
         backend: where.
         header: reads the header of a manifest.
         list_present: lists the worker's checkpoints, from old to new.
         newest: the worker's newest lineage.
         check_may_delete: called before anything is deleted; raises if it must not be.
+        set_free: what earlier prunes of this process have left.
+        own: the saver of ``newest``, if it is the writer who prunes.
     """
 
     def __init__(
@@ -61,12 +86,16 @@ class Pruner:
         list_present: Callable[[], Sequence[CheckpointRef]],
         newest: Lineage,
         check_may_delete: Callable[[], None],
+        set_free: SetFree,
+        own: Optional[LineageSaver] = None,
     ) -> None:
         self._backend = backend
         self._header = header
         self._list_present = list_present
         self._newest = newest
         self._check_may_delete = check_may_delete
+        self._set_free = set_free
+        self._own = own
 
     def prune(self, policy: RetentionPolicy, orphan_age: float, dry_run: bool) -> PruneReport:
         """See `CheckpointStore.prune`."""
@@ -75,15 +104,22 @@ class Pruner:
         removed = tuple(ref for ref in present if ref not in kept)
         if not dry_run:
             self._delete([ref.key for ref in removed])
+            self._set_free.add(removed)
         packs = list(self._backend.list(refs.packs_prefix(self._newest.worker)))
         announcements = list(self._backend.list(refs.announcements_prefix(self._newest.worker)))
-        if any(map(self._in_flight, announcements)):
+        if any(map(self._is_of_another_save, announcements)):
             return PruneReport(kept, removed, ())
+        # Asked after the announcements: a save that has begun since then builds on nothing that is gone.
+        own = self._own.in_flight() if self._own else None
         remaining = kept if dry_run else self._list_present()
-        unneeded = self._unneeded(packs, remaining, removed, orphan_age)
+        freed = {*removed, *self._set_free.refs}
+        unneeded = self._unneeded(
+            [info for info in packs if not _needs(own, info)], remaining, freed, orphan_age
+        )
         if not dry_run:
             self._delete(unneeded)
-            self._delete([info.key for info in announcements])
+            self._set_free.keep_only_makers_of({info.key for info in packs} - set(unneeded))
+            self._delete([info.key for info in announcements if own is None or info.key != own.announcement])
             self._delete(self._outlived_lineages(remaining))
         return PruneReport(kept, removed, tuple(unneeded))
 
@@ -109,10 +145,12 @@ class Pruner:
         notes = pins.read(self._backend, self._newest.worker)
         return {ref: pins.reason(notes[ref]) for ref in present if ref in notes}
 
-    def _in_flight(self, announcement: ObjectInfo) -> bool:
-        """Whether a save of the newest lineage is going on. Those of older ones can no longer commit."""
+    def _is_of_another_save(self, announcement: ObjectInfo) -> bool:
+        """Whether somebody else's save may be in flight. Those of older lineages can no longer commit."""
         save = refs.parse_announcement_key(announcement.key)
         if save is None or save.lineage < self._newest.number:
+            return False
+        if self._own is not None and save.lineage == self._newest.number:
             return False
         # A process that was killed, and that no run has followed, takes nothing back.
         return _age(announcement) < _STALE_ANNOUNCEMENT_SECONDS
@@ -121,7 +159,7 @@ class Pruner:
         self,
         packs: Sequence[ObjectInfo],
         remaining: Collection[CheckpointRef],
-        removed: Collection[CheckpointRef],
+        freed: Collection[CheckpointRef],
         orphan_age: float,
     ) -> list[str]:
         named: set[str] = set()
@@ -141,7 +179,7 @@ class Pruner:
             if any(maker <= ref for ref in damaged):
                 # What a damaged manifest names is unknown to us, but not to the writer that goes on from it.
                 continue
-            if maker in removed or _age(pack) >= orphan_age:
+            if maker in freed or _age(pack) >= orphan_age:
                 unneeded.append(pack.key)
         return unneeded
 
@@ -160,6 +198,11 @@ class Pruner:
         for start in range(0, len(keys), _DELETE_BATCH):
             self._check_may_delete()
             self._backend.delete(keys[start : start + _DELETE_BATCH])
+
+
+def _needs(save: Optional[SaveInFlight], pack: ObjectInfo) -> bool:
+    """Whether a save has made a pack, or may refer to it."""
+    return save is not None and (refs.parse_pack_key(pack.key) == save.ref or pack.key in save.built_on)
 
 
 def _age(info: ObjectInfo) -> float:

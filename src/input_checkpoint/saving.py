@@ -38,6 +38,18 @@ class SaveOptions:
     """Whether to try zstd. It leaves off by itself where it does not pay."""
 
 
+@dataclass(frozen=True)
+class SaveInFlight:
+    """What nobody may remove while a save goes on."""
+
+    ref: CheckpointRef
+    """The checkpoint that it will commit."""
+    announcement: str
+    """Key of its announcement."""
+    built_on: frozenset[str]
+    """Keys of the packs of earlier checkpoints that it may refer to."""
+
+
 class LineageSaver:
     """Saves the checkpoints of one lineage, one at a time.
 
@@ -65,12 +77,22 @@ class LineageSaver:
         self._check_not_superseded = check_not_superseded
         self._options = options
         self._index = ChunkIndex()
+        # Replaced and never changed: a clean-up in another thread reads it.
         self._known: dict[CheckpointRef, dict[str, int]] = {}
+        self._current: Optional[tuple[CheckpointRef, str]] = None
+
+    def in_flight(self) -> Optional[SaveInFlight]:
+        """Return the save that is going on, or None. May be called from any thread."""
+        current = self._current
+        if current is None:
+            return None
+        return SaveInFlight(*current, frozenset(self._known_packs()))
 
     def learn(self, manifest: Manifest) -> None:
         """Let later saves build on a committed checkpoint."""
         self._index.add(manifest)
-        self._known[manifest.header.ref] = {pack.key: pack.size for pack in manifest.header.packs}
+        packs = {pack.key: pack.size for pack in manifest.header.packs}
+        self._known = {**self._known, manifest.header.ref: packs}
         self._index.forget_packs(packs_to_give_up(pack_uses(manifest), self._options.pack_bytes))
 
     def save(self, step: int, iterators: Iterable[IteratorState]) -> Header:
@@ -96,10 +118,12 @@ class LineageSaver:
     def _announced(self, ref: CheckpointRef, write_id: str) -> Iterator[None]:
         """Let everybody know that a save is in flight, so that no clean-up removes what it builds on."""
         key = refs.announcement_key(ref, write_id)
-        self._backend.put(key, b"")
+        self._current = (ref, key)
         try:
+            self._backend.put(key, b"")
             yield
         finally:
+            self._current = None
             # If it stays, the worst is that clean-up by others waits until it is old.
             with contextlib.suppress(BackendError):
                 self._backend.delete([key])

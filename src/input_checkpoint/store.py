@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Optional, Union
 
@@ -27,7 +28,7 @@ from input_checkpoint.errors import (
 )
 from input_checkpoint.lineage import Lineage
 from input_checkpoint.manifest import CheckpointInfo, Header, IteratorRows, Manifest
-from input_checkpoint.pruning import ORPHAN_AGE_SECONDS, Pruner, PruneReport
+from input_checkpoint.pruning import ORPHAN_AGE_SECONDS, Pruner, PruneReport, SetFree
 from input_checkpoint.reading import read_pieces
 from input_checkpoint.refs import CheckpointRef
 from input_checkpoint.retention import RetentionPolicy
@@ -60,6 +61,7 @@ class CheckpointStore:
         self._options = options
         self._headers: dict[CheckpointRef, Header] = {}
         self._savers: dict[str, LineageSaver] = {}
+        self._set_free: defaultdict[str, SetFree] = defaultdict(SetFree)
 
     @classmethod
     def open(
@@ -235,7 +237,8 @@ class CheckpointStore:
             policy: what to keep.
             worker: only this one; None means every worker of the store.
             dry_run: only report.
-            lineage: the caller's own, if the caller is a writer: it then stops if it has been superseded.
+            lineage: the caller's own, if the caller is a writer: it then stops if it has been superseded,
+                and a save of its own that is going on meanwhile is no obstacle.
             orphan_age: seconds after which data that a crash has left is removed.
 
         Raises:
@@ -382,15 +385,19 @@ class CheckpointStore:
         newest = self.newest_lineage(worker)
         if newest is None:
             return PruneReport({}, (), ())
+        own = None
         if lineage is not None and lineage.worker == worker:
             self._check_newest(lineage, newest)
             newest = lineage
+            own = self._savers.get(lineage.key)
         pruner = Pruner(
             self._backend,
             self._header,
             lambda: self._list_refs(worker),
             newest,
             lambda: self._check_no_run_has_begun(newest),
+            self._set_free[worker],
+            own,
         )
         return pruner.prune(policy, orphan_age, dry_run)
 

@@ -34,6 +34,8 @@ class BackendContract:
     """How many keys the create race runs over."""
     large_bytes = 5 << 20
     """Size of the largest object written."""
+    listed_keys = 1100
+    """How many keys a long listing has: more than a page of the storage's own."""
 
     @pytest.fixture
     def backend(self) -> Backend:
@@ -164,7 +166,7 @@ class BackendContract:
         assert list(backend.list("new/")) == []
 
     def test_list_of_many_keys_is_complete(self, backend: Backend) -> None:
-        keys = [f"many/{number:05d}" for number in range(1100)]
+        keys = [f"many/{number:05d}" for number in range(self.listed_keys)]
         with ThreadPoolExecutor(RACERS) as writers:
             list(writers.map(lambda key: backend.put(key, b""), keys))
         assert [info.key for info in backend.list("many/")] == keys

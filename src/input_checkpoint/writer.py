@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import Callable, Optional, Protocol
 
+from input_checkpoint.background_prune import BackgroundPrune
 from input_checkpoint.errors import InputCheckpointError
 from input_checkpoint.lineage import Lineage
 from input_checkpoint.manifest import CheckpointInfo
@@ -35,12 +36,13 @@ class CheckpointWriter:
     """Saves checkpoints of one lineage behind the training thread's back, one at a time.
 
     The snapshot itself is taken in the background too; `wait_for_snapshot` must return before the iterators
-    move on. A save that fails is raised by the next call of `check`, `submit` or `wait`, once.
+    move on. A save that fails is raised by the next call of `check`, `submit` or `wait`, once. Old
+    checkpoints are pruned beside the saves, which never wait for it.
 
     Args:
         store: where to.
         lineage: the run that the checkpoints belong to.
-        retention: applied after each commit.
+        retention: applied after commits.
         when_busy: what `submit` does while the previous save is running: ``'wait'`` for it, or ``'skip'`` the
             new one.
     """
@@ -60,6 +62,7 @@ class CheckpointWriter:
         self._snapshot_taken = threading.Event()
         self._failure: Optional[BaseException] = None
         self._committed: Optional[CheckpointRef] = None
+        self._pruning = BackgroundPrune(self._prune)
 
     @property
     def lineage(self) -> Lineage:
@@ -86,7 +89,7 @@ class CheckpointWriter:
                 self._store.uri,
             )
             return False
-        self.wait()
+        self._wait_for_save()
         self._snapshot_taken = threading.Event()
         self._thread = threading.Thread(
             target=self._run,
@@ -103,10 +106,9 @@ class CheckpointWriter:
         self.check()
 
     def wait(self) -> None:
-        """Wait until everything submitted is committed, and raise if it could not be."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        """Wait until everything submitted is committed and pruned, and raise if it could not be committed."""
+        self._wait_for_save()
+        self._pruning.wait()
         self.check()
 
     def check(self) -> None:
@@ -114,6 +116,12 @@ class CheckpointWriter:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
+
+    def _wait_for_save(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
 
     def _run(self, step: int, take_snapshot: Callable[[], HeldState], taken: threading.Event) -> None:
         try:
@@ -139,7 +147,7 @@ class CheckpointWriter:
             logger.error("Input checkpoint for step %d into %s failed.", step, self._store.uri)
             self._failure = error
             return
-        self._prune()
+        self._pruning.request()
 
     def _save(self, step: int, snapshot: HeldState) -> CheckpointInfo:
         logger.info("Saving input checkpoint for step %d into %s.", step, self._store.uri)
@@ -156,3 +164,7 @@ class CheckpointWriter:
         except InputCheckpointError as error:
             # The checkpoint is safe. What could not be removed now is removed after a later save.
             logger.warning("Old input checkpoints could not be removed for now: %s", error)
+        except BaseException as error:
+            # A retention policy may be the user's own: its mistakes belong into the training thread.
+            logger.error("Pruning old input checkpoints in %s failed.", self._store.uri)
+            self._failure = error

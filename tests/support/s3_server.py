@@ -1,14 +1,16 @@
-"""A loopback S3 server for tests: moto's threaded one, in this process."""
+"""A loopback S3 server for tests: moto, in this process."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import boto3
-from moto.server import ThreadedMotoServer
+
+from tests.support.moto_app import make_moto_server
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,11 @@ class S3Server:
 @contextlib.contextmanager
 def running_s3_server() -> Iterator[S3Server]:
     """Run the server with one empty bucket."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
+    server = make_moto_server()
+    serving = threading.Thread(target=server.serve_forever, daemon=True)
+    serving.start()
     try:
-        host, port = server.get_host_and_port()
-        found = S3Server(f"http://{host}:{port}", "bucket")
+        found = S3Server(f"http://127.0.0.1:{server.port}", "bucket")
         boto3.client(
             "s3",
             endpoint_url=found.url,
@@ -46,4 +48,6 @@ def running_s3_server() -> Iterator[S3Server]:
         ).create_bucket(Bucket=found.bucket)
         yield found
     finally:
-        server.stop()
+        server.shutdown()
+        serving.join()
+        server.server_close()

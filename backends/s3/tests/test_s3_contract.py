@@ -50,6 +50,8 @@ class TestS3Backend(S3Contract):
 
 
 class TestGenericBackendOverS3fs(S3Contract):
+    listed_keys = 50  # pages are s3fs's own affair
+
     @pytest.fixture
     def backend(self, s3_server, _client) -> GenericBackend:
         filesystem = s3fs.S3FileSystem(skip_instance_cache=True, **s3_server.options)
