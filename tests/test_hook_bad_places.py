@@ -7,14 +7,17 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import input_checkpoint as ic
+from input_checkpoint.backends_builtin import MemoryBackend
 from tests.support.s3_server import S3Server
 from tests.support.training import make_estimator
+from tests.support.wrappers import Failing, Recording
 
 NOBODY = 65534
 
@@ -83,3 +86,28 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert str(folder) in said
     assert "Give this user" in said
+
+
+@pytest.fixture
+def memory() -> MemoryBackend:
+    return MemoryBackend(f"memory://{uuid.uuid4().hex}")
+
+
+class TestProbe:
+    @pytest.mark.parametrize("verb", ["create", "put", "get", "list", "delete"])
+    def test_what_the_storage_forbids_is_known_when_the_hook_is_made(
+        self, tmp_path: Path, memory: MemoryBackend, verb: str
+    ) -> None:
+        forbidding = Failing(memory, verb, "probe/", ic.BackendPermissionError(f"may not {verb}"))
+        with pytest.raises(ic.BackendPermissionError, match=f"may not {verb}"):
+            ic.CheckpointInputPipelineHook(make_estimator(tmp_path / "model"), backend=forbidding)
+
+    def test_it_can_be_left_out(self, tmp_path: Path, memory: MemoryBackend) -> None:
+        recording = Recording(memory)
+        ic.CheckpointInputPipelineHook(make_estimator(tmp_path / "model"), backend=recording, probe=False)
+        assert [key for _, key in recording.calls if key.startswith("probe/")] == []
+
+    def test_for_session_probes_too(self, memory: MemoryBackend) -> None:
+        forbidding = Failing(memory, "delete", "probe/", ic.BackendPermissionError("may not delete"))
+        with pytest.raises(ic.BackendPermissionError, match="may not delete"):
+            ic.CheckpointInputPipelineHook.for_session(backend=forbidding, save_steps=10)

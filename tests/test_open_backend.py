@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 import traceback
 import uuid
+import zipfile
 from pathlib import Path
 
 import fsspec
@@ -13,8 +16,11 @@ from fsspec.implementations.local import LocalFileSystem
 from input_checkpoint import (
     Backend,
     BackendError,
+    BackendUnavailable,
     CheckpointStore,
     InputCheckpointError,
+    IteratorState,
+    ObjectExists,
     UnknownBackend,
     open_backend,
 )
@@ -33,6 +39,36 @@ class ShelfFileSystem(LocalFileSystem):
     def _strip_protocol(cls, path):
         """Needed before fsspec 2026: there LocalFileSystem knows only its own protocols."""
         return super()._strip_protocol(path.replace("shelf://", ""))
+
+
+class HastyFileSystem(ShelfFileSystem):
+    """Takes ``mode``, but asks first and writes then."""
+
+    protocol = ("hasty",)
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("hasty://", ""))
+
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        if mode == "create" and self.exists(path):
+            raise FileExistsError(path)
+        time.sleep(0.01)  # as a storage behind a network
+        super().pipe_file(path, value)
+
+
+class CarefulFileSystem(ShelfFileSystem):
+    """Creates as the operating system does."""
+
+    protocol = ("careful",)
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("careful://", ""))
+
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        with open(path, "xb" if mode == "create" else "wb") as file:
+            file.write(value)
 
 
 @pytest.fixture
@@ -159,11 +195,48 @@ class TestGeneric:
             CheckpointStore.open(shelf, create=True)
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize("wrapper", ["simplecache", "dir"])
-    def test_a_wrapper_is_trusted_to_commit_no_more_than_what_it_wraps(self, tmp_path, wrapper):
-        backend = open_backend(f"{wrapper}::file://{tmp_path}")
+    def test_a_create_of_its_own_that_loses_a_race_is_found_out(self, tmp_path):
+        fsspec.register_implementation("hasty", f"{__name__}.HastyFileSystem", clobber=True)
+        backend = open_backend(f"hasty://{tmp_path}")
+        with pytest.raises(BackendError, match=r"of 8 writers .* are told that they did.*commit_lock"):
+            backend.create("key", b"data")
+        assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+
+    def test_a_create_of_its_own_that_keeps_its_word_is_trusted(self, tmp_path):
+        fsspec.register_implementation("careful", f"{__name__}.CarefulFileSystem", clobber=True)
+        backend = open_backend(f"careful://{tmp_path}")
+        backend.create("key", b"data")
+        with pytest.raises(ObjectExists, match=r"careful://.*/key already exists"):
+            backend.create("key", b"other")
+        assert [info.key for info in backend.list()] == ["key"]
+
+    def test_what_a_filesystem_cannot_do_at_all_is_no_reason_to_try_again(self, tmp_path):
+        store = tmp_path / "store.zip"
+        with zipfile.ZipFile(store, "w") as archive:
+            archive.writestr("key", b"data")
+        backend = open_backend(f"zip::file://{store}")
+        with pytest.raises(BackendError) as raised:
+            backend.delete(["key"])
+        assert not isinstance(raised.value, BackendUnavailable)
+
+    def test_a_store_can_be_read_out_of_an_archive(self, tmp_path):
+        store = CheckpointStore.open(str(tmp_path / "run"), create=True)
+        state = IteratorState("Iterator", [(b"slot", b"payload")])
+        info = store.save(store.open_lineage("main", None), 10, [state])
+        shutil.make_archive(str(tmp_path / "run"), "zip", tmp_path / "run")
+        archived = CheckpointStore.open(f"zip::file://{tmp_path}/run.zip")
+        assert archived.checkpoints() == [info]
+        assert [found.in_order() for found in archived.load(info)] == [[(b"slot", b"payload")]]
+
+    def test_a_folder_in_a_chain_is_trusted_to_commit_no_more_than_what_it_is_in(self, tmp_path):
+        backend = open_backend(f"dir::file://{tmp_path}")
         with pytest.raises(BackendError, match="no atomic create-if-absent"):
             backend.create("key", b"data")
+
+    @pytest.mark.parametrize("cache", ["simplecache", "filecache", "blockcache"])
+    def test_a_store_behind_a_cache_is_refused(self, tmp_path, cache):
+        with pytest.raises(UnknownBackend, match=f"not kept behind a cache.*Leave {cache}:: out"):
+            open_backend(f"{cache}::file://{tmp_path}")
 
     def test_a_package_that_fsspec_lacks_is_named(self):
         with pytest.raises(UnknownBackend, match="smbprotocol"):

@@ -123,7 +123,9 @@ def open_backend(uri: Union[str, Backend], storage_options: Optional[Mapping[str
     Args:
         uri: for example ``"s3://bucket/run-7/input"`` or ``"/data/run-7-input"``. A `Backend` is returned as
             it is.
-        storage_options: handed to the fsspec filesystem.
+        storage_options: handed to the fsspec filesystem, but for ``commit_lock``: the URI of a storage with
+            an atomic create, such as a folder that all writers share, that decides commits for one that has
+            none (see `input_checkpoint.commit_lock`).
 
     Raises:
         UnknownBackend: nothing serves the scheme; the message says what to install.
@@ -137,8 +139,15 @@ def open_backend(uri: Union[str, Backend], storage_options: Optional[Mapping[str
         if storage_options:
             raise ValueError("storage_options go with a URI; this backend is already open")
         return uri
-    factory = _factory(_scheme(uri), uri)
-    return factory(uri, dict(storage_options or {}))
+    options = dict(storage_options or {})
+    lock = options.pop("commit_lock", None)
+    backend = _factory(_scheme(uri), uri)(uri, options)
+    if lock is None:
+        return backend
+    # Imported here: it is written against this module.
+    from input_checkpoint.commit_lock import CommitLockBackend
+
+    return CommitLockBackend(backend, open_backend(lock))
 
 
 def _scheme(uri: str) -> str:

@@ -58,6 +58,8 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
         when_busy: if a save is due while the previous one is running: ``'wait'`` for it, or ``'skip'`` the
             new one.
         retry: how long the background save goes on trying while the storage is away. None: not at all.
+        probe: write, read and delete a small object now, so that what is wrong with the storage is known
+            before training begins.
 
     Raises:
         ValueError: both or neither of ``save_steps`` and ``save_secs`` (RunConfig included), or an unknown
@@ -85,6 +87,7 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
         resume: str = "aligned",
         when_busy: str = "wait",
         retry: Optional[RetryPolicy] = DEFAULT_POLICY,
+        probe: bool = True,
     ) -> None:
         config = estimator.config
         if save_steps is None and save_secs is None:
@@ -103,6 +106,7 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
                 resume=resume,
                 when_busy=when_busy,
                 retry=retry,
+                probe=probe,
                 worker=worker,
                 num_workers=config.num_worker_replicas,
             ),
@@ -122,6 +126,7 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
         resume: str = "aligned",
         when_busy: str = "wait",
         retry: Optional[RetryPolicy] = DEFAULT_POLICY,
+        probe: bool = True,
         worker: str = "main",
         num_workers: int = 1,
     ) -> CheckpointInputPipelineHook:
@@ -139,6 +144,7 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
             resume: as in the class.
             when_busy: as in the class.
             retry: as in the class.
+            probe: as in the class.
             worker: name of this task, unique in the cluster.
             num_workers: how many tasks save input state.
 
@@ -170,6 +176,7 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
                 resume=resume,
                 when_busy=when_busy,
                 retry=retry,
+                probe=probe,
                 worker=worker,
                 num_workers=num_workers,
             ),
@@ -188,7 +195,9 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
         if backend is None:
             backend = f"{str(settings.model_dir).rstrip('/')}-input"
         # Opened now: what is wrong with the backend should be known before hours of building and loading.
-        self._store = CheckpointStore.open(backend, storage_options, create=True, retry=settings.retry)
+        self._store = CheckpointStore.open(
+            backend, storage_options, create=True, retry=settings.retry, probe=settings.probe
+        )
         self._writer: Optional[CheckpointWriter] = None
         self._schedule = settings.schedule
 
@@ -409,6 +418,7 @@ class _Settings:
     resume: str
     when_busy: str
     retry: Optional[RetryPolicy]
+    probe: bool
     worker: str
     num_workers: int
 

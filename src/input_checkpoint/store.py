@@ -15,7 +15,7 @@ from typing import Any, Optional, Union
 from input_checkpoint import lineage as lineages
 from input_checkpoint import manifest as manifests
 from input_checkpoint import pins as pinning
-from input_checkpoint import refs
+from input_checkpoint import probing, refs
 from input_checkpoint.backend import Backend, open_backend
 from input_checkpoint.errors import (
     BackendNotFound,
@@ -72,6 +72,7 @@ class CheckpointStore:
         create: bool = False,
         options: SaveOptions = _DEFAULT_OPTIONS,
         retry: Optional[RetryPolicy] = DEFAULT_POLICY,
+        probe: bool = False,
     ) -> CheckpointStore:
         """Open the store at ``uri``.
 
@@ -82,6 +83,7 @@ class CheckpointStore:
             options: how saves are made.
             retry: how long to go on trying when the storage becomes unavailable later. Opening is tried
                 once, so that a wrong URI is an error at once. None: everything is tried once.
+            probe: write, read and delete a small object, to know now what a save would run into.
 
         Raises:
             BackendNotFound: there is no store at ``uri`` and ``create`` is False.
@@ -89,7 +91,7 @@ class CheckpointStore:
             BackendError: the storage cannot be used.
         """
         store = cls(open_backend(uri, storage_options), options)
-        store._check_format(create)
+        store._check_format(create, probe)
         if retry is not None:
             store._backend = RetryingBackend(store._backend, retry)
         return store
@@ -304,21 +306,22 @@ class CheckpointStore:
         """Release the backend."""
         self._backend.close()
 
-    def _check_format(self, create: bool) -> None:
+    def _check_format(self, create: bool, probe: bool) -> None:
+        found = self._read_format()
+        if found is None and not create:
+            raise BackendNotFound(f"there is no checkpoint store at {self.uri} (it has no {refs.FORMAT_KEY})")
+        if found is not None:
+            _check_version(found, self.uri)
+        if probe:
+            probing.probe(self._backend)
+        if found is None:
+            _check_version(self._create_format(), self.uri)
+
+    def _read_format(self) -> Optional[bytes]:
         try:
-            found = self._backend.get(refs.FORMAT_KEY)
+            return self._backend.get(refs.FORMAT_KEY)
         except ObjectNotFound:
-            if not create:
-                raise BackendNotFound(
-                    f"there is no checkpoint store at {self.uri} (it has no {refs.FORMAT_KEY})"
-                ) from None
-            found = self._create_format()
-        version = _format_version(found)
-        if version != FORMAT_VERSION:
-            raise UnsupportedFormat(
-                f"{self.uri} is of format version {version!r}; this release of input-checkpoint knows "
-                f"version {FORMAT_VERSION}. Upgrade input-checkpoint, or choose another URI."
-            )
+            return None
 
     def _create_format(self) -> bytes:
         text = json.dumps({"format": "input-checkpoint", "version": FORMAT_VERSION}).encode()
@@ -449,6 +452,15 @@ def _same(header: Header, ref: CheckpointRef) -> Header:
     if header.ref != ref:
         raise CorruptCheckpoint(f"it holds the manifest of another checkpoint, {header.ref}")
     return header
+
+
+def _check_version(text: bytes, uri: str) -> None:
+    version = _format_version(text)
+    if version != FORMAT_VERSION:
+        raise UnsupportedFormat(
+            f"{uri} is of format version {version!r}; this release of input-checkpoint knows "
+            f"version {FORMAT_VERSION}. Upgrade input-checkpoint, or choose another URI."
+        )
 
 
 def _format_version(text: bytes) -> object:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import threading
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Optional
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.cached import CachingFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.spec import AbstractFileSystem
 
 from input_checkpoint.backend import Backend, Data, ObjectInfo, check_key, redact
+from input_checkpoint.backends_builtin.create_race import RACERS, most_winners
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFound,
@@ -23,14 +27,17 @@ from input_checkpoint.errors import (
     ObjectNotFound,
     UnknownBackend,
 )
+from input_checkpoint.probing import PROBE_PREFIX
+
+_TRIED_NAMES = 4
 
 
 class GenericBackend(Backend):
     """A folder of an fsspec filesystem.
 
     Commits need an atomic create-if-absent. fsspec's inherited ``pipe_file(mode="create")`` asks ``exists()``
-    and then writes, which is not atomic; a filesystem that has no implementation of its own can be read here
-    but not written.
+    and then writes, which is not atomic; a filesystem that has no implementation of its own, or whose own one
+    loses a race when it is tried, can be read here but not written.
 
     Args:
         uri: for messages only.
@@ -39,37 +46,42 @@ class GenericBackend(Backend):
 
     Example:
         >>> from fsspec.implementations.local import LocalFileSystem
-        >>> GenericBackend("file:///tmp", LocalFileSystem(), "/tmp").can_commit
-        False
+        >>> GenericBackend("file:///tmp", LocalFileSystem(), "/tmp").why_not_to_commit()
+        'LocalFileSystem has no atomic create-if-absent'
     """
 
     def __init__(self, uri: str, filesystem: AbstractFileSystem, root: str) -> None:
         super().__init__(uri)
         self._fs = filesystem
         self._root = root.rstrip("/")
+        self._trying = threading.Lock()
+        self._verdict: Optional[str] = None
 
-    @property
-    def can_commit(self) -> bool:
-        """Whether the filesystem brings a create-if-absent of its own."""
-        return _has_own_create(self._fs)
+    def why_not_to_commit(self) -> Optional[str]:
+        """Return why this storage cannot be written, or None if it can.
+
+        Tries it out the first time, on a few small objects.
+
+        Raises:
+            BackendError: it could not be tried out.
+        """
+        if not _has_own_create(self._fs):
+            return f"{type(self._fs).__name__} has no atomic create-if-absent"
+        with self._trying:
+            if self._verdict is None:
+                self._verdict = self._try_create()
+            return self._verdict or None
 
     def create(self, key: str, data: Data) -> None:
         """See `Backend.create`."""
-        if not self.can_commit:
+        reason = self.why_not_to_commit()
+        if reason is not None:
             raise BackendError(
-                f"{self.uri}: {type(self._fs).__name__} has no atomic create-if-absent, so two writers "
-                "could both believe that they committed. "
-                "This storage can be read but not written; choose another one."
+                f"{self.uri}: {reason}, so two writers could both believe that they committed. "
+                "This storage can be read but not written: choose another one, or name one for the commits, "
+                "storage_options={'commit_lock': 'file:///a/folder/that/all/share'}."
             )
-        path = self._path(key)
-        with self._errors("create", key):
-            self._make_folder(path)
-            try:
-                self._fs.pipe_file(path, bytes(data), mode="create")
-            except OSError as error:
-                if _says_exists(error):
-                    raise ObjectExists(f"{path} already exists") from error
-                raise
+        self._create(key, data)
 
     def put(self, key: str, data: Data) -> None:
         """See `Backend.put`."""
@@ -98,9 +110,9 @@ class GenericBackend(Backend):
                 found = self._fs.find(path, detail=True)
             except FileNotFoundError:
                 found = {}
-        start = len(self._root) + 1
+        start = len(self._root)
         infos = (
-            ObjectInfo(name[start:], details["size"], _modified(details))
+            ObjectInfo(name[start:].lstrip("/"), details["size"], _modified(details))
             for name, details in sorted(found.items())
             if details["type"] == "file"
         )
@@ -116,6 +128,29 @@ class GenericBackend(Backend):
         size = self._fs.info(path)["size"]
         stop = size if end is None else min(end, size)
         return self._fs.cat_file(path, start=start, end=stop) if start < stop else b""
+
+    def _create(self, key: str, data: Data) -> None:
+        path = self._path(key)
+        with self._errors("create", key):
+            self._make_folder(path)
+            try:
+                self._fs.pipe_file(path, bytes(data), mode="create")
+            except OSError as error:
+                if _says_exists(error):
+                    raise ObjectExists(f"{self.uri}/{key} already exists") from error
+                raise
+
+    def _try_create(self) -> str:
+        """Return what is wrong with the filesystem's own create; nothing if nothing is."""
+        names = [f"{PROBE_PREFIX}{uuid.uuid4().hex}" for _ in range(_TRIED_NAMES)]
+        try:
+            winners = most_winners(lambda name: self._create(name, b"race"), names)
+        finally:
+            with contextlib.suppress(BackendError):
+                self.delete(names)
+        if winners <= 1:
+            return ""
+        return f"of {RACERS} writers that create one object at once {winners} are told that they did"
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{check_key(key)}"
@@ -138,6 +173,11 @@ class GenericBackend(Backend):
                 f"cannot {verb} {self.uri}/{key}: permission denied. Check the credentials in "
                 "storage_options."
             ) from error
+        except NotImplementedError as error:
+            raise BackendError(
+                f"cannot {verb} {self.uri}/{key}: {type(self._fs).__name__} cannot do that ({error}). "
+                "Choose another storage."
+            ) from error
         except Exception as error:
             # Drivers raise exceptions of their own that share no base class.
             raise BackendUnavailable(
@@ -156,6 +196,11 @@ def open_generic(uri: str, storage_options: Mapping[str, Any]) -> GenericBackend
         raise BackendUnavailable(
             f"cannot open {redact(uri)}: {type(error).__name__}: {redact(str(error))}"
         ) from error
+    if isinstance(filesystem, CachingFileSystem):
+        raise UnknownBackend(
+            f"{redact(uri)}: a store is not kept behind a cache, which shows what was there and not what is. "
+            f"Leave {uri.partition('::')[0]}:: out."
+        )
     return GenericBackend(uri, filesystem, root)
 
 

@@ -1,0 +1,89 @@
+"""Commits on a storage without conditional writes, by way of one that has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Optional
+
+from input_checkpoint.backend import Backend, Data, ObjectInfo
+from input_checkpoint.errors import ObjectExists, ObjectNotFound
+
+
+class CommitLockBackend(Backend):
+    """A backend whose `create` is decided by a second one.
+
+    An object is created by creating it among the locks, which is atomic, and then writing it where it
+    belongs. Who finds the lock taken, but nothing behind it (its owner died in between), writes what the lock
+    holds. Only `create` uses locks: manifests, lineage records and the like, not packs.
+
+    Args:
+        backend: where everything is kept.
+        locks: where creates are decided. It must be the same place for everybody who writes to ``backend``,
+            used for nothing else, and keep its promise of an atomic `create`.
+
+    Example:
+        >>> from input_checkpoint.backend import open_backend
+        >>> backend = CommitLockBackend(open_backend("memory://data"), open_backend("memory://locks"))
+        >>> backend.create("key", b"mine")
+        >>> backend.create("key", b"theirs")
+        Traceback (most recent call last):
+        ...
+        input_checkpoint.errors.ObjectExists: memory://data/key already exists
+    """
+
+    def __init__(self, backend: Backend, locks: Backend) -> None:
+        super().__init__(backend.uri)
+        self._backend = backend
+        self._locks = locks
+
+    def create(self, key: str, data: Data) -> None:
+        """See `Backend.create`."""
+        if self._holds(key):
+            raise ObjectExists(f"{self.uri}/{key} already exists")
+        try:
+            self._locks.create(key, data)
+        except ObjectExists:
+            self._complete(key)
+            raise ObjectExists(f"{self.uri}/{key} already exists") from None
+        if not self._holds(key):
+            self._backend.put(key, data)
+        elif self._backend.get(key) != bytes(data):
+            # Not a helper's copy of ours: created, and its lock removed, since we looked.
+            raise ObjectExists(f"{self.uri}/{key} already exists")
+
+    def put(self, key: str, data: Data) -> None:
+        """See `Backend.put`."""
+        self._backend.put(key, data)
+
+    def get(self, key: str, start: int = 0, end: Optional[int] = None) -> bytes:
+        """See `Backend.get`."""
+        return self._backend.get(key, start, end)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See `Backend.list`."""
+        return self._backend.list(prefix)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """See `Backend.delete`."""
+        doomed = tuple(keys)
+        # The lock first: one without its object would bring the object back.
+        self._locks.delete(doomed)
+        self._backend.delete(doomed)
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._backend.close()
+        self._locks.close()
+
+    def _holds(self, key: str) -> bool:
+        return any(info.key == key for info in self._backend.list(key))
+
+    def _complete(self, key: str) -> None:
+        """Do what the owner of a lock had not come to."""
+        if self._holds(key):
+            return
+        try:
+            data = self._locks.get(key)
+        except ObjectNotFound:
+            return  # deleted meanwhile
+        self._backend.put(key, data)
