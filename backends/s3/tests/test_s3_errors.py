@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Callable, Optional
 
 import boto3
 import pytest
+from aiobotocore.session import AioSession
 
 from input_checkpoint import (
     Backend,
@@ -22,8 +25,10 @@ from input_checkpoint import (
     ObjectNotFound,
 )
 from input_checkpoint_s3 import S3Backend
+from tests.support.answering_server import Answer, answering, write_self_signed_certificate
 
 SECRET = "hunter2"
+SESSION = AioSession()  # one for all: a session reads megabytes of API descriptions before its first call
 
 OPERATIONS: dict[str, Callable[[Backend], object]] = {
     "get": lambda backend: backend.get("key"),
@@ -61,6 +66,7 @@ def options_for(url: str, **more: Any) -> dict[str, Any]:
         "secret": SECRET,
         "endpoint_url": url,
         "client_kwargs": {"region_name": "us-east-1"},
+        "session": SESSION,
         **more,
     }
 
@@ -119,7 +125,7 @@ class TestServerThatIsDown:
 class TestServerThatNeverAnswers:
     @every_operation
     def test_it_is_unavailable_in_bounded_time(self, mute_port, operation):
-        impatient = {"connect_timeout": 1, "read_timeout": 1, "retries": {"max_attempts": 0}}
+        impatient = {"connect_timeout": 0.3, "read_timeout": 0.3, "retries": {"max_attempts": 0}}
         options = options_for(f"http://127.0.0.1:{mute_port}", config_kwargs=impatient)
         backend = S3Backend("s3://bucket/run", options)
         error = outcome(lambda: operation(backend), within=20)
@@ -220,6 +226,122 @@ class TestDeniedDelete:
         keys = [f"free/{number}" for number in range(1500)]
         with pytest.raises(BackendPermissionError, match="1 objects"):
             backend.delete([*keys, "locked/1"])
+
+
+def says(status: int, code: str) -> Answer:
+    """An answer in S3's form."""
+    body = f"<Error><Code>{code}</Code><Message>what the server says</Message></Error>"
+    return Answer(status, body.encode(), {"Content-Type": "application/xml"})
+
+
+@contextlib.contextmanager
+def backend_at(answer: Optional[Answer], **more: Any) -> Iterator[S3Backend]:
+    impatient = {"retries": {"max_attempts": 0}}
+    with answering(answer) as url:
+        yield S3Backend("s3://bucket/run", options_for(url, config_kwargs=impatient, **more))
+
+
+class TestServerThatSaysNo:
+    @every_operation
+    def test_throttling_may_pass(self, operation):
+        with (
+            backend_at(says(503, "SlowDown")) as backend,
+            pytest.raises(BackendUnavailable, match=r"s3://bucket/run.*trying again may help"),
+        ):
+            operation(backend)
+
+    @pytest.mark.parametrize(("status", "code"), [(429, "TooManyRequests"), (500, "InternalError")])
+    def test_its_own_failures_may_pass(self, status, code):
+        with backend_at(says(status, code)) as backend, pytest.raises(BackendUnavailable, match="may help"):
+            backend.put("key", b"data")
+
+    @pytest.mark.parametrize("operation", ["put", "create", "list", "delete", "get"])
+    @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
+    def test_credentials_that_are_not_accepted_are_named(self, operation, code):
+        with (
+            backend_at(says(403, code)) as backend,
+            pytest.raises(
+                BackendPermissionError, match=rf"s3://bucket/run.*not accepted \({code}\).*storage_options"
+            ),
+        ):
+            OPERATIONS[operation](backend)
+
+    @pytest.mark.parametrize("operation", ["put", "create", "list", "delete", "get"])
+    def test_a_clock_that_is_wrong_is_not_blamed_on_the_key(self, operation):
+        with (
+            backend_at(says(403, "RequestTimeTooSkewed")) as backend,
+            pytest.raises(BackendPermissionError, match="Set the clock"),
+        ):
+            OPERATIONS[operation](backend)
+
+    @every_operation
+    def test_rights_that_are_lacking_are_listed(self, operation):
+        with (
+            backend_at(says(403, "AccessDenied")) as backend,
+            pytest.raises(BackendPermissionError, match=r"access denied.*s3:DeleteObject"),
+        ):
+            operation(backend)
+
+    @pytest.mark.parametrize(
+        ("status", "code"), [(501, "NotImplemented"), (400, "InvalidArgument"), (400, "InvalidRequest")]
+    )
+    def test_a_server_without_conditional_writes_is_refused_with_a_way_out(self, status, code):
+        with (
+            backend_at(says(status, code)) as backend,
+            pytest.raises(BackendError, match=r"does not know conditional writes.*commit_lock") as raised,
+        ):
+            backend.create("key", b"data")
+        assert not isinstance(raised.value, BackendUnavailable)
+
+    def test_a_connection_that_breaks_in_the_middle_of_an_upload_may_come_back(self):
+        with (
+            backend_at(None) as backend,
+            pytest.raises(BackendUnavailable, match=r"cannot write s3://bucket/run/key"),
+        ):
+            backend.put("key", bytes(1 << 20))
+
+
+class TestCertificate:
+    @pytest.fixture
+    def certificate(self, tmp_path) -> Path:
+        write_self_signed_certificate(tmp_path / "server.pem")
+        return tmp_path / "server.pem"
+
+    def test_one_that_is_not_trusted_is_no_matter_of_patience(self, certificate):
+        with answering(says(404, "NoSuchKey"), certificate) as url:
+            backend = S3Backend(
+                "s3://bucket/run", options_for(url, config_kwargs={"retries": {"max_attempts": 0}})
+            )
+            with pytest.raises(BackendError, match=r"certificate is not trusted.*ca\.pem") as raised:
+                backend.get("key")
+        assert not isinstance(raised.value, BackendUnavailable)
+
+    def test_one_of_the_users_own_is_trusted_if_named(self, certificate):
+        with answering(says(404, "NoSuchKey"), certificate) as url:
+            options = options_for(url)
+            options["client_kwargs"]["verify"] = str(certificate)
+            with pytest.raises(ObjectNotFound):
+                S3Backend("s3://bucket/run", options).get("key")
+
+
+class TestOptions:
+    @pytest.mark.parametrize("write", ["put", "create"])
+    def test_encryption_and_storage_class_go_with_every_write(self, s3_server, client, write):
+        more = {"ServerSideEncryption": "AES256", "StorageClass": "STANDARD_IA"}
+        prefix = uuid.uuid4().hex
+        backend = S3Backend(
+            f"s3://{s3_server.bucket}/{prefix}", {**s3_server.options, "s3_additional_kwargs": more}
+        )
+        OPERATIONS[write](backend)
+        head = client.head_object(Bucket=s3_server.bucket, Key=f"{prefix}/key")
+        assert {name: head[name] for name in more} == more
+
+    def test_nothing_is_uploaded_in_parts_however_large(self, s3_server, client):
+        prefix = uuid.uuid4().hex
+        backend = S3Backend(f"s3://{s3_server.bucket}/{prefix}", s3_server.options)
+        backend.put("key", bytes(120 << 20))
+        etag = client.head_object(Bucket=s3_server.bucket, Key=f"{prefix}/key")["ETag"]
+        assert "-" not in etag  # which that of a multipart upload has
 
 
 class TestSecrets:

@@ -30,8 +30,9 @@ class S3Backend(Backend):
     """A prefix of an S3 bucket.
 
     `create` is one PutObject with ``If-None-Match: *``, which S3 makes atomic
-    (https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html). It is never a multipart
-    upload: not every server checks the condition there (Ceph 16.2 lets all writers win).
+    (https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html). Nothing is ever a
+    multipart upload: not every server checks the condition there (Ceph 16.2 lets all writers win), and one
+    that breaks off leaves parts that nobody sees and everybody pays for.
 
     Args:
         uri: ``s3://bucket/prefix``.
@@ -74,9 +75,7 @@ class S3Backend(Backend):
 
     def put(self, key: str, data: Data) -> None:
         """See `Backend.put`."""
-        path = f"{self._bucket}/{self._name(key)}"
-        with self._errors("write", key):
-            self._fs.pipe_file(path, bytes(data))
+        self._call("write", key, "put_object", Body=bytes(data))
 
     def get(self, key: str, start: int = 0, end: Optional[int] = None) -> bytes:
         """See `Backend.get`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
+from aiohttp import ClientConnectorCertificateError, ClientConnectorSSLError
 from botocore.exceptions import (
     ClientError,
     ConfigParseError,
@@ -11,6 +12,7 @@ from botocore.exceptions import (
     ParamValidationError,
     PartialCredentialsError,
     ProfileNotFound,
+    SSLError,
 )
 
 from input_checkpoint.backend import redact
@@ -30,13 +32,20 @@ _CREDENTIALS = {
     "ExpiredToken",
     "InvalidToken",
     "TokenRefreshRequired",
-    "RequestTimeTooSkewed",
     "InvalidClientTokenId",
 }
 _FORBIDDEN = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem"}
 _EXISTS = {"PreconditionFailed", "412"}
-_NOT_IMPLEMENTED = {"NotImplemented", "501"}
-_PERMANENT = {"InvalidArgument", "InvalidBucketName", "EntityTooLarge", "MethodNotAllowed", "400"}
+_NO_CONDITIONS = {"NotImplemented", "501", "InvalidArgument", "InvalidRequest", "BadRequest", "400"}
+_PERMANENT = {
+    "InvalidArgument",
+    "InvalidRequest",
+    "InvalidBucketName",
+    "EntityTooLarge",
+    "MethodNotAllowed",
+    "400",
+}
+_TLS = (SSLError, ClientConnectorCertificateError, ClientConnectorSSLError)
 
 
 def translate(error: BaseException, operation: str, uri: str, key: str) -> BackendError:
@@ -57,6 +66,10 @@ def translate(error: BaseException, operation: str, uri: str, key: str) -> Backe
         return BackendNotFound(f"{what}: the bucket does not exist. Create it, or correct the URI.")
     if code in ("NoSuchKey", "404") or (code is None and isinstance(error, FileNotFoundError)):
         return ObjectNotFound(f"{what}: it does not exist")
+    if code == "RequestTimeTooSkewed":
+        return BackendPermissionError(
+            f"{what}: this machine's clock and the server's differ by too much ({code}). Set the clock."
+        )
     if code in _CREDENTIALS or isinstance(error, (NoCredentialsError, PartialCredentialsError)):
         return BackendPermissionError(
             f"{what}: the credentials are not accepted ({code or type(error).__name__}). Set them in "
@@ -68,10 +81,16 @@ def translate(error: BaseException, operation: str, uri: str, key: str) -> Backe
             f"{what}: access denied. The key needs s3:GetObject, s3:PutObject, s3:DeleteObject and "
             "s3:ListBucket there."
         )
-    if code in _NOT_IMPLEMENTED and operation == "create":
+    if code in _NO_CONDITIONS and operation == "create":
         return BackendError(
-            f"{what}: this server does not know conditional writes (If-None-Match), so commits cannot be "
-            "made safe on it."
+            f"{what}: this server does not know conditional writes (If-None-Match on PutObject; it answers "
+            f"{code}), so commits cannot be made safe on it. Choose another one, or name a storage for the "
+            "commits: storage_options={'commit_lock': 'file:///a/folder/that/all/share'}."
+        )
+    if _caused_by(error, _TLS):
+        return BackendError(
+            f"{what}: the server's certificate is not trusted ({message}). Check endpoint_url; for a "
+            "certificate of your own set client_kwargs={'verify': '/path/to/ca.pem'} or AWS_CA_BUNDLE."
         )
     if isinstance(error, (ParamValidationError, ProfileNotFound, ConfigParseError, TypeError, ValueError)):
         return BackendError(f"{what}: the URI or storage_options are wrong: {message}")
@@ -85,6 +104,15 @@ def translate(error: BaseException, operation: str, uri: str, key: str) -> Backe
 def error_code(error: BaseException) -> Optional[str]:
     """Return S3's code for an error, or None if it did not come from the server."""
     return _answer(error)[0]
+
+
+def _caused_by(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:
+    cause: Optional[BaseException] = error
+    while cause is not None:
+        if isinstance(cause, kinds):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _answer(error: BaseException) -> tuple[Optional[str], str]:

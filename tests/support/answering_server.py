@@ -1,0 +1,101 @@
+"""A loopback HTTP server that gives one answer to everything, as a storage does that has had enough."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import ipaddress
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Optional
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the server says."""
+
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def answering(answer: Optional[Answer], certificate: Optional[Path] = None) -> Iterator[str]:
+    """Run the server and yield its URL.
+
+    Args:
+        answer: to every request; None closes the connection in the middle of the request's body.
+        certificate: PEM file with key, for https.
+    """
+    handler = type("Handler", (_Handler,), {"answer": answer})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    serving = threading.Thread(target=server.serve_forever, daemon=True)
+    serving.start()
+    try:
+        yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        serving.join()
+        server.server_close()
+
+
+def write_self_signed_certificate(path: Path) -> None:
+    """Write a certificate for 127.0.0.1 that nobody has reason to trust, with its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.IPv4Address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
+
+
+class _Handler(BaseHTTPRequestHandler):
+    answer: Optional[Answer]
+    protocol_version = "HTTP/1.1"
+
+    def _reply(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        if self.answer is None:
+            self.rfile.read(length // 2)
+            self.close_connection = True
+            return
+        self.rfile.read(length)
+        self.send_response(self.answer.status)
+        for name, value in self.answer.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(self.answer.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(self.answer.body)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _reply  # noqa: N815 - names of http.server
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name in http.server
+        """Say nothing: the tests do."""
