@@ -8,7 +8,7 @@ PROJECTS := pyproject.toml $(wildcard backends/*/pyproject.toml)
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint integration bench clean
+.PHONY: demo test lint servers integration bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m demo
@@ -21,8 +21,13 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-integration: $(VENV)/installed
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal integration
+# The servers that the integration suite starts. INTEGRATION=moto,ceph narrows the choice, here and there.
+servers:
+	scripts/install-servers
+
+# loadgroup: all tests over one server on one worker, so that it is started once.
+integration: $(VENV)/installed servers
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup integration
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks

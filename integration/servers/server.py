@@ -17,7 +17,7 @@ from typing import Any, Callable
 _SECONDS_TO_START = 60
 
 
-class MissingServer(Exception):
+class MissingServerError(Exception):
     """A server's program is not installed. The message says how to install it."""
 
 
@@ -38,6 +38,8 @@ class Server(abc.ABC):
 
     name: str
     """As `INTEGRATION` spells it."""
+    durable = True
+    """Whether what was stored is still there after `kill` and `start`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,12 +50,16 @@ class Server(abc.ABC):
         """Start it, or start it again on the same port and data. Returns once it answers.
 
         Raises:
-            MissingServer: its program is not installed.
+            MissingServerError: its program is not installed.
         """
 
     @abc.abstractmethod
     def kill(self) -> None:
         """End it at once, by SIGKILL, in the middle of whatever it does."""
+
+    def stop(self) -> None:
+        """End everything that belongs to it, for good."""
+        self.kill()
 
     @abc.abstractmethod
     def place(self, name: str) -> Place:
@@ -66,11 +72,11 @@ class Server(abc.ABC):
     @contextlib.contextmanager
     def running(self) -> Iterator[Server]:
         """Run it for the length of a block."""
-        self.start()
         try:
+            self.start()
             yield self
         finally:
-            self.kill()
+            self.stop()
 
 
 class Process:

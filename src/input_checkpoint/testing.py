@@ -192,7 +192,11 @@ class BackendContract:
         with pytest.raises(ValueError, match="not a valid key"):
             backend.put(key, b"data")
         with pytest.raises(ValueError, match="not a valid key"):
+            backend.create(key, b"data")
+        with pytest.raises(ValueError, match="not a valid key"):
             backend.get(key)
+        with pytest.raises(ValueError, match="not a valid key"):
+            backend.delete([key])
 
     def test_many_threads_may_use_it_at_once(self, backend: Backend) -> None:
         def work(number: int) -> bool:

@@ -1,7 +1,7 @@
 """Saves or restores a state of a given size.
 
-``python -m tests.support.large_state save|restore STORE MEGABYTES`` prints the elements that follow, and the
-peak memory, in MB, beyond what the process held before.
+``python -m tests.support.large_state save|restore STORE MEGABYTES [OPTIONS_JSON]`` prints the elements that
+follow, and the peak memory, in MB, beyond what the process held before.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def peak_mb() -> float:
 
 def main() -> None:
     mode, uri, megabytes = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    store = CheckpointStore.open(uri, create=True)
+    options = json.loads(sys.argv[4]) if len(sys.argv) > 4 else None
+    store = CheckpointStore.open(uri, options, create=True)
     with v1.Graph().as_default() as graph:
         iterator, following = build(megabytes)
         iterators = GraphIterators(graph, external_state_policy("fail"))

@@ -8,11 +8,14 @@ from typing import Optional
 import boto3
 import pytest
 import s3fs
+from aiobotocore.session import AioSession
 from botocore.exceptions import ClientError
 
 from input_checkpoint.backends_builtin import GenericBackend
 from input_checkpoint.testing import BackendContract
 from input_checkpoint_s3 import S3Backend
+
+SESSION = AioSession()  # one for all: a session reads megabytes of API descriptions before its first call
 
 
 class S3Contract(BackendContract):
@@ -46,7 +49,7 @@ class S3Contract(BackendContract):
 class TestS3Backend(S3Contract):
     @pytest.fixture
     def backend(self, s3_server, _client) -> S3Backend:
-        return S3Backend(f"s3://{self.bucket}/{self.prefix}", s3_server.options)
+        return S3Backend(f"s3://{self.bucket}/{self.prefix}", {**s3_server.options, "session": SESSION})
 
 
 class TestGenericBackendOverS3fs(S3Contract):
@@ -54,5 +57,5 @@ class TestGenericBackendOverS3fs(S3Contract):
 
     @pytest.fixture
     def backend(self, s3_server, _client) -> GenericBackend:
-        filesystem = s3fs.S3FileSystem(skip_instance_cache=True, **s3_server.options)
+        filesystem = s3fs.S3FileSystem(skip_instance_cache=True, session=SESSION, **s3_server.options)
         return GenericBackend(f"s3://{self.bucket}/{self.prefix}", filesystem, f"{self.bucket}/{self.prefix}")

@@ -120,9 +120,10 @@ class GenericBackend(Backend):
 
     def delete(self, keys: Iterable[str]) -> None:
         """See `Backend.delete`."""
-        for key in keys:
+        paths = {key: self._path(key) for key in keys}
+        for key, path in paths.items():
             with self._errors("delete", key), contextlib.suppress(FileNotFoundError):
-                self._fs.rm_file(self._path(key))
+                self._fs.rm_file(path)
 
     def _cat_range(self, path: str, start: int, end: Optional[int]) -> bytes:
         size = self._fs.info(path)["size"]

@@ -134,8 +134,9 @@ class S3Backend(Backend):
         return self._prefix + check_key(key)
 
     def _call(self, operation: str, key: str, method: str, **arguments: Any) -> Any:
+        name = self._name(key)
         with self._errors(operation, key):
-            return self._fs.call_s3(method, Bucket=self._bucket, Key=self._name(key), **arguments)
+            return self._fs.call_s3(method, Bucket=self._bucket, Key=name, **arguments)
 
     @contextlib.contextmanager
     def _errors(self, operation: str, key: str) -> Iterator[None]:

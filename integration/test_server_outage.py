@@ -1,0 +1,72 @@
+"""A server that is killed in the middle of a save: nothing is lost, and nothing wrong comes back."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from typing import Callable
+
+import pytest
+
+from input_checkpoint import BackendUnavailable, CheckpointStore, IteratorState, RetryPolicy
+from input_checkpoint.state import Element
+from integration.servers.server import Place, Server
+
+pytestmark = pytest.mark.durable
+ELEMENT_BYTES = 100_000
+ELEMENTS = 600
+
+
+def fresh_state() -> list[Element]:
+    return [(b"slot %d" % slot, os.urandom(ELEMENT_BYTES)) for slot in range(ELEMENTS)]
+
+
+def interrupted(state: list[Element], event: Callable[[], None]) -> Iterator[Element]:
+    """The elements; ``event`` happens in their middle, when packs are already on their way."""
+    for number, element in enumerate(state):
+        if number == ELEMENTS // 2:
+            event()
+        yield element
+
+
+def opened(place: Place, patience: float) -> CheckpointStore:
+    retry = RetryPolicy(give_up_after=patience, longest_delay=2)
+    return CheckpointStore.open(place.uri, place.storage_options, create=True, retry=retry)
+
+
+@pytest.mark.timeout(300)
+def test_a_save_outlasts_a_server_that_is_killed_and_comes_back(server: Server, place: Place) -> None:
+    store = opened(place, patience=120)
+    lineage = store.open_lineage("main", None)
+    state = fresh_state()
+    coming_back = threading.Timer(3, server.start)
+
+    def outage() -> None:
+        server.kill()
+        coming_back.start()
+
+    info = store.save(lineage, 10, [IteratorState("Iterator", interrupted(state, outage))])
+    coming_back.join()
+    assert [found.in_order() for found in store.load(info)] == [state]
+    assert store.verify().problems == {}
+
+
+@pytest.mark.timeout(300)
+def test_a_save_to_a_server_that_stays_away_fails_clearly_and_the_one_before_it_is_safe(
+    server: Server, place: Place
+) -> None:
+    store = opened(place, patience=5)
+    lineage = store.open_lineage("main", None)
+    before, lost, after = fresh_state(), fresh_state(), fresh_state()
+    safe = store.save(lineage, 10, [IteratorState("Iterator", before)])
+    with pytest.raises(BackendUnavailable, match="gave up") as raised:
+        store.save(lineage, 20, [IteratorState("Iterator", interrupted(lost, server.kill))])
+    assert store.uri in str(raised.value)
+    server.start()
+    assert store.checkpoints() == [safe]
+    assert [found.in_order() for found in store.load(safe)] == [before]
+    info = store.save(lineage, 30, [IteratorState("Iterator", after)])
+    elsewhere = CheckpointStore.open(place.uri, place.storage_options)
+    assert [found.in_order() for found in elsewhere.load(info)] == [after]
+    assert store.verify().problems == {}
