@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from input_checkpoint.backend import Backend, open_backend
+from input_checkpoint.copying import CopyProgress, CopyReport
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFound,
@@ -12,6 +13,7 @@ from input_checkpoint.errors import (
     BackendUnavailable,
     CheckpointNotFound,
     CorruptCheckpoint,
+    DifferentHistory,
     InputCheckpointError,
     ObjectExists,
     ObjectNotFound,
@@ -56,7 +58,10 @@ __all__ = [
     "CheckpointNotFound",
     "CheckpointRef",
     "CheckpointStore",
+    "CopyProgress",
+    "CopyReport",
     "CorruptCheckpoint",
+    "DifferentHistory",
     "InputCheckpointError",
     "IteratorState",
     "KeepAll",

@@ -58,6 +58,10 @@ class WriterSuperseded(InputCheckpointError):
     """Another writer has taken over this worker's checkpoints. This one must stop."""
 
 
+class DifferentHistory(InputCheckpointError):
+    """The target of a copy holds checkpoints of another run. Nothing of them was changed."""
+
+
 class PipelineMismatch(InputCheckpointError):
     """The checkpoint does not belong to the input pipeline that it should be restored into."""
 

@@ -152,6 +152,15 @@ def _read_extent(backend: Backend, pack: str, table: ChunkTable, extent: Extent)
         raise CorruptCheckpoint(f"its pack {pack} is missing") from error
     if len(data) != extent.end - extent.start:
         raise CorruptCheckpoint(f"its pack {pack} is cut short")
+    return chunks_in(data, pack, table, extent)
+
+
+def chunks_in(data: bytes, pack: str, table: ChunkTable, extent: Extent) -> list[tuple[int, bytes]]:
+    """Return the chunks in the bytes of an extent, with their row numbers, each checked.
+
+    Raises:
+        CorruptCheckpoint: one is not what it should be.
+    """
     return [(row, _chunk(data, pack, table, extent, row)) for row in extent.rows]
 
 

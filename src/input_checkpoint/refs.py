@@ -19,6 +19,9 @@ _PIN_KEY = re.compile(r"pins/([^/]+)/(\d{8,})/(\d{12,})\.json")
 _PACK_KEY = re.compile(r"packs/([^/]+)/(\d{8,})/(\d{12,})-[^/]+\.pack")
 
 
+_NO_LINEAGE = 99_999_999  # newer than any, so that every clean-up takes it seriously
+
+
 @dataclass(frozen=True, order=True)
 class CheckpointRef:
     """The identity of a checkpoint. Orders by worker, then from old to new."""
@@ -90,6 +93,11 @@ def announcements_prefix(worker: str) -> str:
 def announcement_key(ref: CheckpointRef, write_id: str) -> str:
     """Key of the object that says that a save is in flight."""
     return f"{announcements_prefix(ref.worker)}{ref.lineage:08d}/{ref.step:012d}-{write_id[:8]}"
+
+
+def hold_key(worker: str, name: str) -> str:
+    """Key of the announcement of somebody who saves nothing but needs what is there, of no lineage."""
+    return f"{announcements_prefix(worker)}{_NO_LINEAGE:08d}/{0:012d}-{name[:8]}"
 
 
 def parse_announcement_key(key: str) -> Optional[CheckpointRef]:

@@ -10,13 +10,14 @@ import contextlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 from input_checkpoint import lineage as lineages
 from input_checkpoint import manifest as manifests
 from input_checkpoint import pins as pinning
 from input_checkpoint import probing, refs
 from input_checkpoint.backend import Backend, open_backend
+from input_checkpoint.copying import CopyProgress, CopyReport, End, copy
 from input_checkpoint.errors import (
     BackendNotFound,
     CheckpointNotFound,
@@ -257,6 +258,54 @@ class CheckpointStore:
             removed_packs=tuple(key for report in reports for key in report.removed_packs),
         )
 
+    def copy_to(
+        self,
+        other: CheckpointStore,
+        checkpoints: Optional[Iterable[Union[CheckpointInfo, CheckpointRef]]] = None,
+        *,
+        worker: Optional[str] = None,
+        progress: Optional[Callable[[CopyProgress], None]] = None,
+    ) -> CopyReport:
+        """Copy checkpoints to another store, so that the run goes on there with only its URI changed.
+
+        Everything is checked on the way, and what checkpoints share is copied once. Whole packs are copied,
+        so chosen checkpoints bring what they share packs with. Each checkpoint is committed at the target
+        when all of it is there, from old to new. A copy that was interrupted is simply made again: it goes on
+        with what is missing. So does one that is repeated while the run still saves to this store.
+
+        Pins come along. Retention is the target's own affair.
+
+        Args:
+            other: the target: empty, or copied from this store before. Open it with ``create=True``.
+            checkpoints: which; None means all, also those that the history has left behind.
+            worker: only this one's.
+            progress: called after every pack and checkpoint, in this thread.
+
+        Returns:
+            What was copied, and what could not be since it is damaged or was removed meanwhile.
+
+        Raises:
+            DifferentHistory: the target holds another run of the same worker. Nothing of it was changed.
+            ValueError: ``other`` is this store.
+            BackendError: a storage failed. What has been committed stays; copy again.
+
+        Example:
+            >>> store = CheckpointStore.open("memory://old-house", create=True)
+            >>> info = store.save(store.open_lineage("main", parent=None), 100, [])
+            >>> other = CheckpointStore.open("memory://new-house", create=True)
+            >>> store.copy_to(other).copied
+            (CheckpointRef(worker='main', lineage=1, step=100),)
+            >>> other.newest("main") == info
+            True
+        """
+        if other is self or other.uri == self.uri:
+            raise ValueError(f"{self.uri} cannot be copied to itself")
+        if checkpoints is None:
+            chosen = self._list_refs(worker)
+        else:
+            chosen = [ref for ref in map(_ref, checkpoints) if worker in (None, ref.worker)]
+        return copy(self._end(), other._end(), chosen, self._options.concurrency, progress or _tell_nobody)
+
     def pin(self, checkpoint: Union[CheckpointInfo, CheckpointRef], note: str = "") -> None:
         """Keep a checkpoint until it is unpinned, whatever the retention policy says.
 
@@ -422,10 +471,17 @@ class CheckpointStore:
             return _same(manifests.decode_header(head), ref)
 
     def _manifest(self, ref: CheckpointRef) -> Manifest:
+        return self._stored_manifest(ref)[1]
+
+    def _stored_manifest(self, ref: CheckpointRef) -> tuple[bytes, Manifest]:
         with self._naming(ref.key, ref):
-            manifest = manifests.decode(self._backend.get(ref.key))
+            stored = self._backend.get(ref.key)
+            manifest = manifests.decode(stored)
             _same(manifest.header, ref)
-            return manifest
+            return stored, manifest
+
+    def _end(self) -> End:
+        return End(self._backend, self._list_refs, self._read_header, self._stored_manifest)
 
     def _pieces(self, manifest: Manifest, rows: IteratorRows) -> Iterator[Piece]:
         ref = manifest.header.ref
@@ -442,6 +498,10 @@ class CheckpointStore:
             raise CheckpointNotFound(f"{self.uri}: {what} does not exist") from error
         except CorruptCheckpoint as error:
             raise CorruptCheckpoint(f"{self.uri}: {what} is damaged ({key}): {error}") from error
+
+
+def _tell_nobody(progress: CopyProgress) -> None:
+    """Nobody wants to know."""
 
 
 def _ref(checkpoint: Union[CheckpointInfo, CheckpointRef]) -> CheckpointRef:
