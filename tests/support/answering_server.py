@@ -1,10 +1,11 @@
-"""A loopback HTTP server that gives one answer to everything, as a storage does that has had enough."""
+"""Loopback servers that are no good: one answer to everything, no answer at all, nobody there."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
 import ipaddress
+import socket
 import ssl
 import threading
 from collections.abc import Iterator, Mapping
@@ -50,6 +51,36 @@ def answering(answer: Optional[Answer], certificate: Optional[Path] = None) -> I
         server.shutdown()
         serving.join()
         server.server_close()
+
+
+@contextlib.contextmanager
+def mute_server() -> Iterator[int]:
+    """Run a server that accepts connections and never says a word; yield its port."""
+    accepted: list[socket.socket] = []
+
+    def accept(listener: socket.socket) -> None:
+        while True:
+            try:
+                accepted.append(listener.accept()[0])
+            except OSError:
+                return
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(50)
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        for connection in accepted:
+            connection.close()
+
+
+def unused_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def write_self_signed_certificate(path: Path) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
-import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import boto3
 import pytest
@@ -25,39 +23,17 @@ from input_checkpoint import (
     ObjectNotFound,
 )
 from input_checkpoint_s3 import S3Backend
-from tests.support.answering_server import Answer, answering, write_self_signed_certificate
+from tests.support.answering_server import (
+    Answer,
+    answering,
+    mute_server,
+    unused_port,
+    write_self_signed_certificate,
+)
+from tests.support.operations import OPERATIONS, every_operation, outcome
 
 SECRET = "hunter2"
 SESSION = AioSession()  # one for all: a session reads megabytes of API descriptions before its first call
-
-OPERATIONS: dict[str, Callable[[Backend], object]] = {
-    "get": lambda backend: backend.get("key"),
-    "get of nothing": lambda backend: backend.get("key", 3, 3),
-    "put": lambda backend: backend.put("key", b"data"),
-    "create": lambda backend: backend.create("key", b"data"),
-    "list": lambda backend: list(backend.list()),
-    "delete": lambda backend: backend.delete(["key"]),
-}
-every_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS.keys())
-
-
-def outcome(work: Callable[[], object], within: float) -> Optional[BaseException]:
-    """Return what ``work`` raises, after waiting no longer than ``within`` seconds for it."""
-    raised: list[Optional[BaseException]] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            raised.append(error)
-        else:
-            raised.append(None)
-
-    worker = threading.Thread(target=run, daemon=True)
-    worker.start()
-    worker.join(within)
-    assert raised, f"still no answer after {within} s"
-    return raised[0]
 
 
 def options_for(url: str, **more: Any) -> dict[str, Any]:
@@ -73,31 +49,13 @@ def options_for(url: str, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def closed_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    return unused_port()
 
 
 @pytest.fixture
 def mute_port() -> Iterator[int]:
-    """A server that accepts connections and never says a word."""
-    accepted: list[socket.socket] = []
-
-    def accept(listener: socket.socket) -> None:
-        while True:
-            try:
-                accepted.append(listener.accept()[0])
-            except OSError:
-                return
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(50)
-        threading.Thread(target=accept, args=(listener,), daemon=True).start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
-        for connection in accepted:
-            connection.close()
+    with mute_server() as port:
+        yield port
 
 
 @pytest.fixture

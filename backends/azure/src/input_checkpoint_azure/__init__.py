@@ -1,0 +1,5 @@
+"""Azure Blob Storage backend for input-checkpoint, over adlfs."""
+
+from input_checkpoint_azure.backend import AzureBackend, open_azure
+
+__all__ = ["AzureBackend", "open_azure"]
