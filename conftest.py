@@ -24,6 +24,12 @@ def s3_server() -> Iterator[S3Server]:
 
 
 @pytest.fixture
+def no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the library find no plugin, as where none is installed."""
+    monkeypatch.setattr("input_checkpoint.backend._plugins", lambda: ())
+
+
+@pytest.fixture
 def checks_credentials(s3_server: S3Server) -> Iterator[None]:
     """Let the server check who asks, which it does not do otherwise."""
 

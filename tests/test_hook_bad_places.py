@@ -52,7 +52,7 @@ def test_a_bucket_that_does_not_exist(tmp_path: Path, s3_server: S3Server) -> No
     assert "Create it, or correct the URI" in str(error)
 
 
-def test_a_scheme_whose_plugin_is_not_installed(tmp_path: Path) -> None:
+def test_a_scheme_whose_plugin_is_not_installed(tmp_path: Path, no_plugins: None) -> None:
     error = refused(tmp_path, "abfs://container/run")
     assert isinstance(error, ic.UnknownBackend)
     assert "pip install 'input-checkpoint[azure]'" in str(error)

@@ -161,6 +161,7 @@ def test_a_run_that_another_one_has_taken_over_from_stops_with_the_name_of_its_s
     tmp_path: Path, memory: MemoryBackend
 ) -> None:
     def another_run_begins() -> None:
+        wait_until(lambda: committed(memory) == [0, 10])
         store = ic.CheckpointStore.open(memory)
         store.open_lineage("main", parent=store.newest("main").ref)
 

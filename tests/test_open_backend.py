@@ -124,6 +124,8 @@ def test_built_in_backends_refuse_options_by_name_and_not_by_value(uri):
 @pytest.mark.parametrize(
     ("uri", "extra"),
     [
+        ("s3://bucket/run", "s3"),
+        ("s3a://bucket/run", "s3"),
         ("gs://bucket/run", "gcs"),
         ("gcs://bucket/run", "gcs"),
         ("abfs://container/run", "azure"),
@@ -133,7 +135,7 @@ def test_built_in_backends_refuse_options_by_name_and_not_by_value(uri):
         ("ssh://host/run", "sftp"),
     ],
 )
-def test_a_scheme_whose_plugin_is_missing_says_what_to_install(uri, extra):
+def test_a_scheme_whose_plugin_is_missing_says_what_to_install(no_plugins, uri, extra):
     with pytest.raises(UnknownBackend, match=rf"{uri}: .*pip install 'input-checkpoint\[{extra}\]'"):
         open_backend(uri)
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
+import psutil
+
 _SECONDS_TO_START = 60
 
 
@@ -104,8 +106,12 @@ class Process:
                 raise RuntimeError(f"{self._process.args!r} did not start: {words}")
             time.sleep(0.05)
 
+    def descendants(self) -> list[psutil.Process]:
+        """Return its children and theirs, also those that have left its group."""
+        return psutil.Process(self._process.pid).children(recursive=True)
+
     def kill(self) -> None:
-        """End the process and its children by SIGKILL."""
+        """End the process and its group by SIGKILL."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
