@@ -30,6 +30,11 @@ def interrupted(state: list[Element], event: Callable[[], None]) -> Iterator[Ele
         yield element
 
 
+def kill(server: Server) -> None:
+    server.settle()
+    server.kill()
+
+
 def opened(place: Place, patience: float) -> CheckpointStore:
     retry = RetryPolicy(give_up_after=patience, longest_delay=2)
     return CheckpointStore.open(place.uri, place.storage_options, create=True, retry=retry)
@@ -43,7 +48,7 @@ def test_a_save_outlasts_a_server_that_is_killed_and_comes_back(server: Server, 
     coming_back = threading.Timer(3, server.start)
 
     def outage() -> None:
-        server.kill()
+        kill(server)
         coming_back.start()
 
     info = store.save(lineage, 10, [IteratorState("Iterator", interrupted(state, outage))])
@@ -61,7 +66,7 @@ def test_a_save_to_a_server_that_stays_away_fails_clearly_and_the_one_before_it_
     before, lost, after = fresh_state(), fresh_state(), fresh_state()
     safe = store.save(lineage, 10, [IteratorState("Iterator", before)])
     with pytest.raises(BackendUnavailable, match="gave up") as raised:
-        store.save(lineage, 20, [IteratorState("Iterator", interrupted(lost, server.kill))])
+        store.save(lineage, 20, [IteratorState("Iterator", interrupted(lost, lambda: kill(server)))])
     assert store.uri in str(raised.value)
     server.start()
     assert store.checkpoints() == [safe]

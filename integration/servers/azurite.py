@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Optional
 
@@ -15,6 +16,7 @@ from integration.servers.server import MissingServerError, Place, Process, Serve
 
 _INSTALLED = Path(__file__).parents[2] / ".servers/azurite/node_modules/azurite"
 _CONTAINER = "container"
+_WRITES_ITS_INDEX_EVERY = 5  # autosaveInterval in LokiBlobMetadataStore.ts
 # The same for every Azurite: https://learn.microsoft.com/azure/storage/common/storage-connect-azurite
 _ACCOUNT = "devstoreaccount1"
 _ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -54,6 +56,10 @@ class Azurite(Server):
         """See `Server.kill`."""
         if self._process is not None:
             self._process.kill()
+
+    def settle(self) -> None:
+        """See `Server.settle`. What it has acknowledged is in its index, and that only in memory at first."""
+        time.sleep(_WRITES_ITS_INDEX_EVERY + 2)
 
     def place(self, name: str) -> Place:
         """See `Server.place`."""

@@ -59,6 +59,9 @@ class Server(abc.ABC):
     def kill(self) -> None:
         """End it at once, by SIGKILL, in the middle of whatever it does."""
 
+    def settle(self) -> None:  # noqa: B027 - a production server has nothing to wait for
+        """Wait until what it has acknowledged survives a `kill`: at once, but for some emulators."""
+
     def stop(self) -> None:
         """End everything that belongs to it, for good."""
         self.kill()
