@@ -121,7 +121,7 @@ class TestEverything:
         manifests = [key for key in writes if key.startswith("checkpoints/")]
         assert manifests == sorted(manifests)
         for info in source.checkpoints("main"):
-            packs = [pack.key for pack in source._header(info.ref).packs]
+            packs = [pack.key for pack in source._catalog.header(info.ref).packs]
             assert max(map(writes.index, packs)) < writes.index(info.ref.key)
 
 
@@ -155,7 +155,7 @@ class TestChoice:
 class TestDamage:
     def test_a_damaged_checkpoint_is_named_and_the_others_go(self, source, here, there):
         damaged = ic.CheckpointRef("worker-1", 1, 10)
-        pack = source._header(damaged).packs[0].key
+        pack = source._catalog.header(damaged).packs[0].key
         data = here.get(pack)
         here.put(pack, data[:100] + bytes([data[100] ^ 1]) + data[101:])
         target = opened(there)
@@ -170,7 +170,7 @@ class TestDamage:
     @pytest.mark.parametrize("how", ["cut", "removed"])
     def test_so_is_one_whose_pack_is_not_whole(self, source, here, there, how):
         damaged = ic.CheckpointRef("worker-1", 1, 10)
-        pack = source._header(damaged).packs[0].key
+        pack = source._catalog.header(damaged).packs[0].key
         if how == "cut":
             here.put(pack, here.get(pack)[:-1])
         else:
@@ -188,7 +188,7 @@ class TestDamage:
 
     def test_what_an_interrupted_copy_has_left_is_checked_before_anything_refers_to_it(self, source, there):
         ref = ic.CheckpointRef("worker-1", 1, 10)
-        pack = source._header(ref).packs[0]
+        pack = source._catalog.header(ref).packs[0]
         there.put(pack.key, bytes(pack.size))
         target = opened(there)
         report = source.copy_to(target, [ref])
@@ -336,7 +336,7 @@ class TestCleanUpMeanwhile:
 
     def test_what_a_prune_that_had_begun_before_takes_away_is_brought_back(self, source, here, there):
         ref = ic.CheckpointRef("worker-1", 1, 10)
-        pack = source._header(ref).packs[0].key
+        pack = source._catalog.header(ref).packs[0].key
         there.put(pack, here.get(pack))  # left by a copy that was interrupted, and old enough to go
         overtaken = Overtaken(there, "create", ref.key, lambda: there.delete([pack]))
         target = opened(overtaken)

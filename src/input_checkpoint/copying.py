@@ -12,13 +12,14 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Callable, Optional
+from typing import Callable
 
 import numpy as np
 
 from input_checkpoint import lineage as lineages
 from input_checkpoint import pins, refs
 from input_checkpoint.backend import Backend
+from input_checkpoint.catalog import Catalog
 from input_checkpoint.chunks import digest
 from input_checkpoint.errors import (
     BackendError,
@@ -69,20 +70,9 @@ class CopyReport:
         return not self.problems
 
 
-@dataclass(frozen=True)
-class End:
-    """One end of a copy."""
-
-    backend: Backend
-    list_refs: Callable[[Optional[str]], Sequence[CheckpointRef]]
-    read_header: Callable[[CheckpointRef], Header]
-    read_manifest: Callable[[CheckpointRef], tuple[bytes, Manifest]]
-    """Returns the manifest as it is stored, and decoded."""
-
-
 def copy(
-    source: End,
-    target: End,
+    source: Catalog,
+    target: Catalog,
     chosen: Sequence[CheckpointRef],
     concurrency: int,
     progress: Callable[[CopyProgress], None],
@@ -101,7 +91,7 @@ class _Tally:
     """Counts what is done, and tells."""
 
     def __init__(
-        self, source: End, chosen: Sequence[CheckpointRef], progress: Callable[[CopyProgress], None]
+        self, source: Catalog, chosen: Sequence[CheckpointRef], progress: Callable[[CopyProgress], None]
     ) -> None:
         sizes: dict[str, int] = {}
         for ref in chosen:
@@ -137,7 +127,9 @@ class _WorkerCopier:
     announcement keeps clean-up by others away; what the source's own run removes meanwhile is reported.
     """
 
-    def __init__(self, source: End, target: End, worker: str, concurrency: int, tally: _Tally) -> None:
+    def __init__(
+        self, source: Catalog, target: Catalog, worker: str, concurrency: int, tally: _Tally
+    ) -> None:
         self._source = source
         self._target = target
         self._worker = worker
@@ -157,7 +149,7 @@ class _WorkerCopier:
             _held(self._source.backend, self._worker, name, required=False) as at_source,
         ):
             self._create_records(records)
-            present = set(self._target.list_refs(self._worker))
+            present = set(self._target.refs(self._worker))
             notes = pins.read(self._source.backend, self._worker)
             self._look_at_target(present)
             for ref in wanted:
@@ -181,11 +173,11 @@ class _WorkerCopier:
         self._sizes = {info.key: info.size for info in self._target.backend.list(prefix)}
         for ref in present:
             with contextlib.suppress(CorruptCheckpoint, CheckpointNotFound):
-                self._trusted.add(self._target.read_manifest(ref)[1])
+                self._trusted.add(self._target.stored_manifest(ref)[1])
 
     def _copy_or_tell(self, ref: CheckpointRef, present: bool) -> None:
         try:
-            stored, manifest = self._source.read_manifest(ref)
+            stored, manifest = self._source.stored_manifest(ref)
             if present:
                 self._check_same(manifest.header)
             else:
@@ -257,7 +249,7 @@ class _WorkerCopier:
         for ref in wanted:
             if ref in self._tally.problems:
                 continue
-            manifest = self._target.read_manifest(ref)[1]
+            manifest = self._target.stored_manifest(ref)[1]
             if any(pack.key not in self._sizes for pack in manifest.header.packs):
                 self._copy_packs(manifest)
 

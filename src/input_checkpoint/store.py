@@ -7,38 +7,27 @@ does.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Callable, Optional, Union
 
+from input_checkpoint import format_version, refs
 from input_checkpoint import lineage as lineages
-from input_checkpoint import manifest as manifests
 from input_checkpoint import pins as pinning
-from input_checkpoint import probing, refs
 from input_checkpoint.backend import Backend, open_backend
-from input_checkpoint.copying import CopyProgress, CopyReport, End, copy
-from input_checkpoint.errors import (
-    BackendNotFound,
-    CheckpointNotFound,
-    CorruptCheckpoint,
-    ObjectExists,
-    ObjectNotFound,
-    UnsupportedFormat,
-    WriterSuperseded,
-)
+from input_checkpoint.catalog import Catalog
+from input_checkpoint.copying import CopyProgress, CopyReport, copy
+from input_checkpoint.errors import CheckpointNotFound, CorruptCheckpoint, ObjectExists, WriterSuperseded
 from input_checkpoint.lineage import Lineage
-from input_checkpoint.manifest import CheckpointInfo, Header, IteratorRows, Manifest
+from input_checkpoint.manifest import CheckpointInfo
 from input_checkpoint.pruning import ORPHAN_AGE_SECONDS, Pruner, PruneReport, SetFree
-from input_checkpoint.reading import read_pieces
 from input_checkpoint.refs import CheckpointRef
 from input_checkpoint.retention import RetentionPolicy
 from input_checkpoint.retrying import DEFAULT_POLICY, RetryingBackend, RetryPolicy
 from input_checkpoint.saving import LineageSaver, SaveOptions, described
-from input_checkpoint.state import IteratorState, Piece, StoredState
+from input_checkpoint.state import IteratorState, StoredState
 from input_checkpoint.verification import VerifyReport, verify
 
-FORMAT_VERSION = 1
 _DEFAULT_OPTIONS = SaveOptions()
 
 
@@ -59,8 +48,8 @@ class CheckpointStore:
 
     def __init__(self, backend: Backend, options: SaveOptions = _DEFAULT_OPTIONS) -> None:
         self._backend = backend
+        self._catalog = Catalog(backend)
         self._options = options
-        self._headers: dict[CheckpointRef, Header] = {}
         self._savers: dict[str, LineageSaver] = {}
         self._set_free: defaultdict[str, SetFree] = defaultdict(SetFree)
 
@@ -91,11 +80,9 @@ class CheckpointStore:
             UnsupportedFormat: the store was written by an unknown format version.
             BackendError: the storage cannot be used.
         """
-        store = cls(open_backend(uri, storage_options), options)
-        store._check_format(create, probe)
-        if retry is not None:
-            store._backend = RetryingBackend(store._backend, retry)
-        return store
+        backend = open_backend(uri, storage_options)
+        format_version.require(backend, create, probe)
+        return cls(backend if retry is None else RetryingBackend(backend, retry), options)
 
     @property
     def uri(self) -> str:
@@ -108,7 +95,7 @@ class CheckpointStore:
         A checkpoint whose manifest is damaged is left out here; loading it raises `CorruptCheckpoint`.
         """
         infos = []
-        for ref in self._list_refs(worker):
+        for ref in self._catalog.refs(worker):
             with contextlib.suppress(CorruptCheckpoint, CheckpointNotFound):
                 infos.append(self.info(ref))
         return infos
@@ -119,7 +106,7 @@ class CheckpointStore:
         Those that an older lineage wrote past the step from which its successor restarted are not among them.
         """
         newest = self.newest_lineage(worker)
-        return newest.history(self._list_refs(worker)) if newest else []
+        return newest.history(self._catalog.refs(worker)) if newest else []
 
     def newest(self, worker: str) -> CheckpointInfo:
         """Return the newest checkpoint of the worker's history.
@@ -139,15 +126,11 @@ class CheckpointStore:
             CheckpointNotFound: it does not exist (any more).
             CorruptCheckpoint: its manifest is damaged.
         """
-        return self._header(ref).info
+        return self._catalog.header(ref).info
 
     def newest_lineage(self, worker: str) -> Optional[Lineage]:
         """Return the lineage that was opened last, or None if there is none."""
-        keys = [info.key for info in self._backend.list(refs.lineages_prefix(worker))]
-        numbers = [number for number in map(refs.parse_lineage_key, keys) if number]
-        if not numbers:
-            return None
-        return self._lineage(worker, max(numbers))
+        return self._catalog.newest_lineage(worker)
 
     def open_lineage(self, worker: str, parent: Optional[CheckpointRef]) -> Lineage:
         """Begin a new run of ``worker`` that continues ``parent`` (None: from the beginning of the input).
@@ -163,8 +146,8 @@ class CheckpointStore:
             line = newest
             if newest and parent and not newest.holds(parent):
                 # Back to what the newest run had left behind: the history is the one of that time.
-                line = self._lineage(worker, parent.lineage)
-            lineage = lineages.successor(worker, newest, parent, self._list_refs(worker), line)
+                line = self._catalog.lineage(worker, parent.lineage)
+            lineage = lineages.successor(worker, newest, parent, self._catalog.refs(worker), line)
             try:
                 self._backend.create(lineage.key, lineages.encode(lineage))
             except ObjectExists:
@@ -184,7 +167,7 @@ class CheckpointStore:
                 commit that never came.
         """
         header = self._saver(lineage).save(step, iterators)
-        self._headers[header.ref] = header
+        self._catalog.remember(header)
         return header.info
 
     def load(self, checkpoint: Union[CheckpointInfo, CheckpointRef]) -> Iterator[StoredState]:
@@ -196,9 +179,10 @@ class CheckpointStore:
                 before the last.
         """
         ref = _ref(checkpoint)
-        manifest = self._manifest(ref)
+        manifest = self._catalog.manifest(ref)
         for rows in manifest.iterators():
-            yield StoredState(rows.entry.name, rows.entry.elements, self._pieces(manifest, rows))
+            pieces = self._catalog.pieces(manifest, rows, self._options.concurrency)
+            yield StoredState(rows.entry.name, rows.entry.elements, pieces)
 
     def verify(self, worker: Optional[str] = None, *, read_data: Union[bool, float] = True) -> VerifyReport:
         """Check every checkpoint, of one worker or of all.
@@ -217,9 +201,7 @@ class CheckpointStore:
             BackendError: the storage cannot be read.
         """
         share = 1.0 if read_data is True else float(read_data)
-        return verify(
-            self._backend, self._list_refs(worker), self._manifest, share, self._options.concurrency
-        )
+        return verify(self._catalog, self._catalog.refs(worker), share, self._options.concurrency)
 
     def prune(
         self,
@@ -301,10 +283,11 @@ class CheckpointStore:
         if other is self or other.uri == self.uri:
             raise ValueError(f"{self.uri} cannot be copied to itself")
         if checkpoints is None:
-            chosen = self._list_refs(worker)
+            chosen = self._catalog.refs(worker)
         else:
             chosen = [ref for ref in map(_ref, checkpoints) if worker in (None, ref.worker)]
-        return copy(self._end(), other._end(), chosen, self._options.concurrency, progress or _tell_nobody)
+        tell = progress or _tell_nobody
+        return copy(self._catalog, other._catalog, chosen, self._options.concurrency, tell)
 
     def pin(self, checkpoint: Union[CheckpointInfo, CheckpointRef], note: str = "") -> None:
         """Keep a checkpoint until it is unpinned, whatever the retention policy says.
@@ -331,7 +314,7 @@ class CheckpointStore:
         pinning.write(self._backend, ref, note)
         # Asked after writing, so that a clean-up that came first is noticed. Listed, since what this store
         # remembers of a checkpoint outlives it, and so that a damaged one can be pinned too.
-        if not any(info.key == ref.key for info in self._backend.list(ref.key)):
+        if not self._catalog.holds(ref):
             self.unpin(ref)
             raise CheckpointNotFound(f"{self.uri}: checkpoint {ref} does not exist, so it cannot be pinned")
 
@@ -349,60 +332,27 @@ class CheckpointStore:
 
     def workers(self) -> list[str]:
         """Return the names of all workers that have committed something."""
-        return sorted({ref.worker for ref in self._list_refs(None)})
+        return sorted({ref.worker for ref in self._catalog.refs()})
 
     def close(self) -> None:
         """Release the backend."""
         self._backend.close()
-
-    def _check_format(self, create: bool, probe: bool) -> None:
-        found = self._read_format()
-        if found is None and not create:
-            raise BackendNotFound(f"there is no checkpoint store at {self.uri} (it has no {refs.FORMAT_KEY})")
-        if found is not None:
-            _check_version(found, self.uri)
-        if probe:
-            probing.probe(self._backend)
-        if found is None:
-            _check_version(self._create_format(), self.uri)
-
-    def _read_format(self) -> Optional[bytes]:
-        try:
-            return self._backend.get(refs.FORMAT_KEY)
-        except ObjectNotFound:
-            return None
-
-    def _create_format(self) -> bytes:
-        text = json.dumps({"format": "input-checkpoint", "version": FORMAT_VERSION}).encode()
-        try:
-            self._backend.create(refs.FORMAT_KEY, text)
-        except ObjectExists:
-            return self._backend.get(refs.FORMAT_KEY)
-        return text
 
     def _saver(self, lineage: Lineage) -> LineageSaver:
         if lineage.key not in self._savers:
             saver = LineageSaver(
                 self._backend,
                 lineage,
-                lambda: self._list_refs(lineage.worker),
+                lambda: self._catalog.refs(lineage.worker),
                 lambda: self._check_not_superseded(lineage),
                 self._options,
             )
             if lineage.parent is not None:
                 # What cannot be read cannot be built on either: the first save is then a full one.
                 with contextlib.suppress(CorruptCheckpoint, CheckpointNotFound):
-                    saver.learn(self._manifest(lineage.parent))
+                    saver.learn(self._catalog.manifest(lineage.parent))
             self._savers[lineage.key] = saver
         return self._savers[lineage.key]
-
-    def _lineage(self, worker: str, number: int) -> Lineage:
-        key = refs.lineage_key(worker, number)
-        with self._naming(key):
-            found = lineages.decode(self._backend.get(key))
-            if found.key != key:
-                raise CorruptCheckpoint(f"it holds the record of another lineage, {found.key}")
-            return found
 
     def _check_not_superseded(self, lineage: Lineage) -> None:
         self._check_newest(lineage, self.newest_lineage(lineage.worker))
@@ -444,60 +394,14 @@ class CheckpointStore:
             own = self._savers.get(lineage.key)
         pruner = Pruner(
             self._backend,
-            self._header,
-            lambda: self._list_refs(worker),
+            self._catalog.header,
+            lambda: self._catalog.refs(worker),
             newest,
             lambda: self._check_no_run_has_begun(newest),
             self._set_free[worker],
             own,
         )
         return pruner.prune(policy, orphan_age, dry_run)
-
-    def _list_refs(self, worker: Optional[str]) -> list[CheckpointRef]:
-        keys = (info.key for info in self._backend.list(refs.checkpoints_prefix(worker)))
-        return sorted(ref for ref in map(refs.parse_checkpoint_key, keys) if ref)
-
-    def _header(self, ref: CheckpointRef) -> Header:
-        if ref not in self._headers:
-            self._headers[ref] = self._read_header(ref)
-        return self._headers[ref]
-
-    def _read_header(self, ref: CheckpointRef) -> Header:
-        with self._naming(ref.key, ref):
-            head = self._backend.get(ref.key, 0, manifests.HEAD_BYTES)
-            end = manifests.header_end(head)
-            if end > len(head):
-                head = self._backend.get(ref.key, 0, end)
-            return _same(manifests.decode_header(head), ref)
-
-    def _manifest(self, ref: CheckpointRef) -> Manifest:
-        return self._stored_manifest(ref)[1]
-
-    def _stored_manifest(self, ref: CheckpointRef) -> tuple[bytes, Manifest]:
-        with self._naming(ref.key, ref):
-            stored = self._backend.get(ref.key)
-            manifest = manifests.decode(stored)
-            _same(manifest.header, ref)
-            return stored, manifest
-
-    def _end(self) -> End:
-        return End(self._backend, self._list_refs, self._read_header, self._stored_manifest)
-
-    def _pieces(self, manifest: Manifest, rows: IteratorRows) -> Iterator[Piece]:
-        ref = manifest.header.ref
-        with self._naming(ref.key, ref):
-            yield from read_pieces(self._backend, manifest, rows, self._options.concurrency)
-
-    @contextlib.contextmanager
-    def _naming(self, key: str, ref: Optional[CheckpointRef] = None) -> Iterator[None]:
-        """Say which object and checkpoint an error is about."""
-        what = f"checkpoint {ref}" if ref else key
-        try:
-            yield
-        except ObjectNotFound as error:
-            raise CheckpointNotFound(f"{self.uri}: {what} does not exist") from error
-        except CorruptCheckpoint as error:
-            raise CorruptCheckpoint(f"{self.uri}: {what} is damaged ({key}): {error}") from error
 
 
 def _tell_nobody(progress: CopyProgress) -> None:
@@ -506,26 +410,3 @@ def _tell_nobody(progress: CopyProgress) -> None:
 
 def _ref(checkpoint: Union[CheckpointInfo, CheckpointRef]) -> CheckpointRef:
     return checkpoint if isinstance(checkpoint, CheckpointRef) else checkpoint.ref
-
-
-def _same(header: Header, ref: CheckpointRef) -> Header:
-    if header.ref != ref:
-        raise CorruptCheckpoint(f"it holds the manifest of another checkpoint, {header.ref}")
-    return header
-
-
-def _check_version(text: bytes, uri: str) -> None:
-    version = _format_version(text)
-    if version != FORMAT_VERSION:
-        raise UnsupportedFormat(
-            f"{uri} is of format version {version!r}; this release of input-checkpoint knows "
-            f"version {FORMAT_VERSION}. Upgrade input-checkpoint, or choose another URI."
-        )
-
-
-def _format_version(text: bytes) -> object:
-    try:
-        found = json.loads(text)
-        return found["version"] if found["format"] == "input-checkpoint" else text[:80]
-    except (ValueError, KeyError, TypeError):
-        return text[:80]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Callable
 
 import numpy as np
 
 from input_checkpoint import refs
 from input_checkpoint.backend import Backend
+from input_checkpoint.catalog import Catalog
 from input_checkpoint.errors import CheckpointNotFound, CorruptCheckpoint
 from input_checkpoint.manifest import Manifest
 from input_checkpoint.reading import read_chunks
@@ -35,21 +35,17 @@ class VerifyReport:
 
 
 def verify(
-    backend: Backend,
-    checkpoints: Iterable[CheckpointRef],
-    read_manifest: Callable[[CheckpointRef], Manifest],
-    share: float,
-    concurrency: int,
+    catalog: Catalog, checkpoints: Iterable[CheckpointRef], share: float, concurrency: int
 ) -> VerifyReport:
     """See `CheckpointStore.verify`. ``share`` of the packs are read."""
     if not 0 <= share <= 1:
         raise ValueError(f"read_data must be True, False or between 0 and 1, got {share}")
-    check = _Verification(backend, share, concurrency)
+    check = _Verification(catalog.backend, share, concurrency)
     checked = []
     problems: dict[CheckpointRef, str] = {}
     for ref in checkpoints:
         try:
-            check.checkpoint(ref, read_manifest(ref))
+            check.checkpoint(ref, catalog.manifest(ref))
         except CheckpointNotFound:
             continue  # pruned since it was listed
         except CorruptCheckpoint as error:
