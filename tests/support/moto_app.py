@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterable
 from typing import Any, Callable
 
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import BaseWSGIServer, make_server
 
 
@@ -37,7 +37,7 @@ class OneConditionalWriteAtATime:
 def make_moto_server(port: int = 0) -> BaseWSGIServer:
     """Return the server, bound to a loopback port (0: a free one) and not yet serving."""
     app = OneConditionalWriteAtATime(DomainDispatcherApplication(create_backend_app))
-    return make_server("127.0.0.1", port, app, threaded=True, request_handler=MotoRequestHandler)
+    return make_server("127.0.0.1", port, app, threaded=True)
 
 
 if __name__ == "__main__":
