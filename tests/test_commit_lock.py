@@ -13,7 +13,7 @@ from input_checkpoint.backends_builtin import GenericBackend, LocalBackend, Memo
 from input_checkpoint.commit_lock import CommitLockBackend
 from input_checkpoint.probing import probe
 from input_checkpoint.testing import BackendContract
-from tests.support.wrappers import Failing, contents
+from tests.support.wrappers import Failing, Overtaken, contents
 
 
 class TestContract(BackendContract):
@@ -81,3 +81,14 @@ def test_deleting_takes_the_lock_away_too(data, locks):
     backend.create("key", b"data")
     backend.delete(["key"])
     assert (contents(data), contents(locks)) == ({}, {})
+
+
+def test_who_holds_the_lock_writes_over_a_copy_that_a_helper_has_half_way_up(data, locks):
+    """A storage may show an object before it is whole; the copy's bytes are the owner's own."""
+
+    def a_helper_begins() -> None:
+        data.put("key", b"fir")
+
+    backend = CommitLockBackend(data, Overtaken(locks, "create", "key", a_helper_begins))
+    backend.create("key", b"first")
+    assert data.get("key") == b"first"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Optional
 
@@ -45,11 +46,13 @@ class CommitLockBackend(Backend):
         except ObjectExists:
             self._complete(key)
             raise ObjectExists(f"{self.uri}/{key} already exists") from None
-        if not self._holds(key):
-            self._backend.put(key, data)
-        elif self._backend.get(key) != bytes(data):
+        present = self._bytes_of(key)
+        if not bytes(data).startswith(present):
             # Not a helper's copy of ours: created, and its lock removed, since we looked.
             raise ObjectExists(f"{self.uri}/{key} already exists")
+        if len(present) < len(data) or not data:
+            # Also over a helper's copy that is half-way up: a storage like this may show it too early.
+            self._backend.put(key, data)
 
     def put(self, key: str, data: Data) -> None:
         """See `Backend.put`."""
@@ -77,6 +80,12 @@ class CommitLockBackend(Backend):
 
     def _holds(self, key: str) -> bool:
         return any(info.key == key for info in self._backend.list(key))
+
+    def _bytes_of(self, key: str) -> bytes:
+        """Return what is there now; nothing if nothing is."""
+        with contextlib.suppress(ObjectNotFound):
+            return self._backend.get(key) if self._holds(key) else b""
+        return b""
 
     def _complete(self, key: str) -> None:
         """Do what the owner of a lock had not come to."""
