@@ -68,3 +68,7 @@ class PipelineMismatch(InputCheckpointError):
 
 class UnsupportedPipeline(InputCheckpointError):
     """TensorFlow cannot serialise this input pipeline."""
+
+
+class SnapshotLost(InputCheckpointError):
+    """The session that held a snapshot was closed before all of it was encoded. Nothing was committed."""

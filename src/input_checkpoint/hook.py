@@ -5,25 +5,28 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Optional, Union
 
 import tensorflow as tf
 
-from input_checkpoint import model_checkpoints, resume
+from input_checkpoint import model_checkpoints
 from input_checkpoint.backend import Backend
-from input_checkpoint.errors import CheckpointNotFound, CorruptCheckpoint, PipelineMismatch
+from input_checkpoint.hook_settings import HookSettings
 from input_checkpoint.iterators import GraphIterators, external_state_policy
-from input_checkpoint.refs import CheckpointRef, check_worker
+from input_checkpoint.refs import CheckpointRef
+from input_checkpoint.resumption import Resumption
 from input_checkpoint.retention import KeepLast, RetentionPolicy
 from input_checkpoint.retrying import DEFAULT_POLICY, RetryPolicy
 from input_checkpoint.schedule import SaveSchedule
 from input_checkpoint.store import CheckpointStore
-from input_checkpoint.writer import BUSY_MODES, CheckpointWriter
+from input_checkpoint.writer import CheckpointWriter
 
 logger = logging.getLogger(__name__)
 
 _DEFAULT_RETENTION = KeepLast(5)
+# Estimator reads the global step in train() only, and keeps the operation in this collection:
+# tensorflow/python/training/training_util.py, GLOBAL_STEP_READ_KEY.
+_READ_IN_TRAINING = "global_step_read_op_cache"
 
 
 class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # untyped base
@@ -54,7 +57,7 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
         retention: which checkpoints to keep.
         resume: ``'aligned'``: at the model's step, or failing that at the newest older checkpoint, with a
             warning. ``'exact'``: at the model's step or not at all. ``'latest'``: the newest, as TensorFlow's
-            hook does. ``'fresh'``: from the beginning.
+            hook does. ``'fresh'``: from the beginning, the first time that this hook is used.
         when_busy: if a save is due while the previous one is running: ``'wait'`` for it, or ``'skip'`` the
             new one.
         retry: how long the background save goes on trying while the storage is away. None: not at all.
@@ -90,6 +93,7 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
         probe: bool = True,
     ) -> None:
         config = estimator.config
+        self._for_estimator = True
         if save_steps is None and save_secs is None:
             save_steps, save_secs = config.save_checkpoints_steps, config.save_checkpoints_secs
         worker = "main"
@@ -99,7 +103,7 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
             external_state_policy,
             backend,
             storage_options,
-            _Settings(
+            HookSettings(
                 model_dir=estimator.model_dir,
                 schedule=SaveSchedule(save_steps, save_secs),
                 retention=retention,
@@ -165,11 +169,12 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
         if model_dir is None and backend is None:
             raise ValueError("for_session needs a backend or a model_dir to put the state beside")
         hook = cls.__new__(cls)
+        hook._for_estimator = False
         hook._configure(
             external_state_policy,
             backend,
             storage_options,
-            _Settings(
+            HookSettings(
                 model_dir=model_dir,
                 schedule=SaveSchedule(save_steps, save_secs),
                 retention=retention,
@@ -188,37 +193,39 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
         policy: Optional[Any],
         backend: Optional[Union[str, Backend]],
         storage_options: Optional[Mapping[str, Any]],
-        settings: _Settings,
+        settings: HookSettings,
     ) -> None:
         self._policy = external_state_policy(policy)
         self._settings = settings
         if backend is None:
-            backend = f"{str(settings.model_dir).rstrip('/')}-input"
+            backend = model_checkpoints.beside(str(settings.model_dir))
         # Opened now: what is wrong with the backend should be known before hours of building and loading.
         self._store = CheckpointStore.open(
             backend, storage_options, create=True, retry=settings.retry, probe=settings.probe
         )
+        self._resumption = Resumption(self._store, settings)
         self._writer: Optional[CheckpointWriter] = None
         self._schedule = settings.schedule
 
     def begin(self) -> None:
         """Add the save and restore operations to the graph. Called by TensorFlow."""
         graph = tf.compat.v1.get_default_graph()
-        if graph.get_collection(tf.compat.v1.GraphKeys.EVAL_STEP):
-            raise ValueError(
-                "CheckpointInputPipelineHook checkpoints training input: do not pass it to evaluate()"
-            )
+        self._check_trains(graph)
         step = tf.compat.v1.train.get_global_step(graph)
         if step is None:
             raise RuntimeError("Global step should be created to use CheckpointInputPipelineHook.")
         self._iterators = GraphIterators(graph, self._policy)
         self._global_step = tf.identity(step, name="input_checkpoint/global_step")
-        self._turn_model_back_to_complete_pair()
+        self._let_earlier_training_end()
+        self._resumption.turn_model_back()
+        self._sessions = 0
+        self._turned_back_from: Optional[int] = None
         self._round_started = time.time()
 
     def after_create_session(self, session: Any, coord: Any) -> None:
         """Note that the iterators are new. Called by TensorFlow, again after each recovered error."""
         self._resumed = False
+        self._sessions += 1
         self._steps_run = 0
         # An exception closes the session without end(): the coordinator then waits for the save in flight.
         coord.register_thread(_SaveInFlight(self))
@@ -290,12 +297,38 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
         # Also if it was skipped: the next try then falls on the model saver's next step.
         self._schedule = self._schedule.after(step, self._round_started)
 
+    def _check_trains(self, graph: Any) -> None:
+        """Refuse graphs whose input is not that of the training."""
+        if graph.get_collection(tf.compat.v1.GraphKeys.EVAL_STEP):
+            raise ValueError(
+                "CheckpointInputPipelineHook checkpoints training input: do not pass it to evaluate()"
+            )
+        if self._for_estimator and not graph.get_collection(_READ_IN_TRAINING):
+            raise ValueError(
+                "CheckpointInputPipelineHook checkpoints training input: do not pass it to predict()"
+            )
+
+    def _let_earlier_training_end(self) -> None:
+        """Wait for the last save of an earlier `train`; what went wrong with it is not this one's error."""
+        if self._writer is None:
+            return
+        try:
+            self._writer.wait()
+        except Exception as error:
+            # It may be anything, also a mistake in the user's own retention policy.
+            logger.warning(
+                "The last save of the training before this one failed: %s Going on from what is in %s.",
+                error,
+                self._store.uri,
+            )
+
     def _resume(self, session: Any) -> None:
         if self._writer is not None:
             self._writer.wait()
         step = self._step(session)
-        source = self._restore(session, step)
-        self._writer = self._writer_from(source)
+        self._turn_model_back_in_new_session(step)
+        source = self._resumption.restore(session, self._iterators, step)
+        self._writer = self._writer_from(source, step)
         self._resumed = True
         self._schedule = self._settings.schedule.after(step, self._round_started)
         self._step_reached = self._saved_step = step
@@ -303,38 +336,26 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
             self._save(session, step)
             self._writer.wait_for_snapshot()
 
-    def _restore(self, session: Any, step: int) -> Optional[CheckpointRef]:
-        """Restore the iterators. Returns the checkpoint they came from, or None if they start over."""
-        history = self._store.history(self._settings.worker)
-        plan = resume.plan(self._settings.resume, step, history)
-        for ref in plan.candidates:
-            try:
-                self._iterators.restore(session, self._store.load(ref))
-            except (CorruptCheckpoint, CheckpointNotFound) as error:
-                if plan.required:
-                    raise
-                logger.warning("Trying an older input checkpoint, since %s", error)
-                continue
-            except PipelineMismatch as error:
-                raise PipelineMismatch(
-                    f"{self._store.uri}, checkpoint {ref}: {error} "
-                    "To start the input over, pass resume='fresh'."
-                ) from error
-            self._tell_restored(ref, step)
-            return ref
-        if plan.required:
-            raise CheckpointNotFound(
-                f"{self._store.uri} has no input checkpoint of worker {self._settings.worker!r} for step "
-                f"{step}, at which the model is; it has steps {_steps(history)}. "
-                "Pass resume='aligned' to use the newest older one."
+    def _turn_model_back_in_new_session(self, step: int) -> None:
+        """If TensorFlow has restored, after an error, a model without its input, have it restore another."""
+        if self._sessions < 2 or step == self._turned_back_from:
+            return
+        if self._resumption.turn_model_back(restored_step=step):
+            self._turned_back_from = step
+            # MonitoredSession answers this error with a new session, restored from the checkpoint file.
+            raise tf.errors.AbortedError(
+                None, None, f"The model of step {step} has no input checkpoint: restoring an older one."
             )
-        self._tell_fresh(step, history)
-        return None
 
-    def _writer_from(self, source: Optional[CheckpointRef]) -> CheckpointWriter:
+    def _writer_from(self, source: Optional[CheckpointRef], step: int) -> CheckpointWriter:
         """Return the writer that continues from ``source``: the current one, if nothing came in between."""
         settings = self._settings
-        if self._writer is not None and source is not None and source == self._writer.last_committed:
+        if (
+            self._writer is not None
+            and source is not None
+            and source == self._writer.last_committed
+            and source.step <= step
+        ):
             newest = self._store.newest_lineage(settings.worker)
             if newest == self._writer.lineage:
                 return self._writer
@@ -344,89 +365,6 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
             settings.retention,
             when_busy=settings.when_busy,
         )
-
-    def _turn_model_back_to_complete_pair(self) -> None:
-        """If a crash left a model checkpoint without its input checkpoint, go back to the newest pair."""
-        settings = self._settings
-        if settings.resume != "aligned" or settings.num_workers > 1 or settings.model_dir is None:
-            return
-        model = model_checkpoints.read(settings.model_dir)
-        if model is None:
-            return
-        if self._writer is not None:
-            self._writer.wait()
-        history = self._store.history(settings.worker)
-        step = resume.paired_model_step(model.latest_step, model.paths, history)
-        if step is None:
-            return
-        logger.warning(
-            "The model was saved at step %d, but training stopped before the input of that step was stored. "
-            "Going back to step %d, the newest that has both; model.ckpt-%d stays in %s until training has "
-            "passed it. (resume='latest' leaves the model where it is.)",
-            model.latest_step,
-            step,
-            model.latest_step,
-            settings.model_dir,
-        )
-        model_checkpoints.make_latest(settings.model_dir, model, step)
-
-    def _tell_restored(self, ref: CheckpointRef, step: int) -> None:
-        logger.info("Restored the input from %s, checkpoint %s.", self._store.uri, ref)
-        if ref.step < step:
-            logger.warning(
-                "The model is at step %d and the newest input checkpoint that fits is of step %d: "
-                "%d steps of data will be seen again. None are lost.",
-                step,
-                ref.step,
-                step - ref.step,
-            )
-        if ref.step > step:
-            logger.warning(
-                "The model is at step %d and the input at step %d (resume='latest'): "
-                "the data of %d steps is skipped.",
-                step,
-                ref.step,
-                ref.step - step,
-            )
-
-    def _tell_fresh(self, step: int, history: list[CheckpointRef]) -> None:
-        if history:
-            logger.warning(
-                "The input starts from its beginning at step %d. The checkpoints in %s (steps %s) are "
-                "given up once this run has saved twice.",
-                step,
-                self._store.uri,
-                _steps(history),
-            )
-        elif step > 0:
-            logger.warning(
-                "The model is at step %d, and %s has no input checkpoint yet: the input starts from its "
-                "beginning, so up to %d steps of data will be seen again.",
-                step,
-                self._store.uri,
-                step,
-            )
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """What the user asked for, checked."""
-
-    model_dir: Optional[str]
-    schedule: SaveSchedule
-    retention: RetentionPolicy
-    resume: str
-    when_busy: str
-    retry: Optional[RetryPolicy]
-    probe: bool
-    worker: str
-    num_workers: int
-
-    def __post_init__(self) -> None:
-        resume.check_mode(self.resume)
-        check_worker(self.worker)
-        if self.when_busy not in BUSY_MODES:
-            raise ValueError(f"when_busy must be 'wait' or 'skip', got {self.when_busy!r}")
 
 
 class _SaveInFlight:
@@ -441,8 +379,3 @@ class _SaveInFlight:
         """Whether the session must stay open a little longer."""
         writer = self._hook._writer
         return writer is not None and writer.busy
-
-
-def _steps(history: list[CheckpointRef]) -> str:
-    steps = [str(ref.step) for ref in history]
-    return ", ".join(steps) if len(steps) <= 8 else f"{', '.join(steps[:3])}, …, {', '.join(steps[-3:])}"

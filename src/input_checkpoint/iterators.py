@@ -15,14 +15,16 @@ Facts this is built on, all measured with TensorFlow 2.15.1 and 2.21:
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import uuid
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Optional, Union
 
 import tensorflow as tf
 
-from input_checkpoint.errors import CorruptCheckpoint, PipelineMismatch, UnsupportedPipeline
+from input_checkpoint.errors import CorruptCheckpoint, PipelineMismatch, SnapshotLost, UnsupportedPipeline
 from input_checkpoint.state import Element, IteratorState, Piece, StoredState
 from input_checkpoint.variants import join_variants, split_payload, split_variants
 
@@ -39,7 +41,22 @@ _BLOCK_ELEMENTS = 4
 _LARGE_ELEMENT_BYTES = 64 << 20
 
 _SERIALIZE_ERRORS = (tf.errors.UnimplementedError, tf.errors.FailedPreconditionError)
-_RESTORE_ERRORS = (tf.errors.OpError,)
+# What a machine that goes away or is short of memory brings about. TensorFlow answers some of them with a
+# new session; they say nothing about the state.
+_PASSING_ERRORS = (
+    tf.errors.AbortedError,
+    tf.errors.UnavailableError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.ResourceExhaustedError,
+)
+# A session that was closed raises RuntimeError, one that is being closed CancelledError.
+_SESSION_GONE = (
+    RuntimeError,
+    tf.errors.CancelledError,
+    tf.errors.AbortedError,
+    tf.errors.UnavailableError,
+)
 
 
 def external_state_policy(policy: Optional[Union[str, Any]]) -> int:
@@ -83,8 +100,10 @@ class GraphIterators:
                 "Return a tf.data.Dataset from input_fn, or build the iterator inside it."
             )
         self._keys = itertools.count(1)
+        # Its own, so that two hooks on one graph do not take each other's snapshots.
+        container = f"input_checkpoint/{uuid.uuid4().hex}"
         with graph.as_default(), graph.name_scope("input_checkpoint"):
-            self._ops = [_IteratorOps(graph, resource, policy) for resource in resources]
+            self._ops = [_IteratorOps(graph, resource, policy, container) for resource in resources]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -111,34 +130,50 @@ class GraphIterators:
             PipelineMismatch: the state is not that of these iterators.
             CorruptCheckpoint: raised by the stream of states.
         """
-        by_name = {ops.name: ops for ops in self._ops}
-        feeds: dict[Any, Any] = {}
         try:
-            for state in states:
-                ops = self._counterpart(state.name, by_name)
-                feeds[ops.key], feeds[ops.positions] = self._hold_encoded(session, ops, state)
-            missing = {ops.name for ops in self._ops if ops.key not in feeds}
-            if missing:
-                raise PipelineMismatch(
-                    f"the checkpoint has no state for iterator {', '.join(sorted(missing))}"
-                )
+            feeds = self._hold_all(session, states)
             session.run([ops.restore for ops in self._ops], feeds)
-        except _RESTORE_ERRORS as error:
+        except _PASSING_ERRORS:
+            raise
+        except tf.errors.NotFoundError as error:
+            raise PipelineMismatch(
+                f"the pipeline needs something that is not there any more: {_reason(error)}. Put it back."
+            ) from error
+        except tf.errors.OpError as error:
             raise PipelineMismatch(
                 f"TensorFlow cannot restore this state into this input pipeline: {_reason(error)}. "
                 "A state fits only the pipeline that it was taken from: same datasets, same order of "
                 "transformations."
             ) from error
         finally:
-            session.run([ops.drop_all for ops in self._ops])
+            # In a session that is broken nothing is left to drop.
+            with contextlib.suppress(*_SESSION_GONE):
+                session.run([ops.drop_all for ops in self._ops])
 
-    def _counterpart(self, name: str, by_name: dict[str, _IteratorOps]) -> _IteratorOps:
+    def _hold_all(self, session: Any, states: Iterable[StoredState]) -> dict[Any, Any]:
+        """Decode all states into held vectors; return the feeds that restore them."""
+        feeds: dict[Any, Any] = {}
+        for state in states:
+            ops = self._counterpart(state.name)
+            if ops.key in feeds:
+                raise PipelineMismatch(
+                    f"the checkpoint was taken of several iterators, {state.name!r} among them; this graph "
+                    f"has {', '.join(self.names)}"
+                )
+            feeds[ops.key], feeds[ops.positions] = self._hold_encoded(session, ops, state)
+        missing = {ops.name for ops in self._ops if ops.key not in feeds}
+        if missing:
+            raise PipelineMismatch(f"the checkpoint has no state for iterator {', '.join(sorted(missing))}")
+        return feeds
+
+    def _counterpart(self, name: str) -> _IteratorOps:
+        by_name = {ops.name: ops for ops in self._ops}
         if name in by_name:
             return by_name[name]
         if len(by_name) == 1:
             # With a single iterator there is no doubt which one is meant, even if the graph names it
             # otherwise.
-            return next(iter(by_name.values()))
+            return self._ops[0]
         raise PipelineMismatch(
             f"the checkpoint was taken of an iterator named {name!r}; this graph has {', '.join(by_name)}"
         )
@@ -187,13 +222,21 @@ class Snapshot:
 
     def release(self) -> None:
         """Give the memory back."""
-        self._session.run([ops.drop for ops in self._ops], {ops.key: self._key for ops in self._ops})
+        # A session that was closed in the meantime has given it back already.
+        with contextlib.suppress(*_SESSION_GONE):
+            self._session.run([ops.drop for ops in self._ops], {ops.key: self._key for ops in self._ops})
+
+    def _run(self, fetches: Any, feeds: dict[Any, Any]) -> Any:
+        try:
+            return self._session.run(fetches, feeds)
+        except _SESSION_GONE as error:
+            raise SnapshotLost(f"the session was closed before its snapshot was encoded: {error}") from error
 
     def _encode(self, ops: _IteratorOps) -> Iterator[Element]:
-        count = self._session.run(ops.count, {ops.key: self._key})
+        count = self._run(ops.count, {ops.key: self._key})
         start, block = 0, _BLOCK_ELEMENTS
         while start < count:
-            start, encoded = self._session.run(
+            start, encoded = self._run(
                 [ops.slice_end, ops.slice],
                 {ops.key: self._key, ops.start: start, ops.block: block},
             )
@@ -206,9 +249,9 @@ class Snapshot:
 class _IteratorOps:
     """The operations of one iterator. All of them work on vectors held under an integer key."""
 
-    def __init__(self, graph: Any, resource: Any, policy: int) -> None:
+    def __init__(self, graph: Any, resource: Any, policy: int, container: str) -> None:
         self.name: str = resource.op.name
-        self._shared_name = f"input_checkpoint/{self.name}"
+        self._shared_name = f"{container}/{self.name}"
         with graph.colocate_with(resource.op, ignore_existing=True):
             self.key = v1.placeholder(tf.int64, [], name="key")
             self.hold = self._put(
@@ -282,17 +325,18 @@ def _encode_slice(vector: Any, count: Any, start: Any, block: Any) -> tuple[Any,
 
 
 def _slices(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Join small pieces for decoding: few enough bytes for one tensor, enough to make few tensors."""
+    """Cut and join pieces for decoding: few enough bytes for one tensor, enough to make few tensors."""
     positions: list[int] = []
     elements: list[Element] = []
     size = 0
     for piece in pieces:
-        positions.extend(piece.positions)
-        elements.extend(piece.elements)
-        size += sum(len(payload) for _, payload in piece.elements)
-        if size >= _SLICE_BYTES:
-            yield Piece(positions, elements)
-            positions, elements, size = [], [], 0
+        for position, element in zip(piece.positions, piece.elements):
+            positions.append(position)
+            elements.append(element)
+            size += len(element[1])
+            if size >= _SLICE_BYTES:
+                yield Piece(positions, elements)
+                positions, elements, size = [], [], 0
     if elements:
         yield Piece(positions, elements)
 
@@ -304,6 +348,11 @@ def _unsupported(error: Any) -> str:
             "The pipeline calls Python. from_generator can never be saved; with py_function or "
             "numpy_function "
             "pass external_state_policy='ignore' if what the function remembers need not be restored."
+        )
+    elif "not been initialized" in reason:
+        advice = (
+            "An iterator of this graph is not in use: run its initializer (add it to "
+            "tf.compat.v1.GraphKeys.TABLE_INITIALIZERS), or do not build it."
         )
     elif "is stateful" in reason:
         advice = (

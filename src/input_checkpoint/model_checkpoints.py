@@ -23,6 +23,15 @@ class ModelCheckpoints:
     """Step → path prefix of every checkpoint that is listed and present, from old to new."""
 
 
+def beside(model_dir: str) -> str:
+    """Return the place for input checkpoints that is beside a model directory, never in it.
+
+    >>> beside("gs://bucket/run-7/")
+    'gs://bucket/run-7-input'
+    """
+    return f"{_absolute(model_dir).rstrip('/')}-input"
+
+
 def read(model_dir: str) -> Optional[ModelCheckpoints]:
     """Return the checkpoints of ``model_dir``, or None if it has none that carries a step."""
     state = tf.train.get_checkpoint_state(model_dir)

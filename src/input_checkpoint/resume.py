@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Optional
 
 from input_checkpoint.refs import CheckpointRef
+from input_checkpoint.schedule import SaveSchedule
 
+_UNFINISHED_SAVES = 2
 MODES = ("aligned", "exact", "latest", "fresh")
 
 
@@ -70,3 +72,24 @@ def paired_model_step(
     if not input_steps or latest <= max(input_steps):
         return None
     return max((step for step in model_steps if step in input_steps), default=None)
+
+
+def may_be_a_crash(pair: int, unpaired: Collection[int], schedule: SaveSchedule) -> bool:
+    """Whether a crash can have left model checkpoints without input checkpoints.
+
+    At most two saves are unfinished at a time: one is being uploaded, and the next one waits for it. More
+    model checkpoints than that come from training without the hook.
+
+    Args:
+        pair: the newest step that has both.
+        unpaired: steps of the model checkpoints after it, the one that TensorFlow would restore among them.
+        schedule: when the input is saved.
+
+    >>> may_be_a_crash(20, [30, 40], SaveSchedule(every_steps=10))
+    True
+    >>> may_be_a_crash(20, [30, 40, 50], SaveSchedule(every_steps=10))
+    False
+    """
+    if schedule.every_steps is None:
+        return len(unpaired) <= _UNFINISHED_SAVES
+    return max(unpaired) <= pair + _UNFINISHED_SAVES * schedule.every_steps

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Callable, Optional, Protocol
 
 from input_checkpoint.background_prune import BackgroundPrune
-from input_checkpoint.errors import InputCheckpointError
+from input_checkpoint.errors import InputCheckpointError, SnapshotLost
 from input_checkpoint.lineage import Lineage
 from input_checkpoint.manifest import CheckpointInfo
 from input_checkpoint.refs import CheckpointRef
@@ -26,7 +26,10 @@ class HeldState(Protocol):
     """Iterator state in memory, as `CheckpointWriter` needs it."""
 
     def states(self) -> Iterable[IteratorState]:
-        """Return the encoded state of each iterator."""
+        """Return the encoded state of each iterator.
+
+        Raises `SnapshotLost`, also while it is read, if whoever holds the state is gone.
+        """
 
     def release(self) -> None:
         """Give the memory back."""
@@ -124,29 +127,34 @@ class CheckpointWriter:
         self.check()
 
     def _run(self, step: int, take_snapshot: Callable[[], HeldState], taken: threading.Event) -> None:
+        started = time.monotonic()
         try:
-            started = time.monotonic()
-            try:
-                snapshot = take_snapshot()
-            finally:
-                stalled = time.monotonic() - started
-                taken.set()
+            snapshot = take_snapshot()
+            stalled = time.monotonic() - started
+            taken.set()
             info = self._save(step, snapshot)
-            logger.info(
-                "Saved input checkpoint for step %d into %s: %d elements, %.1f MB in %.2f s "
-                "(training waited %.3f s at most).",
-                step,
-                self._store.uri,
-                info.elements,
-                info.logical_bytes / 1e6,
-                time.monotonic() - started,
-                stalled,
-            )
+        except SnapshotLost as error:
+            # Whoever closed the session knows why; what was saved before is what the next one goes on from.
+            logger.warning("Input checkpoint for step %d into %s given up: %s", step, self._store.uri, error)
+            return
         except BaseException as error:
             # Carried to the training thread, whatever it is: a save must not fail silently.
             logger.error("Input checkpoint for step %d into %s failed.", step, self._store.uri)
             self._failure = error
             return
+        finally:
+            # Last, so that who waits for the snapshot finds the failure.
+            taken.set()
+        logger.info(
+            "Saved input checkpoint for step %d into %s: %d elements, %.1f MB in %.2f s "
+            "(training waited %.3f s at most).",
+            step,
+            self._store.uri,
+            info.elements,
+            info.logical_bytes / 1e6,
+            time.monotonic() - started,
+            stalled,
+        )
         self._pruning.request()
 
     def _save(self, step: int, snapshot: HeldState) -> CheckpointInfo:
