@@ -1,0 +1,5 @@
+"""SFTP backend for input-checkpoint, over paramiko."""
+
+from input_checkpoint_sftp.backend import SftpBackend, open_sftp
+
+__all__ = ["SftpBackend", "open_sftp"]

@@ -1,0 +1,576 @@
+"""What goes wrong with an SFTP server is said soon, in the library's words, and without a secret."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import paramiko
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from sftp_in_process import (
+    FAILURE,
+    FSYNC,
+    HARD_LINK,
+    NOTHING,
+    PASSWORD,
+    PERMISSION_DENIED,
+    POSIX_RENAME,
+    QUITTER,
+    TALKER,
+    USER,
+    refuse,
+)
+
+from input_checkpoint import (
+    BackendError,
+    BackendNotFound,
+    BackendPermissionError,
+    BackendUnavailable,
+    ObjectExists,
+    ObjectNotFound,
+    open_backend,
+)
+from input_checkpoint.probing import probe
+from input_checkpoint_sftp.login import Login, _Socket
+from input_checkpoint_sftp.protocol import _Kind
+from tests.support.answering_server import mute_server, unused_port
+from tests.support.operations import OPERATIONS, every_operation, outcome
+
+SECRET = "correct horse"
+HALF_A_MINUTE = 30
+every_write = pytest.mark.parametrize(
+    "operation", [OPERATIONS["put"], OPERATIONS["create"]], ids=["put", "create"]
+)
+
+
+@contextlib.contextmanager
+def refused(cls: type[BackendError], match: str) -> Iterator[None]:
+    """Expect exactly this class, and no secret in the whole traceback."""
+    with pytest.raises(cls, match=match) as raised:
+        yield
+    assert type(raised.value) is cls
+    said = "".join(traceback.format_exception(raised.type, raised.value, raised.tb))
+    assert SECRET not in said
+    assert PASSWORD not in said
+
+
+def left(server, place) -> list[str]:
+    """All files of a place, also those that are no objects."""
+    return sorted(name for _, _, names in os.walk(server.data / place) for name in names)
+
+
+def with_password(**options):
+    return {"key_filename": None, "username": USER, **options}
+
+
+class TestServerThatCannotBeReached:
+    @every_operation
+    def test_one_that_is_down_is_unavailable_within_half_a_minute(self, opened, place, operation):
+        error = outcome(lambda: operation(opened(port=unused_port())), within=HALF_A_MINUTE)
+        assert type(error) is BackendUnavailable
+        assert place in str(error)
+        assert "trying again may help" in str(error)
+
+    @every_operation
+    def test_one_that_never_says_a_word_is_unavailable(self, opened, operation):
+        with mute_server() as port:
+            backend = opened(port=port, timeout=0.3)
+            error = outcome(lambda: operation(backend), within=HALF_A_MINUTE)
+        assert type(error) is BackendUnavailable
+
+    def test_without_options_it_takes_no_longer_than_half_a_minute(self):
+        assert Login("host", 22, {}).timeout < HALF_A_MINUTE
+
+    def test_a_host_without_an_address_is_named(self):
+        backend = open_backend("sftp://no..such..host/data/run")
+        with refused(BackendUnavailable, r"no\.\.such\.\.host cannot be looked up"):
+            backend.get("key")
+
+
+class TestServerThatHangs:
+    @pytest.fixture
+    def hang(self) -> Iterator[threading.Event]:
+        ended = threading.Event()
+        yield ended
+        ended.set()
+
+    @every_operation
+    def test_in_an_operation_is_unavailable(self, server, opened, hang, operation):
+        server.script = lambda request, path: hang.wait(HALF_A_MINUTE) and None
+        error = outcome(lambda: operation(opened(timeout=0.3)), within=HALF_A_MINUTE)
+        assert type(error) is BackendUnavailable
+
+    @pytest.mark.parametrize("stage", ["log_in", "open_session", "start_sftp"])
+    def test_before_any_operation_is_unavailable_whatever_it_is_about(self, server, opened, hang, stage):
+        setattr(server, stage, lambda: hang.wait(HALF_A_MINUTE))
+        error = outcome(lambda: opened(timeout=0.5).get("key"), within=HALF_A_MINUTE)
+        assert type(error) is BackendUnavailable
+
+    def test_all_threads_hear_of_it_at_once_and_do_not_wait_one_after_another(self, server, opened, hang):
+        server.script = lambda request, path: hang.wait(HALF_A_MINUTE) and None
+        backend = opened(timeout=1)
+        with ThreadPoolExecutor(120) as threads:
+            started = time.monotonic()
+            errors = [
+                type(error)
+                for error in threads.map(
+                    lambda number: outcome(lambda: backend.get(str(number)), HALF_A_MINUTE), range(120)
+                )
+            ]
+        assert errors == [BackendUnavailable] * 120
+        assert (
+            time.monotonic() - started < 15
+        )  # 40 turns of 8 at a time would be 5 s and more of timeouts each
+
+    def test_answers_again_later_and_is_used_again(self, server, opened, hang):
+        backend = opened(timeout=2)
+        server.script = lambda request, path: hang.wait(HALF_A_MINUTE) and None
+        with refused(BackendUnavailable, "no answer within 2 s"):
+            backend.put("key", b"data")
+        server.behave()
+        backend.put("key", b"data")
+        assert backend.get("key") == b"data"
+
+    def test_as_paramiko_does_when_a_connection_dies_at_the_wrong_moment_is_unavailable(
+        self, opened, monkeypatch
+    ):
+        def wait_for_an_answer_that_nobody_gives(channel: paramiko.Channel, name: str) -> None:
+            channel.get_transport().close()
+            channel.event.clear()
+            channel._wait_for_event()
+
+        monkeypatch.setattr(paramiko.Channel, "invoke_subsystem", wait_for_an_answer_that_nobody_gives)
+        error = outcome(lambda: opened(timeout=0.3).get("key"), within=HALF_A_MINUTE)
+        assert type(error) is BackendUnavailable
+
+    def test_while_nothing_can_be_sent_to_it_is_given_up(self):
+        with mute_server() as port, _Socket(0.2, socket.AF_INET, socket.SOCK_STREAM) as sock:
+            sock.connect(("127.0.0.1", port))
+            sock.settimeout(0.05)
+            with pytest.raises(ConnectionAbortedError, match="takes nothing any more"):
+                self.send_for_ever(sock)
+
+    def send_for_ever(self, sock: socket.socket) -> None:
+        while True:
+            with contextlib.suppress(socket.timeout):  # as paramiko does
+                sock.send(bytes(1 << 16))
+
+
+class TestServerThatDies:
+    @pytest.mark.parametrize("name", ["put", "create"])
+    def test_in_an_upload_leaves_nothing_under_the_name(self, server, place, opened, name):
+        backend = opened()
+        backend.put("before", b"data")
+        writes = iter(range(20))
+        server.script = lambda request, path: (
+            server.hang_up() if request == "write" and next(writes, None) is None else None
+        )
+        write = getattr(backend, name)
+        with refused(BackendUnavailable, f"{place}/key.*trying again may help"):
+            write("key", bytes(4 << 20))
+        server.behave()
+        assert [info.key for info in backend.list()] == ["before"]
+        write("key", b"again")
+        assert backend.get("key") == b"again"
+
+    def test_in_a_login_is_not_taken_for_a_refusal(self, server, opened):
+        server.log_in = server.hang_up
+        with refused(BackendUnavailable, "may help"):
+            opened().get("key")
+
+    def test_and_starts_again_is_connected_to_again(self, server, opened):
+        backend = opened()
+        backend.create("kept", b"data")
+        server.kill()
+        with refused(BackendUnavailable, "may help"):
+            list(backend.list())
+        with refused(BackendUnavailable, "Connection refused"):
+            list(backend.list())
+        server.start()
+        assert [info.key for info in backend.list()] == ["kept"]
+
+    def test_between_two_operations_is_connected_to_again_without_an_error(self, server, opened):
+        backend = opened()
+        backend.put("key", b"data")
+        server.hang_up()
+        until = time.monotonic() + HALF_A_MINUTE
+        while backend._connection._line.is_alive:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert backend.get("key") == b"data"
+        assert server.logins == 2
+
+
+class TestSeveralThreads:
+    def use(self, backend) -> None:
+        with ThreadPoolExecutor(30) as threads:
+            list(threads.map(lambda number: backend.put(str(number), b"data"), range(60)))
+        assert len(list(backend.list())) == 60
+
+    def test_share_one_connection_and_no_more_channels_than_openssh_allows(self, server, backend):
+        self.use(backend)
+        assert server.logins == 1
+        assert 1 < server.most_sessions_seen <= 10
+
+    @pytest.mark.parametrize("most", [1, 3])
+    def test_make_do_with_fewer_where_the_server_allows_fewer(self, server, backend, most):
+        server.most_sessions = most
+        self.use(backend)
+        assert server.most_sessions_seen == most
+        assert server.sessions_refused == 1
+
+    def test_a_server_that_opens_no_channel_at_all_is_unavailable(self, server, backend):
+        server.most_sessions = 0
+        with refused(BackendUnavailable, "opens no session"):
+            backend.get("key")
+
+    def test_an_interrupted_one_leaves_no_answer_behind_for_the_next(self, server, backend):
+        backend.put("key", b"data")
+
+        def interrupt() -> None:
+            with backend._connection.channel() as sftp:
+                sftp._send(_Kind.STAT, "/")
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupt()
+        assert backend.get("key") == b"data"
+
+    def test_a_refused_request_does_not_cost_the_channel(self, server, backend):
+        server.script = refuse(["mkdir", "rmdir"], FAILURE)
+        for _ in range(5):
+            with contextlib.suppress(BackendError):
+                backend.put("key", b"data")
+            with contextlib.suppress(BackendError):
+                backend.get("key")
+        assert server.most_sessions_seen == 1
+
+
+class TestLogin:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            with_password(password=SECRET),
+            with_password(password=PASSWORD, username="nobody"),
+            with_password(),
+        ],
+        ids=["wrong password", "unknown user", "no credentials"],
+    )
+    def test_that_is_wrong_is_a_matter_of_permission(self, server, opened, options):
+        with refused(BackendPermissionError, "does not accept the login.*username, and key_filename or"):
+            opened(**options).get("key")
+
+    @every_operation
+    def test_that_is_wrong_is_refused_whatever_is_asked_for(self, opened, operation):
+        with refused(BackendPermissionError, "does not accept the login"):
+            operation(opened(**with_password(password=SECRET)))
+
+    def test_with_the_right_password_works(self, opened):
+        opened(**with_password(password=PASSWORD)).put("key", b"data")
+
+    @pytest.mark.parametrize("kind", ["ecdsa", "rsa"])
+    def test_with_a_wrong_key_is_a_matter_of_permission(self, opened, tmp_path, kind):
+        key = paramiko.ECDSAKey.generate() if kind == "ecdsa" else paramiko.RSAKey.generate(2048)
+        key.write_private_key_file(str(tmp_path / "key"))
+        with refused(BackendPermissionError, "does not accept the login"):
+            opened(key_filename=str(tmp_path / "key")).get("key")
+
+    def test_with_so_many_wrong_keys_that_the_server_hangs_up_is_a_matter_of_permission(
+        self, server, opened, tmp_path
+    ):
+        names = [str(tmp_path / str(number)) for number in range(4)]
+        for name in names:
+            paramiko.ECDSAKey.generate().write_private_key_file(name)
+        server.most_refusals = 3
+        with refused(BackendPermissionError, "does not accept the login"):
+            opened(key_filename=names).get("key")
+
+    def test_with_an_encrypted_key_asks_for_the_passphrase(self, opened, tmp_path):
+        key = ed25519.Ed25519PrivateKey.generate().private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.OpenSSH,
+            serialization.BestAvailableEncryption(SECRET.encode()),
+        )
+        (tmp_path / "key").write_bytes(key)
+        with refused(BackendPermissionError, "the private key is encrypted. Set passphrase"):
+            opened(key_filename=str(tmp_path / "key")).get("key")
+
+    def test_with_the_passphrase_of_an_encrypted_key_works(self, server, opened, tmp_path):
+        server.user_key.write_private_key_file(str(tmp_path / "key"), password=SECRET)
+        opened(key_filename=str(tmp_path / "key"), passphrase=SECRET).put("key", b"data")
+
+    def test_with_a_wrong_passphrase_does_not_repeat_it(self, server, opened, tmp_path):
+        server.user_key.write_private_key_file(str(tmp_path / "key"), password=PASSWORD)
+        with refused(BackendPermissionError, "does not accept the login"):
+            opened(key_filename=str(tmp_path / "key"), passphrase=SECRET).get("key")
+
+    def test_with_a_key_that_is_not_there_names_the_file(self, opened, tmp_path):
+        with refused(BackendPermissionError, f"private key {tmp_path}/none cannot be read"):
+            opened(key_filename=str(tmp_path / "none")).get("key")
+
+    def test_with_a_file_that_is_no_key_is_refused(self, opened, tmp_path):
+        (tmp_path / "key").write_text(SECRET)
+        with refused(BackendPermissionError, "the key cannot be read"):
+            opened(key_filename=str(tmp_path / "key")).get("key")
+
+    @pytest.mark.parametrize("option", ["password", "pkey"])
+    def test_with_something_of_the_wrong_type_does_not_repeat_it(self, opened, option):
+        error = outcome(lambda: opened(**with_password(**{option: 1234567})).get("key"), HALF_A_MINUTE)
+        assert isinstance(error, BackendError)
+        assert not isinstance(error, BackendUnavailable)
+        assert "1234567" not in "".join(traceback.format_exception(type(error), error, None))
+
+    def test_is_never_logged_nor_shown(self, opened, caplog):
+        with caplog.at_level(logging.DEBUG):
+            backend = opened(**with_password(password=PASSWORD))
+            backend.put("key", b"data")
+            with pytest.raises(BackendPermissionError):
+                opened(**with_password(password=SECRET)).get("key")
+        shown = f"{caplog.text}{backend!r}{backend.uri}{backend._connection._login!r}"
+        assert PASSWORD not in shown
+        assert SECRET not in shown
+
+
+class TestHostKey:
+    def test_that_is_not_known_is_shown_and_not_trusted(self, server, opened, tmp_path):
+        (tmp_path / "known").write_text("")
+        with refused(BackendPermissionError, "ecdsa-sha2-nistp256 SHA256:.*is not known.*ssh-keyscan"):
+            opened(known_hosts=str(tmp_path / "known")).get("key")
+        assert server.logins == 0
+
+    def test_that_has_changed_is_not_trusted(self, server, opened, tmp_path):
+        known = f"[127.0.0.1]:{server.port} {server.user_key.get_name()} {server.user_key.get_base64()}\n"
+        (tmp_path / "known").write_text(known)
+        with refused(BackendPermissionError, "another host key than known_hosts has.*ssh-keygen -R"):
+            opened(known_hosts=str(tmp_path / "known")).get("key")
+        assert server.logins == 0
+
+    def test_that_is_not_known_is_trusted_where_that_is_asked_for(self, opened, tmp_path):
+        (tmp_path / "known").write_text("")
+        backend = opened(known_hosts=str(tmp_path / "known"), host_key_policy="auto_add")
+        backend.put("key", b"data")
+
+    def test_a_file_of_known_hosts_that_is_not_there_is_named(self, opened, tmp_path):
+        with refused(BackendPermissionError, f"known_hosts names a file.*{tmp_path}/none"):
+            opened(known_hosts=str(tmp_path / "none")).get("key")
+
+    @pytest.mark.parametrize("line", [b"host ssh-rsa AAAA=A\n", b"host \xff\n"])
+    def test_a_file_of_known_hosts_that_is_damaged_is_named(self, opened, tmp_path, line):
+        (tmp_path / "known").write_bytes(line)
+        with refused(BackendPermissionError, f"{tmp_path}/known has a line that is damaged"):
+            opened(known_hosts=str(tmp_path / "known")).get("key")
+
+
+class TestServerWithoutSftp:
+    @pytest.mark.parametrize(
+        ("speaks", "match"),
+        [(NOTHING, "no SFTP for us"), (QUITTER, "no SFTP for us"), (TALKER, "login script")],
+    )
+    def test_is_no_matter_of_patience(self, server, backend, speaks, match):
+        server.speaks = speaks
+        with refused(BackendError, match):
+            backend.get("key")
+
+    def test_with_no_algorithm_in_common_is_no_matter_of_patience(self, opened):
+        kex = paramiko.Transport._preferred_kex
+        with refused(BackendError, "no algorithm in common"):
+            opened(disabled_algorithms={"kex": kex}).get("key")
+
+
+class TestServerWithoutExtensions:
+    def test_without_hard_links_says_so_before_anything_is_uploaded(self, server, place, backend):
+        server.extensions = [POSIX_RENAME, FSYNC]
+        server.script = refuse(["write"], PERMISSION_DENIED)
+        with refused(BackendError, f"{place}/key.*cannot make hard links.*commit_lock"):
+            backend.create("key", b"data")
+        assert left(server, place) == []
+
+    def test_that_is_read_only_and_therefore_has_none_is_a_matter_of_permission(self, server, backend):
+        server.extensions = []
+        server.script = refuse(["open", "mkdir"], PERMISSION_DENIED)
+        with refused(BackendPermissionError, "must not be read-only"):
+            backend.create("key", b"data")
+
+    def test_without_hard_links_works_with_a_commit_lock(self, server, place, tmp_path):
+        server.extensions = []
+        options = server.options(commit_lock=f"file://{tmp_path}/locks")
+        backend = open_backend(server.uri(place), options)
+        backend.create("key", b"first")
+        with pytest.raises(ObjectExists):
+            backend.create("key", b"second")
+        assert backend.get("key") == b"first"
+        backend.close()
+
+    def test_without_posix_rename_writes_what_is_new_and_replaces_nothing(self, server, place, backend):
+        server.extensions = [HARD_LINK]
+        backend.put("key", b"first")
+        with refused(BackendError, f"{place}/key.*cannot replace it in one step"):
+            backend.put("key", b"second")
+        assert backend.get("key") == b"first"
+        assert left(server, place) == ["key"]
+
+    def test_without_fsync_works(self, server, backend):
+        server.extensions = [HARD_LINK, POSIX_RENAME]
+        backend.put("put", b"1")
+        backend.create("create", b"2")
+        assert [info.key for info in backend.list()] == ["create", "put"]
+
+
+class TestServerThatSaysNo:
+    @pytest.mark.parametrize(
+        ("operation", "request_"),
+        [
+            ("get", "open"),
+            ("put", "open"),
+            ("create", HARD_LINK),
+            ("put", POSIX_RENAME),
+            ("put", "mkdir"),
+            ("list", "opendir"),
+            ("list", "readdir"),
+            ("delete", "remove"),
+        ],
+    )
+    def test_rights_that_are_lacking_are_a_matter_of_permission(
+        self, server, place, backend, operation, request_
+    ):
+        if request_ != "mkdir":
+            backend.put("key", b"old")
+        server.script = lambda request, path: PERMISSION_DENIED if request == request_ else None
+        with refused(BackendPermissionError, f"cannot .*{place}.*permission denied"):
+            (lambda: backend.create("new", b"data"))() if operation == "create" else OPERATIONS[operation](
+                backend
+            )
+
+    @pytest.mark.parametrize("request_", ["write", FSYNC, "close", HARD_LINK])
+    def test_a_full_disk_is_no_matter_of_patience_and_leaves_nothing(self, server, place, backend, request_):
+        backend.put("before", b"data")
+        server.script = refuse([request_], FAILURE)
+        with refused(BackendError, f"{place}/key.*Is its disk full"):
+            backend.create("key", bytes(1 << 20))
+        server.behave()
+        assert left(server, place) == ["before"]
+
+    @pytest.mark.parametrize("last", [0, 98, 99])
+    def test_no_failed_write_goes_unnoticed_not_even_one_of_the_last(self, server, place, backend, last):
+        pieces = 100
+        server.script = refuse(["write"], FAILURE, skip=last)
+        with refused(BackendError, "disk full"):
+            backend.put("key", bytes(32_000 * pieces))
+        assert left(server, place) == []
+
+    def test_a_full_disk_ends_an_upload_soon(self, server, backend):
+        writes = []
+        server.script = lambda request, path: writes.append(path) or FAILURE if request == "write" else None
+        with refused(BackendError, "disk full"):
+            backend.put("key", bytes(32_000 * 1000))
+        assert len(writes) < 500
+
+    def test_a_read_that_fails_half_way_is_an_error(self, server, backend):
+        backend.put("key", bytes(1 << 20))
+        server.script = refuse(["read"], FAILURE, skip=10)
+        with refused(BackendError, "cannot read"):
+            backend.get("key")
+        server.behave()
+        assert backend.get("key") == bytes(1 << 20)
+
+    def test_a_name_that_is_too_long_is_no_matter_of_patience(self, server, backend):
+        with refused(BackendError, "Is the path too long"):
+            backend.create("k" * 256, b"data")
+
+    def test_a_deletion_that_is_refused_names_the_object_and_does_not_keep_the_others(
+        self, server, place, backend
+    ):
+        for key in ("a", "b", "c"):
+            backend.put(key, b"data")
+        server.script = lambda request, path: FAILURE if request == "remove" and path.endswith("b") else None
+        with refused(BackendError, f"cannot delete .*{place}/b"):
+            backend.delete(["a", "b", "c"])
+        server.behave()
+        assert [info.key for info in backend.list()] == ["b"]
+
+
+class TestPlace:
+    def test_that_is_not_there_is_empty_and_made_at_the_first_write(self, server, place):
+        backend = open_backend(server.uri(f"{place}/deep/down"), server.options())
+        assert list(backend.list()) == []
+        with pytest.raises(ObjectNotFound):
+            backend.get("key")
+        backend.delete(["key"])
+        assert not (server.data / place).exists()
+        probe(backend)
+        assert (server.data / place / "deep/down").is_dir()
+        backend.close()
+
+    @every_write
+    def test_that_cannot_be_made_is_a_matter_of_permission(self, server, backend, operation):
+        server.script = refuse(["mkdir"], PERMISSION_DENIED)
+        with refused(BackendPermissionError, "permission denied"):
+            operation(backend)
+
+    @pytest.mark.parametrize("below", ["", "/a", "/a/b"])
+    @pytest.mark.parametrize("operation", ["put", "create", "list"])
+    def test_that_is_a_file_or_below_one_is_said_to_be(self, server, place, operation, below):
+        (server.data / place).write_bytes(b"a file")
+        backend = open_backend(server.uri(place) + below, server.options())
+        with refused(BackendNotFound, f"{place} is a file, and a folder is needed"):
+            OPERATIONS[operation](backend)
+        backend.close()
+        assert (server.data / place).read_bytes() == b"a file"
+
+    def test_a_missing_object_is_told_by_its_key(self, place, backend):
+        backend.put("other", b"data")
+        with refused(ObjectNotFound, f"{place}/key: it does not exist"):
+            backend.get("key")
+
+
+class TestUri:
+    @pytest.mark.parametrize(
+        "uri",
+        [
+            f"sftp://{USER}:{PASSWORD}@host/data",
+            f"sftp://host/data?password={PASSWORD}",
+            "sftp://host/data#run",
+        ],
+    )
+    def test_credentials_and_options_in_it_are_refused_without_repeating_them(self, uri):
+        with refused(BackendNotFound, "credentials and options do not belong into the URI"):
+            open_backend(uri)
+
+    def test_a_password_with_a_slash_is_not_shown_as_a_wrong_port(self):
+        with refused(BackendNotFound, "host or port is wrong"):
+            open_backend(f"sftp://{USER}:{PASSWORD}/x@host/data")
+
+    @pytest.mark.parametrize("uri", ["sftp://host", "sftp://host/", "sftp:///data"])
+    def test_one_without_a_host_or_folder_is_refused(self, uri):
+        with refused(BackendNotFound, "names no host, or no folder"):
+            open_backend(uri)
+
+    @pytest.mark.parametrize(
+        ("options", "match"),
+        [
+            ({"sock": None}, "sock is not known"),
+            ({"pasword": PASSWORD}, "pasword is not known"),
+            ({"port": "22"}, "port is a number"),
+            ({"timeout": "5"}, "timeout is a number"),
+            ({"timeout": 0}, "timeout is a number"),
+            ({"host_key_policy": "trust"}, "host_key_policy is reject"),
+        ],
+    )
+    def test_options_that_nobody_knows_are_named(self, options, match):
+        with refused(BackendError, match):
+            open_backend("sftp://host/data", options)
+
+    def test_options_of_fsspecs_configuration_are_used(self, server, place, monkeypatch):
+        monkeypatch.setattr("fsspec.config.conf", {"sftp": {**server.options(), "temppath": "/tmp"}})
+        backend = open_backend(server.uri(place))
+        backend.put("key", b"data")
+        backend.close()

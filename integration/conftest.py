@@ -1,0 +1,52 @@
+"""The servers that the suite runs over, chosen by the environment variable ``INTEGRATION``."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from integration.servers.azurite import Azurite
+from integration.servers.ceph import Ceph
+from integration.servers.fake_gcs import FakeGcs
+from integration.servers.moto import Moto
+from integration.servers.server import Place, Server
+from integration.servers.sshd import Sshd
+
+SERVERS: dict[str, type[Server]] = {kind.name: kind for kind in (Moto, Ceph, FakeGcs, Azurite, Sshd)}
+
+
+def chosen_servers() -> list[str]:
+    """Return the names in ``INTEGRATION``, or all. One that nobody knows is an error, not nothing to do."""
+    names = [name for name in os.environ.get("INTEGRATION", "").replace(",", " ").split() if name]
+    unknown = sorted(set(names) - set(SERVERS))
+    if unknown:
+        raise pytest.UsageError(f"INTEGRATION names {', '.join(unknown)}; known: {', '.join(SERVERS)}")
+    return names or list(SERVERS)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what asks for a server over each one, on one worker, so that it is started once."""
+    if "server" not in metafunc.fixturenames:
+        return
+    names = chosen_servers()
+    if metafunc.definition.get_closest_marker("durable"):
+        names = [name for name in names if SERVERS[name].durable]
+    params = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
+    metafunc.parametrize("server", params, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running server."""
+    kind = SERVERS[request.param]
+    with kind(tmp_path_factory.mktemp(request.param)).running() as running:
+        yield running
+
+
+@pytest.fixture
+def place(server: Server) -> Place:
+    """An empty place on the server."""
+    return server.place(uuid.uuid4().hex)
