@@ -29,8 +29,10 @@ servers:
 integration: $(VENV)/installed servers
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup integration
 
+# About ten minutes; the figures of docs/benchmarks.md are made by it.
 bench: $(VENV)/installed
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m pip install --quiet -e '.[bench]'
+	$(BIN)/python -m benchmarks --json .benchmarks.json --plots docs/benchmarks
 
 $(VENV)/installed: $(PROJECTS) scripts/find-python
 	@python=$$(scripts/find-python) && $$python -m venv --clear $(VENV)

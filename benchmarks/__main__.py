@@ -1,6 +1,6 @@
-"""``python -m benchmarks`` runs all of them."""
+"""``python -m benchmarks`` makes all measurements; ``--help`` says how to make fewer."""
 
-from benchmarks import full_save, incremental
+from benchmarks.suite import main
 
-incremental.main()
-full_save.main()
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""How long until a save is stored for good, against the larger of what it cannot do without.
+
+These are the encoding by TensorFlow, and the wire: the bare upload of the bytes that are new, in objects of
+the size and as many at once as a save has. A save does both at the same time.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import tensorflow as tf
+
+from benchmarks import apart, competitors, pipelines, places
+from benchmarks.competitors import OURS, OURS_S3
+from benchmarks.observed import ObservedBackend
+from benchmarks.pipelines import Pipeline
+from benchmarks.report import Figure, Goal
+from input_checkpoint import Backend, CheckpointStore, KeepLast, open_backend
+from input_checkpoint.backends_builtin import LocalBackend
+from input_checkpoint.iterators import GraphIterators, external_state_policy
+from input_checkpoint.packs import CONCURRENCY, PACK_BYTES
+from integration.servers.server import Place
+
+v1 = tf.compat.v1
+
+NAME = "durable"
+SECONDS = "until durable [s]"
+LIMIT = "larger of encoding and wire"
+ENCODE = "encoding"
+WIRE = "bare put of the new bytes"
+
+GOALS = (
+    Goal(NAME, SECONDS, OURS, LIMIT, 1.2),
+    Goal(NAME, SECONDS, OURS_S3, LIMIT, 1.2),
+    Goal(NAME, SECONDS, OURS, ENCODE),
+    Goal(NAME, SECONDS, OURS, WIRE),
+    Goal(NAME, SECONDS, OURS_S3, WIRE),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Saves at an interval."""
+
+    make: Callable[[int], Pipeline]
+    elements: int
+    steps: int
+    """From save to save."""
+    rounds: int
+
+
+FULL = (
+    Run(pipelines.pictures, 1_000, 10, 6),
+    Run(pipelines.pictures, 1_000, 150, 4),
+    Run(pipelines.tokens, 20_000, 100, 5),
+    Run(pipelines.vectors, 50_000, 50, 3),
+)
+QUICK = (Run(pipelines.pictures, 200, 5, 2),)
+
+
+def measure(quick: bool) -> Iterator[Figure]:
+    """Yield the figures, run by run."""
+    with places.slow_s3() as remote:
+        for number, run in enumerate(QUICK if quick else FULL):
+            yield from apart.run(train, run, remote, f"durable-{number}")
+
+
+def train(run: Run, remote: Place, name: str) -> list[Figure]:
+    """Let the places take turns."""
+    pipeline = run.make(run.elements)
+    with places.folder() as folder, v1.Graph().as_default() as graph:
+        iterator = v1.data.make_initializable_iterator(pipeline.dataset())
+        step = iterator.get_next().op
+        iterators = GraphIterators(graph, external_state_policy("fail"))
+        runners = [
+            _Runner(OURS, LocalBackend(str(folder))),
+            _Runner(OURS_S3, open_backend(f"{remote.uri}/{name}", remote.storage_options)),
+        ]
+        figures = []
+        with v1.Session() as session:
+            session.run([iterator.initializer])
+            for number, runner in competitors.turns(runners, run.rounds + 1):
+                for _ in range(run.steps):
+                    session.run(step)
+                found = runner.save(number, session, iterators)
+                case = f"{pipeline.name}, {run.steps} steps of {pipeline.batch}"
+                case += ", slow S3" if runner.name == OURS_S3 else ", disk"
+                if number:  # the first one is full in any case
+                    figures += [Figure(NAME, case, who, SECONDS, number, one) for who, one in found.items()]
+        return figures
+
+
+class _Runner:
+    """Saves to one place, and measures what a save there cannot do without."""
+
+    def __init__(self, name: str, backend: Backend) -> None:
+        self.name = name
+        self._backend = ObservedBackend(backend)
+        self._store = CheckpointStore.open(self._backend, create=True)
+        self._lineage = self._store.open_lineage("main", parent=None)
+
+    def save(self, number: int, session: Any, iterators: GraphIterators) -> dict[str, float]:
+        """Save, then encode and upload apart. Returns seconds."""
+        self._backend.look()
+        started = time.perf_counter()
+        snapshot = iterators.snapshot(session)
+        self._store.save(self._lineage, number, snapshot.states())
+        durable = self._backend.committed_at - started
+        new_bytes = self._backend.look().uploaded
+        encode = _seconds(lambda: _encode(snapshot))
+        snapshot.release()
+        wire = _seconds(lambda: self._put(number, new_bytes))
+        self._store.prune(KeepLast(2), lineage=self._lineage)
+        return {self.name: durable, ENCODE: encode, WIRE: wire, LIMIT: max(encode, wire)}
+
+    def _put(self, number: int, size: int) -> None:
+        data = os.urandom(min(size, PACK_BYTES))
+        sizes = [min(PACK_BYTES, size - start) for start in range(0, size, PACK_BYTES)]
+        with ThreadPoolExecutor(CONCURRENCY) as executor:
+            futures = [
+                executor.submit(self._backend.put, f"bare/{number}-{part}", memoryview(data)[:length])
+                for part, length in enumerate(sizes)
+            ]
+            for future in futures:
+                future.result()
+
+
+def _encode(snapshot: Any) -> None:
+    for state in snapshot.states():
+        for _ in state.elements:
+            pass
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started

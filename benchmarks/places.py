@@ -1,0 +1,38 @@
+"""Where states are saved to: a folder, and S3 behind a slow link."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.slow_link import Link
+from integration.servers.moto import Moto
+from integration.servers.server import Place, Process, free_port, listens
+
+LINK = Link()
+
+
+@contextlib.contextmanager
+def slow_s3(link: Link = LINK) -> Iterator[Place]:
+    """Run an S3 server and a slow link to it, each in a process of its own; yield a place in its bucket."""
+    with tempfile.TemporaryDirectory() as folder, Moto(Path(folder)).running() as server:
+        port = free_port()
+        options = ["--latency", str(link.latency), "--bandwidth", str(link.bandwidth)]
+        command = [sys.executable, "-m", "benchmarks.slow_link", str(port), str(server.port), *options]
+        proxy = Process(command, Path(folder) / "link-log")
+        try:
+            proxy.wait_until(lambda: listens(port))
+            place = server.place("bench")
+            yield Place(place.uri, {**place.storage_options, "endpoint_url": f"http://127.0.0.1:{port}"})
+        finally:
+            proxy.kill()
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[Path]:
+    """Yield an empty folder on the local disk, and remove it afterwards."""
+    with tempfile.TemporaryDirectory(prefix="input-checkpoint-bench-") as path:
+        yield Path(path)

@@ -1,0 +1,112 @@
+"""Pictures of the figures, for the documentation."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import matplotlib
+
+from benchmarks import durable, growth, restore, stall, throughput, upload
+from benchmarks.report import Figure
+
+matplotlib.use("svg")
+# The same figures give the same file.
+matplotlib.rcParams["svg.hashsalt"] = "input-checkpoint"
+
+from matplotlib import pyplot as plt  # noqa: E402 - the settings come first
+
+_NO_DATE = {"Date": None}
+
+
+def draw(figures: Sequence[Figure], folder: Path) -> list[Path]:
+    """Draw what has been measured, one file a measurement; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = [
+        _bars(figures, stall.NAME, stall.STALL, folder, logarithmic=True),
+        _bars(figures, throughput.NAME, throughput.LOST, folder, logarithmic=True),
+        _bars(figures, upload.NAME, upload.UPLOADED, folder, logarithmic=False, leave_out=(upload.ALLOWED,)),
+        _bars(figures, durable.NAME, durable.SECONDS, folder, logarithmic=False, leave_out=(durable.LIMIT,)),
+        _bars(figures, restore.NAME, restore.SECONDS, folder, logarithmic=True),
+        _curves(figures, folder),
+    ]
+    return [path for path in drawn if path is not None]
+
+
+def _bars(
+    figures: Iterable[Figure],
+    measurement: str,
+    quantity: str,
+    folder: Path,
+    logarithmic: bool,
+    leave_out: Sequence[str] = (),
+) -> Optional[Path]:
+    """Draw a group of bars for each case: medians, with the least and the most as whiskers."""
+    chosen = [
+        one
+        for one in figures
+        if (one.measurement, one.quantity) == (measurement, quantity) and one.who not in leave_out
+    ]
+    if not chosen:
+        return None
+    cases = list(dict.fromkeys(one.case for one in chosen))
+    names = list(dict.fromkeys(one.who for one in chosen))
+    height = 0.8 / len(names)
+    _, axes = plt.subplots(figsize=(9, 0.6 + 0.16 * len(cases) * (len(names) + 1)))
+    for place, name in enumerate(names):
+        values = [[one.value for one in chosen if (one.case, one.who) == (case, name)] for case in cases]
+        there = [(row, found) for row, found in enumerate(values) if found]
+        middles = [statistics.median(found) for _, found in there]
+        spread = [
+            [middle - min(found) for middle, (_, found) in zip(middles, there)],
+            [max(found) - middle for middle, (_, found) in zip(middles, there)],
+        ]
+        rows = [row + place * height for row, _ in there]
+        axes.barh(rows, middles, height, xerr=spread, label=name, error_kw={"linewidth": 0.8})
+    axes.set_yticks([row + 0.4 - height / 2 for row in range(len(cases))], cases)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{measurement}: {quantity}")
+    if logarithmic:
+        axes.set_xscale("log")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    return _saved(folder / f"{measurement}.svg")
+
+
+def _curves(figures: Iterable[Figure], folder: Path) -> Optional[Path]:
+    """Draw how costs grow, all on one scale: relative to the smallest size."""
+    chosen = [one for one in figures if one.measurement == growth.NAME]
+    costs = [one for one in chosen if one.quantity not in (growth.GROWS, growth.STAYS)]
+    if not costs:
+        return None
+    subjects = list(dict.fromkeys(one.case for one in costs))
+    _, all_axes = plt.subplots(1, len(subjects), figsize=(4.5 * len(subjects), 4), squeeze=False)
+    for axes, subject in zip(all_axes[0], subjects):
+        _curve(axes, subject, [one for one in costs if one.case == subject])
+    return _saved(folder / "growth.svg")
+
+
+def _curve(axes: Any, subject: str, costs: Sequence[Figure]) -> None:
+    sizes = list(dict.fromkeys(one.who for one in costs))
+    amounts = [int(size.replace(" ", "")) for size in sizes]
+    for cost in dict.fromkeys(one.quantity for one in costs):
+        if cost.endswith(growth.SECONDS):
+            continue
+        medians = [
+            statistics.median(one.value for one in costs if (one.quantity, one.who) == (cost, size))
+            for size in sizes
+        ]
+        axes.plot(amounts, [value / medians[0] for value in medians], marker="o", label=cost)
+    axes.plot(amounts, [amount / amounts[0] for amount in amounts], "k:", label=growth.LINEAR)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel(subject)
+    axes.set_ylabel("times the cost at the smallest")
+    axes.legend(fontsize="x-small")
+
+
+def _saved(path: Path) -> Path:
+    plt.savefig(path, bbox_inches="tight", metadata=_NO_DATE)
+    plt.close()
+    return path

@@ -1,0 +1,186 @@
+"""Figures, the ratios between competitors, and the goals of those ratios. Pure: nothing is run here."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Optional
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number that was measured once."""
+
+    measurement: str
+    case: str
+    """On which pipeline, or at which size."""
+    who: str
+    quantity: str
+    """What was measured; its unit is the part in brackets."""
+    round: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A ratio between two competitors that is to stay within a bound."""
+
+    measurement: str
+    quantity: str
+    who: str
+    against: str
+    bound: Optional[float] = None
+    """None: the ratio is told and not judged."""
+    at_most: bool = True
+    """False: it must be at least the bound."""
+    cases: Optional[str] = None
+    """Only cases whose name begins so."""
+
+    def ratios(self, figures: Iterable[Figure]) -> list[Ratio]:
+        """Return the ratio of every case in which both have been measured."""
+        series: dict[str, dict[str, dict[int, float]]] = {}
+        for figure in figures:
+            if (figure.measurement, figure.quantity) == (self.measurement, self.quantity):
+                rounds = series.setdefault(figure.case, {}).setdefault(figure.who, {})
+                rounds[figure.round] = figure.value
+        return [
+            Ratio(self, case, values)
+            for case, found in series.items()
+            if self.cases is None or case.startswith(self.cases)
+            if (values := paired(found.get(self.who, {}), found.get(self.against, {})))
+        ]
+
+    def __str__(self) -> str:
+        if self.bound is None:
+            return ""
+        return f"{'<=' if self.at_most else '>='} {number(self.bound)}"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How two competitors compare in one case, round by round."""
+
+    goal: Goal
+    case: str
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Median of the rounds."""
+        return statistics.median(self.values)
+
+    @property
+    def met(self) -> Optional[bool]:
+        """Whether the median is within the goal's bound; None if there is no bound."""
+        if self.goal.bound is None:
+            return None
+        return self.median <= self.goal.bound if self.goal.at_most else self.median >= self.goal.bound
+
+    @property
+    def verdict(self) -> str:
+        """One word for `met`."""
+        return {None: "", True: "met", False: "MISSED"}[self.met]
+
+
+def paired(these: dict[int, float], those: dict[int, float]) -> tuple[float, ...]:
+    """Return the ratios of the rounds that both have, in order.
+
+    >>> paired({0: 1.0, 1: 3.0, 2: 5.0}, {1: 2.0, 0: 2.0})
+    (0.5, 1.5)
+    """
+    both = sorted(set(these) & set(those))
+    return tuple(these[one] / those[one] for one in both if those[one])
+
+
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """Return the power of the size with which a cost grows: 0 is constant, 1 linear, 2 quadratic.
+
+    >>> round(exponent([10, 100, 1000], [5, 50, 500]), 6)
+    1.0
+    """
+    logs = [math.log(size) for size in sizes]
+    heights = [math.log(max(cost, 1e-12)) for cost in costs]
+    middle, height = statistics.mean(logs), statistics.mean(heights)
+    rise = sum((log - middle) * (one - height) for log, one in zip(logs, heights))
+    return rise / sum((log - middle) ** 2 for log in logs)
+
+
+def measured_table(figures: Sequence[Figure]) -> str:
+    """Return what was measured: the median of the rounds, the least and the most."""
+    rows: list[Sequence[str]] = [("case", "what", "who", "median", "least", "most", "rounds")]
+    for case, quantity, who in dict.fromkeys((one.case, one.quantity, one.who) for one in figures):
+        values = [one.value for one in figures if (one.case, one.quantity, one.who) == (case, quantity, who)]
+        spread = (statistics.median(values), min(values), max(values))
+        rows.append((case, quantity, who, *map(number, spread), str(len(values))))
+    return aligned(rows)
+
+
+def ratio_table(ratios: Sequence[Ratio]) -> str:
+    """Return the ratios with their goals."""
+    head = ("case", "what", "ratio of", "to", "median", "least", "most", "goal", "")
+    rows: list[Sequence[str]] = [head]
+    for ratio in ratios:
+        goal = ratio.goal
+        spread = (ratio.median, min(ratio.values), max(ratio.values))
+        row = (ratio.case, goal.quantity, goal.who, goal.against, *map(number, spread))
+        rows.append((*row, str(goal), ratio.verdict))
+    return aligned(rows)
+
+
+def markdown(ratios: Sequence[Ratio]) -> str:
+    """Return the ratios with their goals as a table in Markdown."""
+    lines = ["| | case | ratio of | to | median | spread | goal | |", "|---|---|---|---|---|---|---|---|"]
+    for ratio in ratios:
+        goal = ratio.goal
+        what = f"{goal.measurement}: {goal.quantity}"
+        spread = f"{number(min(ratio.values))} to {number(max(ratio.values))}"
+        sign = str(goal).replace("<=", "≤").replace(">=", "≥")
+        verdict = f"**{ratio.verdict.lower()}**" if ratio.met is False else ratio.verdict
+        cells = (what, ratio.case, goal.who, goal.against, number(ratio.median), spread, sign, verdict)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def raw(figures: Sequence[Figure], ratios: Sequence[Ratio], machine: dict[str, Any]) -> str:
+    """Return everything as JSON."""
+    judged = [
+        {**asdict(ratio.goal), "case": ratio.case, "values": ratio.values, "met": ratio.met}
+        for ratio in ratios
+    ]
+    content = {"machine": machine, "ratios": judged, "figures": [asdict(figure) for figure in figures]}
+    return json.dumps(content, indent=1)
+
+
+def number(value: float) -> str:
+    """Return a number with three digits that count.
+
+    >>> [number(value) for value in (0, 0.01234, 1.5, 20, 123456.0)]
+    ['0', '0.0123', '1.5', '20', '123 456']
+    """
+    if abs(value) >= 1000:
+        return f"{value:,.0f}".replace(",", " ")
+    return f"{value:.3g}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of text in columns; those that hold numbers end in line."""
+    columns = max(map(len, rows))
+    rows = [(*row, *[""] * (columns - len(row))) for row in rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(columns)]
+    numeric = [_is_numeric(row[column] for row in rows[1:]) for column in range(columns)]
+    lines = []
+    for row in rows:
+        cells = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric)
+        )
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _is_numeric(cells: Iterable[str]) -> bool:
+    return all(re.fullmatch(r"-?[\d. ]+(e[-+]\d+)?", cell) for cell in cells if cell)

@@ -1,0 +1,212 @@
+"""How long a restore takes and what it reads, from the local disk and over a slow link.
+
+What is restored is the last of several incremental saves, so that it lies in packs of different age.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+import s3fs
+import tensorflow as tf
+
+from benchmarks import apart, competitors, pipelines, places
+from benchmarks.competitors import OURS, OURS_S3, TF_HOOK
+from benchmarks.observed import ObservedBackend
+from benchmarks.pipelines import Pipeline
+from benchmarks.report import Figure, Goal
+from input_checkpoint import Backend, CheckpointStore, KeepLast, open_backend
+from input_checkpoint.backends_builtin import LocalBackend
+from input_checkpoint.iterators import GraphIterators, external_state_policy
+from input_checkpoint.packs import CONCURRENCY, PACK_BYTES
+from integration.servers.server import Place
+
+v1 = tf.compat.v1
+
+NAME = "restore"
+SECONDS = "restore [s]"
+READ = "read [bytes]"
+SPEED = "state a second [bytes/s]"
+TF_GET = "s3fs.get + TensorFlow's hook"
+BARE = "bare parallel read"
+STATE = "the state"
+
+GOALS = (
+    Goal(NAME, SECONDS, OURS, TF_HOOK, 0.5),
+    Goal(NAME, SPEED, OURS_S3, BARE, 0.8, at_most=False),
+    Goal(NAME, SECONDS, OURS_S3, TF_GET),
+    Goal(NAME, READ, OURS, STATE, 1.5),
+    Goal(NAME, READ, OURS_S3, STATE, 1.5),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is restored."""
+
+    make: Callable[[int], Pipeline]
+    elements: int
+    rounds: int
+    remote: bool
+    saves: int = 8
+    steps: int = 3
+    """From save to save."""
+
+
+FULL = (
+    Run(pipelines.pictures, 1_000, 7, remote=True),
+    Run(pipelines.pictures, 10_000, 3, remote=False, saves=3),
+    Run(pipelines.tokens, 20_000, 5, remote=True),
+    Run(pipelines.vectors, 100_000, 3, remote=False, saves=2),
+    Run(pipelines.cached_pictures, 2_000, 5, remote=False),
+)
+QUICK = (Run(pipelines.pictures, 200, 2, remote=True),)
+
+
+def measure(quick: bool) -> Iterator[Figure]:
+    """Yield the figures, pipeline by pipeline."""
+    with places.slow_s3() as remote:
+        for number, run in enumerate(QUICK if quick else FULL):
+            yield from apart.run(train_and_restore, run, remote, f"restore-{number}")
+
+
+def train_and_restore(run: Run, remote: Place, name: str) -> list[Figure]:
+    """Save, then let everybody restore in turn."""
+    pipeline = run.make(run.elements)
+    with places.folder() as folder, v1.Graph().as_default() as graph:
+        iterator = v1.data.make_initializable_iterator(pipeline.dataset())
+        step = iterator.get_next().op
+        iterators = GraphIterators(graph, external_state_policy("fail"))
+        saver = v1.train.Saver([tf.data.experimental.make_saveable_from_iterator(iterator)], sharded=True)
+        local = LocalBackend(str(folder / "ours"))
+        there = open_backend(f"{remote.uri}/{name}", remote.storage_options)
+        with v1.Session() as session:
+            session.run([iterator.initializer])
+            stores = [_Restorer(OURS, session, iterators, local)]
+            if run.remote:
+                stores.append(_Restorer(OURS_S3, session, iterators, there))
+            for number in range(run.saves):
+                for _ in range(run.steps):
+                    session.run(step)
+                for store in stores:
+                    store.save(number)
+            (folder / "tensorflow").mkdir()
+            prefix = saver.save(session, str(folder / "tensorflow" / "input.ckpt"), write_meta_graph=False)
+            readers: list[Any] = [*stores, _TensorFlow(TF_HOOK, session, saver, prefix)]
+            if run.remote:
+                readers += [_Fetched(session, saver, prefix, remote, name), _Bare(there, stores[-1])]
+            return _take_turns(pipeline.name, readers, run.rounds)
+
+
+def _take_turns(case: str, readers: list[Any], rounds: int) -> list[Figure]:
+    figures = []
+    for number, reader in competitors.turns(readers, rounds + 1):
+        started = time.perf_counter()
+        read = reader.restore()
+        seconds = time.perf_counter() - started
+        if not number:  # TensorFlow prepares an operation when it is run first
+            continue
+        found = {(reader.name, SECONDS): seconds}
+        if reader.name in (OURS, OURS_S3, BARE):
+            found[reader.name, SPEED] = reader.state_bytes / seconds
+            found[reader.name, READ] = read
+            found[STATE, READ] = reader.state_bytes
+        figures += [Figure(NAME, case, who, what, number, value) for (who, what), value in found.items()]
+    return figures
+
+
+class _Restorer:
+    """This library, from one place."""
+
+    def __init__(self, name: str, session: Any, iterators: GraphIterators, backend: Backend) -> None:
+        self.name = name
+        self.state_bytes = 0
+        self._session = session
+        self._iterators = iterators
+        self._backend = ObservedBackend(backend)
+        self._store = CheckpointStore.open(self._backend, create=True)
+        self._lineage = self._store.open_lineage("main", parent=None)
+
+    def save(self, number: int) -> None:
+        """Save and clean up."""
+        snapshot = self._iterators.snapshot(self._session)
+        info = self._store.save(self._lineage, number, snapshot.states())
+        snapshot.release()
+        self._store.prune(KeepLast(2), lineage=self._lineage)
+        self.state_bytes = info.logical_bytes
+
+    def restore(self) -> int:
+        """Restore as a new process would; return how many bytes were read."""
+        self._backend.look()
+        store = CheckpointStore.open(self._backend)
+        self._iterators.restore(self._session, store.load(store.newest("main")))
+        return self._backend.look().downloaded
+
+
+class _TensorFlow:
+    """TensorFlow's saver, as its hook uses it."""
+
+    def __init__(self, name: str, session: Any, saver: Any, prefix: str) -> None:
+        self.name = name
+        self._session = session
+        self._saver = saver
+        self._prefix = prefix
+
+    def restore(self) -> int:
+        """Restore."""
+        self._saver.restore(self._session, self._prefix)
+        return 0
+
+
+class _Fetched:
+    """TensorFlow's files, fetched from S3 and then restored."""
+
+    name = TF_GET
+
+    def __init__(self, session: Any, saver: Any, prefix: str, remote: Place, name: str) -> None:
+        self._session = session
+        self._saver = saver
+        self._prefix = Path(prefix)
+        self._remote = f"{remote.uri}/{name}/tensorflow"
+        self._filesystem = s3fs.S3FileSystem(skip_instance_cache=True, **remote.storage_options)
+        self._files = [path.name for path in self._prefix.parent.glob(f"{self._prefix.name}.*")]
+        for file in self._files:
+            self._filesystem.put(str(self._prefix.parent / file), f"{self._remote}/{file}")
+
+    def restore(self) -> int:
+        """Fetch and restore."""
+        folder = self._prefix.parent / "fetched"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for file in self._files:
+            self._filesystem.get(f"{self._remote}/{file}", str(folder / file))
+        self._saver.restore(self._session, str(folder / self._prefix.name))
+        return 0
+
+
+class _Bare:
+    """As many bytes as the state has, read in ranges as large and as many at once as ours: the wire."""
+
+    name = BARE
+
+    def __init__(self, backend: Backend, ours: _Restorer) -> None:
+        self._backend = backend
+        self.state_bytes = size = ours.state_bytes
+        sizes = [min(PACK_BYTES, size - start) for start in range(0, size, PACK_BYTES)]
+        self._keys = {f"bare/{number:05d}": size for number, size in enumerate(sizes)}
+        for key, size in self._keys.items():
+            backend.put(key, bytes(size))
+
+    def restore(self) -> int:
+        """Read everything."""
+        with ThreadPoolExecutor(CONCURRENCY) as executor:
+            return sum(executor.map(self._read, self._keys))
+
+    def _read(self, key: str) -> int:
+        return len(self._backend.get(key, 0, self._keys[key]))

@@ -1,0 +1,86 @@
+"""Runs the measurements, tells what was found, and writes it down."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import platform
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Optional
+
+from benchmarks import report
+from benchmarks.report import Figure, Ratio
+
+MEASUREMENTS = ("stall", "throughput", "upload", "durable", "restore", "memory", "growth")
+
+
+def run(names: Sequence[str], quick: bool) -> tuple[list[Figure], list[Ratio]]:
+    """Make the measurements of these names and tell each one's figures when it is done."""
+    figures: list[Figure] = []
+    ratios: list[Ratio] = []
+    for name in names:
+        module = importlib.import_module(f"benchmarks.{name}")
+        started = time.monotonic()
+        found = list(module.measure(quick))
+        compared = compare(module, found)
+        title = f"{name}: {_first_line(module)}"
+        table = getattr(module, "table", report.measured_table)
+        print(f"\n{title}\n{'=' * len(title)}\n{table(found)}\n")
+        print(report.ratio_table(compared))
+        print(f"({time.monotonic() - started:.0f} s)", flush=True)
+        figures += found
+        ratios += compared
+    return figures, ratios
+
+
+def compare(module: ModuleType, figures: Sequence[Figure]) -> list[Ratio]:
+    """Return the ratios that a measurement is about."""
+    return [ratio for goal in module.GOALS for ratio in goal.ratios(figures)]
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures were measured on."""
+    packages = ("tensorflow", "input-checkpoint", "s3fs", "moto")
+    return {
+        "processors": os.cpu_count(),
+        "architecture": platform.machine(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="What the performance claims are measured with.")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: small, and no figures to quote")
+    parser.add_argument("--only", choices=MEASUREMENTS, action="append", help="repeatable")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw figures there")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw there")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table of ratios there")
+    options = parser.parse_args(arguments)
+    # Its messages on missing graphics cards would stand between the tables.
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    figures, ratios = run(options.only or MEASUREMENTS, options.quick)
+    missed = [ratio for ratio in ratios if ratio.met is False]
+    judged = [ratio for ratio in ratios if ratio.met is not None]
+    print(f"\n{len(judged) - len(missed)} of {len(judged)} goals met.")
+    if missed:
+        print(f"Missed:\n{report.ratio_table(missed)}")
+    if options.json:
+        options.json.write_text(report.raw(figures, ratios, machine()))
+    if options.markdown:
+        options.markdown.write_text(report.markdown(ratios) + "\n")
+    if options.plots:
+        from benchmarks import plots
+
+        plots.draw(figures, options.plots)
+
+
+def _first_line(module: ModuleType) -> str:
+    return (module.__doc__ or "").splitlines()[0].rstrip(".")

@@ -1,0 +1,143 @@
+"""Steps per second while states are saved, relative to no saves at all.
+
+Every competitor trains for one save interval at a time, with its save at the beginning and everything that
+the save does behind training within. The intervals of all competitors take turns in one session.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from benchmarks import apart, competitors, pipelines, places
+from benchmarks.competitors import (
+    OURS,
+    OURS_S3,
+    TF_HOOK,
+    HookCompetitor,
+    Ours,
+    TensorFlowHook,
+    TrainingSession,
+)
+from benchmarks.pipelines import Pipeline
+from benchmarks.report import Figure, Goal
+from input_checkpoint import open_backend
+from input_checkpoint.backends_builtin import LocalBackend
+from integration.servers.server import Place
+
+NAME = "throughput"
+STEPS = "steps a second"
+NOBODY = "no saves"
+LOST = "training lost a save [s]"
+
+GOALS = (
+    Goal(NAME, STEPS, OURS, NOBODY, 0.97, at_most=False),
+    Goal(NAME, STEPS, OURS_S3, NOBODY, 0.97, at_most=False),
+    Goal(NAME, STEPS, TF_HOOK, NOBODY),
+    Goal(NAME, LOST, OURS, TF_HOOK),
+)
+
+_DEVICE_SECONDS = 0.02
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Course:
+    """What is run."""
+
+    elements: int
+    interval: float
+    """Seconds from save to save, about."""
+    rounds: int
+
+
+FULL = Course(elements=1_000, interval=8.0, rounds=3)
+QUICK = Course(elements=200, interval=1.0, rounds=2)
+
+
+def measure(quick: bool) -> Iterator[Figure]:
+    """Yield the figures, first of steps that keep the processor busy, then of such that do not."""
+    course = QUICK if quick else FULL
+    with places.slow_s3() as remote:
+        for busy in (True, False):
+            yield from apart.run(train, course, busy, remote)
+
+
+def train(course: Course, busy: bool, remote: Place) -> list[Figure]:
+    """Train, interval by interval."""
+    with places.folder() as folder:
+        hooks = [
+            Ours(OURS, LocalBackend(str(folder / "ours"))),
+            Ours(OURS_S3, open_backend(f"{remote.uri}/throughput-{busy}", remote.storage_options)),
+            TensorFlowHook(TF_HOOK, folder / "tensorflow"),
+        ]
+        pipeline = pipelines.pictures(course.elements, batch=_BATCH)
+        with competitors.training(pipeline, hooks, busy_step if busy else light_step) as session:
+            return _take_turns(course, busy, session, hooks, pipeline)
+
+
+def busy_step(batch: Any) -> Any:
+    """Return an operation that keeps all cores busy for about as long as a device would take."""
+    decoded = tf.map_fn(_decode, batch, fn_output_signature=tf.uint8)
+    features = tf.reshape(tf.cast(decoded, tf.float32), [-1, 1024])
+    weights = tf.ones([1024, 256])
+    return tf.reduce_sum(tf.matmul(features, weights))
+
+
+def light_step(batch: Any) -> Any:
+    """Return an operation that does next to nothing: the device does the rest."""
+    return tf.strings.length(batch)
+
+
+def _decode(picture: Any) -> Any:
+    return tf.reshape(tf.io.decode_jpeg(picture, channels=3), [pipelines.CROP[0], pipelines.CROP[1], 3])
+
+
+def _take_turns(
+    course: Course, busy: bool, session: TrainingSession, hooks: list[HookCompetitor], pipeline: Pipeline
+) -> list[Figure]:
+    wait = 0.0 if busy else _DEVICE_SECONDS
+    steps = max(3, round(course.interval / _seconds_a_step(session, wait)))
+    kind = "processor" if busy else "device"
+    case = f"{pipeline.name}, {kind} steps, {course.interval:.0f} s between saves"
+    figures = []
+    names = [NOBODY, *(hook.name for hook in hooks)]
+    by_name = {hook.name: hook for hook in hooks}
+    alone: dict[int, float] = {}
+    spent: list[tuple[int, str, float]] = []
+    for number, name in competitors.turns(names, course.rounds):
+        started = time.perf_counter()
+        if name == NOBODY:
+            _train(session, steps, wait)
+        else:
+            by_name[name].save()
+            _train(session, steps - 2, wait)
+            # Whatever is not done by now belongs to this interval as well.
+            by_name[name].settle()
+        seconds = time.perf_counter() - started
+        spent.append((number, name, seconds))
+        if name == NOBODY:
+            alone[number] = seconds
+    for number, name, seconds in spent:
+        figures.append(Figure(NAME, case, name, STEPS, number, steps / seconds))
+        if name != NOBODY:
+            figures.append(Figure(NAME, case, name, LOST, number, max(1e-4, seconds - alone[number])))
+    return figures
+
+
+def _seconds_a_step(session: TrainingSession, wait: float) -> float:
+    _train(session, 3, wait)
+    started = time.perf_counter()
+    _train(session, 10, wait)
+    return (time.perf_counter() - started) / 10
+
+
+def _train(session: TrainingSession, steps: int, wait: float) -> None:
+    for _ in range(steps):
+        session.step()
+        if wait:
+            time.sleep(wait)

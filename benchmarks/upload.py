@@ -1,0 +1,139 @@
+"""What a save uploads, at several intervals between saves: counted, so that no machine matters."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import tensorflow as tf
+
+from benchmarks import apart, pipelines
+from benchmarks.competitors import OURS, TF_HOOK
+from benchmarks.observed import ObservedBackend
+from benchmarks.pipelines import Pipeline
+from benchmarks.report import Figure, Goal
+from input_checkpoint import CheckpointStore, IteratorState, KeepLast
+from input_checkpoint.backends_builtin import MemoryBackend
+from input_checkpoint.chunks import digest
+from input_checkpoint.iterators import GraphIterators, external_state_policy
+from input_checkpoint.state import Element
+
+v1 = tf.compat.v1
+
+NAME = "upload"
+UPLOADED = "uploaded a save [bytes]"
+PAYLOAD = "new payload"
+ALLOWED = "new payload + 3 % of the state"
+STATE = "the state"
+
+GOALS = (
+    Goal(NAME, UPLOADED, OURS, ALLOWED, 1.0),
+    Goal(NAME, UPLOADED, OURS, PAYLOAD, 1.03),
+    Goal(NAME, UPLOADED, PAYLOAD, STATE),
+    Goal(NAME, UPLOADED, OURS, TF_HOOK),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run that saves at a fixed interval."""
+
+    make: Callable[[int], Pipeline]
+    elements: int
+    steps: int
+    """From save to save."""
+    saves: int
+
+
+FULL = (
+    *(Run(pipelines.pictures, 1_000, steps, 20) for steps in (1, 3, 10, 31)),
+    *(Run(pipelines.tokens, 5_000, steps, 20) for steps in (2, 8, 31)),
+    *(Run(pipelines.vectors, 20_000, steps, 12) for steps in (1, 4, 16)),
+    Run(pipelines.cached_pictures, 1_000, 10, 12),
+)
+QUICK = (Run(pipelines.pictures, 200, 1, 6), Run(pipelines.vectors, 4_000, 1, 4))
+
+
+class Watched:
+    """Notes which payloads are new on their way into a save."""
+
+    def __init__(self) -> None:
+        self._known: set[bytes] = set()
+        self._seen: set[bytes] = set()
+        self.new_bytes = self.bytes = 0
+
+    def begin(self) -> None:
+        """A save begins: what the one before held is known."""
+        self._known, self._seen = self._seen, set()
+        self.new_bytes = self.bytes = 0
+
+    def states(self, states: Iterable[IteratorState]) -> Iterator[IteratorState]:
+        """Pass states on."""
+        for state in states:
+            yield IteratorState(state.name, self._elements(state.elements))
+
+    def _elements(self, elements: Iterable[Element]) -> Iterator[Element]:
+        for key, payload in elements:
+            name = digest(payload)
+            self.bytes += len(payload)
+            if name not in self._known and name not in self._seen:
+                self.new_bytes += len(payload)
+            self._seen.add(name)
+            yield key, payload
+
+
+def measure(quick: bool) -> Iterator[Figure]:
+    """Yield the figures, run by run."""
+    for run in QUICK if quick else FULL:
+        yield from apart.run(train, run)
+
+
+def train(run: Run) -> list[Figure]:
+    """Save again and again."""
+    pipeline = run.make(run.elements)
+    with v1.Graph().as_default() as graph:
+        iterator = v1.data.make_initializable_iterator(pipeline.dataset())
+        step = iterator.get_next().op
+        iterators = GraphIterators(graph, external_state_policy("fail"))
+        with v1.Session() as session:
+            session.run([iterator.initializer])
+            session.run(step)
+            return _save_often(run, pipeline, session, step, iterators)
+
+
+def _save_often(
+    run: Run, pipeline: Pipeline, session: Any, step: Any, iterators: GraphIterators
+) -> list[Figure]:
+    backend = ObservedBackend(MemoryBackend(f"memory://{uuid.uuid4().hex}"))
+    store = CheckpointStore.open(backend, create=True)
+    lineage = store.open_lineage("main", parent=None)
+    watched = Watched()
+    case = f"{pipeline.name}, {run.steps} steps of {pipeline.batch}"
+    figures: list[Figure] = []
+    for number in range(run.saves + 1):
+        watched.begin()
+        backend.look()
+        snapshot = iterators.snapshot(session)
+        store.save(lineage, number, watched.states(snapshot.states()))
+        snapshot.release()
+        uploaded = backend.look().uploaded
+        store.prune(KeepLast(5), lineage=lineage)
+        if number:  # the first one is full in any case
+            figures += _figures(case, number, uploaded, watched)
+        for _ in range(run.steps):
+            session.run(step)
+    return figures
+
+
+def _figures(case: str, number: int, uploaded: int, watched: Watched) -> list[Figure]:
+    found = {
+        OURS: uploaded,
+        PAYLOAD: watched.new_bytes,
+        ALLOWED: watched.new_bytes + 0.03 * watched.bytes,
+        STATE: watched.bytes,
+        # All of it, every time; its file holds nothing else.
+        TF_HOOK: watched.bytes,
+    }
+    return [Figure(NAME, case, who, UPLOADED, number, value) for who, value in found.items()]
