@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from input_checkpoint import BackendUnavailable, open_backend
+from input_checkpoint import BackendError, BackendUnavailable, open_backend
 from input_checkpoint.testing import BackendContract
 from input_checkpoint_gcs import GcsBackend, json_api
 from input_checkpoint_gcs.json_api import page
@@ -61,6 +61,12 @@ class TestGcsBackend(BackendContract):
             opened = open_backend(uri, place.storage_options)
             assert isinstance(opened, GcsBackend)
             assert opened.get("key") == b"data"
+
+    def test_an_engine_that_there_is_not_is_no_option_to_be_dropped(self, backend):
+        place = self.server.place(self.prefix)
+        assert isinstance(open_backend(place.uri, {**place.storage_options, "engine": "fsspec"}), GcsBackend)
+        with pytest.raises(BackendError, match=r"no engine 'obstore' for it\. Choose 'fsspec'"):
+            open_backend(place.uri, {**place.storage_options, "engine": "obstore"})
 
     def test_the_whole_bucket_is_a_place_too(self, backend):
         place = self.server.place(self.prefix)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 import uuid
 from typing import Optional
 
@@ -11,7 +13,9 @@ import s3fs
 from aiobotocore.session import AioSession
 from botocore.exceptions import ClientError
 
+from input_checkpoint import Backend, BackendError, open_backend
 from input_checkpoint.backends_builtin import GenericBackend
+from input_checkpoint.backends_builtin.object_store import ObstoreBackend
 from input_checkpoint.testing import BackendContract
 from input_checkpoint_s3 import S3Backend
 
@@ -50,6 +54,54 @@ class TestS3Backend(S3Contract):
     @pytest.fixture
     def backend(self, s3_server, _client) -> S3Backend:
         return S3Backend(f"s3://{self.bucket}/{self.prefix}", {**s3_server.options, "session": SESSION})
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="obstore needs Python 3.11")
+class TestOverObstore(S3Contract):
+    @pytest.fixture
+    def backend(self, s3_server, _client) -> Backend:
+        return self.opened(s3_server, self.prefix)
+
+    def opened(self, s3_server, prefix: str) -> Backend:
+        options = {**s3_server.options, "engine": "obstore"}
+        return open_backend(f"s3://{self.bucket}/{prefix}", options)
+
+    def test_it_is_what_the_engine_opens(self, backend):
+        assert isinstance(backend, ObstoreBackend)
+
+    def test_list_tells_when_each_object_was_stored(self, backend):
+        backend.put("key", b"")
+        (info,) = backend.list()
+        assert abs(info.modified - time.time()) < 60
+
+    def test_the_whole_bucket_is_a_place_too(self, backend, s3_server):
+        backend.put("key", b"data")
+        everything = self.opened(s3_server, "")
+        assert everything.get(f"{self.prefix}/key") == b"data"
+        assert [info.key for info in everything.list(self.prefix)] == [f"{self.prefix}/key"]
+
+    def test_the_mark_of_a_folder_is_no_object(self, backend):
+        self.client.put_object(Bucket=self.bucket, Key=f"{self.prefix}/", Body=b"")
+        assert list(backend.list()) == []
+
+    @pytest.mark.parametrize(
+        "name", ["a b", "a%20b", "run~1", "a+b&c=d", "é", "a#b", "[x]{y}", "a\\b", "x:y"]
+    )
+    def test_both_engines_find_a_place_of_any_name(self, s3_server, name):
+        uri = f"s3://{self.bucket}/{self.prefix}/{name}"
+        ours = open_backend(uri, {**s3_server.options, "engine": "obstore"})
+        theirs = open_backend(uri, {**s3_server.options, "session": SESSION})
+        ours.put("by/obstore", b"1")
+        theirs.put("by/s3fs", b"2")
+        for backend in (ours, theirs):
+            assert [info.key for info in backend.list()] == ["by/obstore", "by/s3fs"]
+            assert (backend.get("by/obstore"), backend.get("by/s3fs")) == (b"1", b"2")
+        ours.delete(["by/s3fs", "by/obstore"])
+        assert list(theirs.list()) == []
+
+    def test_a_place_that_obstore_cannot_spell_is_refused(self, s3_server):
+        with pytest.raises(BackendError, match=r"URI or storage_options are wrong.*empty path segment"):
+            self.opened(s3_server, "a//b")
 
 
 class TestGenericBackendOverS3fs(S3Contract):

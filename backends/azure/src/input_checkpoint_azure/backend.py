@@ -7,13 +7,15 @@ import contextlib
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Optional, TypeVar
 
-from adlfs import AzureBlobFileSystem
 from azure.core.exceptions import ResourceNotFoundError
 from fsspec.asyn import sync
 
 from input_checkpoint.backend import Backend, Data, ObjectInfo, check_key
-from input_checkpoint.errors import BackendError, BackendNotFound
+from input_checkpoint.backends_builtin.object_store import FSSPEC, OBSTORE, chosen_engine
+from input_checkpoint.errors import BackendError
+from input_checkpoint_azure.account import container_and_prefix, open_filesystem, uri_to_show
 from input_checkpoint_azure.errors import error_code, translate
+from input_checkpoint_azure.obstore_engine import open_with_obstore
 
 _DELETES_AT_ONCE = 32
 _PAST_THE_END = "InvalidRange"
@@ -45,28 +47,11 @@ class AzureBackend(Backend):
 
     def __init__(self, uri: str, storage_options: Mapping[str, Any]) -> None:
         super().__init__(uri)
-        user, at, rest = uri.partition("://")[2].partition("@")
-        if at and "/" not in user and ":" not in user and "?" not in rest:
-            # What stands before the @ is the container, and no secret.
-            self._uri = uri
-        elif at:
-            raise BackendNotFound(
-                f"{self.uri}: credentials do not belong into the URI. Write abfs://container/prefix, and "
-                "pass storage_options or use the Azure tools' configuration."
-            )
-        options = {
-            "use_listings_cache": False,
-            "skip_instance_cache": True,
-            **AzureBlobFileSystem._get_kwargs_from_urls(uri),
-            **storage_options,
-        }
+        self._uri = uri_to_show(uri)
         with self._errors("open", ""):
-            self._fs = AzureBlobFileSystem(**options)
-        container, prefix, _ = self._fs.split_path(uri)
-        if not container:
-            raise BackendNotFound(f"{self.uri} names no container. Write abfs://container/prefix.")
+            self._fs = open_filesystem(uri, storage_options)
+        container, self._prefix = container_and_prefix(self._fs, uri)
         self._container = self._fs.service_client.get_container_client(container)
-        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
 
     def create(self, key: str, data: Data) -> None:
         """See `Backend.create`."""
@@ -165,6 +150,13 @@ async def _download(blob: Any, start: int, end: Optional[int], patience: Mapping
     return data
 
 
-def open_azure(uri: str, storage_options: Mapping[str, Any]) -> AzureBackend:
-    """Open ``abfs://container/prefix``, ``abfss://container@account.dfs.core.windows.net/prefix``, ``az://…``."""
-    return AzureBackend(uri, storage_options)
+def open_azure(uri: str, storage_options: Mapping[str, Any]) -> Backend:
+    """Open ``abfs://container/prefix``, ``abfss://container@account.dfs.core.windows.net/prefix``, ``az://…``.
+
+    Args:
+        uri: of a place in a container.
+        storage_options: ``engine`` is ``"fsspec"``, which stands for `AzureBackend` over adlfs, or
+            ``"obstore"``. The others are adlfs's, whichever engine it is.
+    """
+    engine, options = chosen_engine(uri, storage_options, (FSSPEC, OBSTORE))
+    return open_with_obstore(uri, options) if engine == OBSTORE else AzureBackend(uri, options)

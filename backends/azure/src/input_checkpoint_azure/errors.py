@@ -8,6 +8,7 @@ from aiohttp import ClientConnectorCertificateError, ClientConnectorSSLError
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
 
 from input_checkpoint.backend import redact
+from input_checkpoint.backends_builtin.object_store import ObjectStoreError
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFound,
@@ -23,11 +24,12 @@ _NO_CONTAINER = {"ContainerNotFound", "ContainerBeingDeleted", "ContainerDisable
 _NO_BLOB = {"BlobNotFound", "404"}
 _CREDENTIALS = {"AuthenticationFailed", "InvalidAuthenticationInfo", "NoAuthenticationInformation", "401"}
 _PASSING = {"ServerBusy", "InternalError", "OperationTimedOut", "429", "500", "502", "503", "504", "408"}
+_NOT_LOGGED_IN = {"ClientAuthenticationError", "CredentialUnavailableError"}
 _TLS = (ClientConnectorCertificateError, ClientConnectorSSLError)
 
 
 def translate(error: BaseException, operation: str, uri: str, key: str) -> BackendError:
-    """Return the `BackendError` for what adlfs or Azure's client raised.
+    """Return the `BackendError` for what adlfs or Azure's client raised, or for what obstore said.
 
     Args:
         error: the exception.
@@ -39,14 +41,14 @@ def translate(error: BaseException, operation: str, uri: str, key: str) -> Backe
     code, message = error_code(error), _message(error)
     if code is not None:
         return _answered(code, message, what, f"{uri}/{key}", error)
-    if isinstance(error, ClientAuthenticationError):
+    if isinstance(error, ClientAuthenticationError) or _raised(error) in _NOT_LOGGED_IN:
         return _not_accepted(what, message)
-    if _caused_by(error, _TLS):
+    if _is_untrusted(error):
         return BackendError(
             f"{what}: the server's certificate is not trusted ({message}). Check the account or connection "
             "string; a certificate authority of your own is named in the environment variable SSL_CERT_FILE."
         )
-    if isinstance(error, (TypeError, ValueError)):
+    if _is_mistaken(error):
         return BackendError(f"{what}: the URI or storage_options are wrong: {message}")
     return BackendUnavailable(
         f"{what}: {message}. Check that the account is right and reachable; trying again may help."
@@ -55,6 +57,8 @@ def translate(error: BaseException, operation: str, uri: str, key: str) -> Backe
 
 def error_code(error: BaseException) -> Optional[str]:
     """Return Azure's code for an error, or its HTTP status; None if it did not come from the server."""
+    if isinstance(error, ObjectStoreError):
+        return error.code or (str(error.status) if error.status else None)
     if not isinstance(error, HttpResponseError):
         return None
     code = getattr(error, "error_code", None) or error.status_code
@@ -62,7 +66,7 @@ def error_code(error: BaseException) -> Optional[str]:
 
 
 def _answered(code: str, message: str, what: str, name: str, error: BaseException) -> BackendError:
-    status = str(getattr(error, "status_code", ""))
+    status = str(error.status if isinstance(error, ObjectStoreError) else getattr(error, "status_code", ""))
     if code in _EXISTS:
         return ObjectExists(f"{name} already exists")
     if code in _NO_CONTAINER:
@@ -71,7 +75,7 @@ def _answered(code: str, message: str, what: str, name: str, error: BaseExceptio
         return ObjectNotFound(f"{what}: it does not exist")
     if code in _PASSING or status in _PASSING:
         return BackendUnavailable(f"{what}: {code}: {message}. Trying again may help.")
-    if code in _CREDENTIALS and "date header" in str(error).lower():
+    if code in _CREDENTIALS and "date header" in _whole_answer(error).lower():
         return BackendPermissionError(
             f"{what}: this machine's clock and Azure's differ by too much ({code}). Set the clock."
         )
@@ -99,10 +103,26 @@ def _message(error: BaseException) -> str:
     return redact(text.splitlines()[0])
 
 
-def _caused_by(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:
+def _raised(error: BaseException) -> str:
+    return error.raised if isinstance(error, ObjectStoreError) else type(error).__name__
+
+
+def _whole_answer(error: BaseException) -> str:
+    return error.body if isinstance(error, ObjectStoreError) else str(error)
+
+
+def _is_mistaken(error: BaseException) -> bool:
+    if isinstance(error, ObjectStoreError):
+        return error.unsuitable
+    return isinstance(error, (TypeError, ValueError))
+
+
+def _is_untrusted(error: BaseException) -> bool:
+    if isinstance(error, ObjectStoreError):
+        return error.untrusted
     cause: Optional[BaseException] = error
     while cause is not None:
-        if isinstance(cause, kinds):
+        if isinstance(cause, _TLS):
             return True
         cause = cause.__cause__ or cause.__context__
     return False

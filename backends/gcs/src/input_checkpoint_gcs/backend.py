@@ -16,6 +16,7 @@ from gcsfs.core import GCSFileSystem
 from google.oauth2.credentials import Credentials
 
 from input_checkpoint.backend import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends_builtin.object_store import FSSPEC, chosen_engine
 from input_checkpoint.errors import BackendError, BackendNotFound, BackendPermissionError
 from input_checkpoint_gcs import json_api
 from input_checkpoint_gcs.client import GcsClient
@@ -168,7 +169,8 @@ class GcsBackend(Backend):
 
 def open_gcs(uri: str, storage_options: Mapping[str, Any]) -> GcsBackend:
     """Open ``gs://bucket/prefix`` or ``gcs://bucket/prefix``."""
-    return GcsBackend(uri, storage_options)
+    _, options = chosen_engine(uri, storage_options, (FSSPEC,))
+    return GcsBackend(uri, options)
 
 
 def _bucket_and_prefix(uri: str, safe_uri: str) -> tuple[str, str]:

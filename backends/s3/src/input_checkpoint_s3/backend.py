@@ -10,8 +10,11 @@ import s3fs
 from botocore.handlers import add_expect_header
 
 from input_checkpoint.backend import Backend, Data, ObjectInfo, check_key
-from input_checkpoint.errors import BackendError, BackendNotFound, BackendPermissionError
+from input_checkpoint.backends_builtin.object_store import FSSPEC, OBSTORE, chosen_engine
+from input_checkpoint.errors import BackendError, BackendPermissionError
 from input_checkpoint_s3.errors import error_code, translate
+from input_checkpoint_s3.obstore_engine import open_with_obstore
+from input_checkpoint_s3.place import bucket_and_prefix
 
 _LARGEST_DELETE = 1000  # https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 _PAST_THE_END = ("InvalidRange", "416")
@@ -48,6 +51,7 @@ class S3Backend(Backend):
 
     def __init__(self, uri: str, storage_options: Mapping[str, Any]) -> None:
         super().__init__(uri)
+        self._bucket, self._prefix = bucket_and_prefix(uri)
         options = dict(storage_options)
         config = {**_CONNECTION, **options.pop("config_kwargs", {})}
         self._fs = s3fs.S3FileSystem(
@@ -58,16 +62,6 @@ class S3Backend(Backend):
         _send_without_asking(self._fs.s3)
         # s3fs repeats on top of botocore; both together must stay within seconds.
         self._fs.retries = _RETRIES
-        bucket, prefix, _ = self._fs.split_path(uri)
-        if "@" in bucket or ":" in bucket:
-            raise BackendNotFound(
-                f"{self.uri}: credentials do not belong into the URI. Write s3://bucket/prefix, and pass "
-                "storage_options or use the AWS tools' configuration."
-            )
-        if not bucket:
-            raise BackendNotFound(f"{self.uri} names no bucket. Write s3://bucket/prefix.")
-        self._bucket = bucket
-        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
 
     def create(self, key: str, data: Data) -> None:
         """See `Backend.create`."""
@@ -156,6 +150,13 @@ def _send_without_asking(client: Any) -> None:
     client.meta.events.unregister("before-call.s3", add_expect_header)
 
 
-def open_s3(uri: str, storage_options: Mapping[str, Any]) -> S3Backend:
-    """Open ``s3://bucket/prefix`` or ``s3a://bucket/prefix``."""
-    return S3Backend(uri, storage_options)
+def open_s3(uri: str, storage_options: Mapping[str, Any]) -> Backend:
+    """Open ``s3://bucket/prefix`` or ``s3a://bucket/prefix``.
+
+    Args:
+        uri: of a place in a bucket.
+        storage_options: ``engine`` is ``"fsspec"``, which stands for `S3Backend` over s3fs, or ``"obstore"``.
+            The others are s3fs's, whichever engine it is.
+    """
+    engine, options = chosen_engine(uri, storage_options, (FSSPEC, OBSTORE))
+    return open_with_obstore(uri, options) if engine == OBSTORE else S3Backend(uri, options)

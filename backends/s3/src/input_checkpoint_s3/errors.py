@@ -16,6 +16,7 @@ from botocore.exceptions import (
 )
 
 from input_checkpoint.backend import redact
+from input_checkpoint.backends_builtin.object_store import ObjectStoreError
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFound,
@@ -45,14 +46,15 @@ _PERMANENT = {
     "MethodNotAllowed",
     "400",
 }
+_OTHER_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 _TLS = (SSLError, ClientConnectorCertificateError, ClientConnectorSSLError)
 
 
 def translate(error: BaseException, operation: str, uri: str, key: str) -> BackendError:
-    """Return the `BackendError` for what s3fs raised.
+    """Return the `BackendError` for what s3fs raised, or for what obstore said.
 
     Args:
-        error: the exception from s3fs.
+        error: the exception.
         operation: ``"create"``, ``"read"``, … for the message.
         uri: of the backend, without secrets.
         key: the object concerned; empty for the whole.
@@ -60,6 +62,8 @@ def translate(error: BaseException, operation: str, uri: str, key: str) -> Backe
     code, message = _answer(error)
     message = redact(message)
     what = f"cannot {operation} {uri}/{key}".rstrip("/")
+    if isinstance(error, ObjectStoreError) and error.key and code != "NoSuchKey":
+        return _not_deleted(error, uri)
     if code in _EXISTS:
         return ObjectExists(f"{uri}/{key} already exists")
     if code == "NoSuchBucket":
@@ -87,12 +91,17 @@ def translate(error: BaseException, operation: str, uri: str, key: str) -> Backe
             f"{code}), so commits cannot be made safe on it. Choose another one, or name a storage for the "
             "commits: storage_options={'commit_lock': 'file:///a/folder/that/all/share'}."
         )
-    if _caused_by(error, _TLS):
+    if code in _OTHER_REGION:
+        return BackendError(
+            f"{what}: the bucket is in another region ({code}: {message}). Name it: "
+            "client_kwargs={'region_name': …}."
+        )
+    if _is_untrusted(error):
         return BackendError(
             f"{what}: the server's certificate is not trusted ({message}). Check endpoint_url; for a "
             "certificate of your own set client_kwargs={'verify': '/path/to/ca.pem'} or AWS_CA_BUNDLE."
         )
-    if isinstance(error, (ParamValidationError, ProfileNotFound, ConfigParseError, TypeError, ValueError)):
+    if _is_mistaken(error):
         return BackendError(f"{what}: the URI or storage_options are wrong: {message}")
     if code in _PERMANENT:
         return BackendError(f"{what}: {code}: {message}")
@@ -106,10 +115,26 @@ def error_code(error: BaseException) -> Optional[str]:
     return _answer(error)[0]
 
 
-def _caused_by(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:
+def _not_deleted(error: ObjectStoreError, uri: str) -> BackendError:
+    cls = BackendPermissionError if error.code == "AccessDenied" else BackendError
+    return cls(
+        f"cannot delete all objects in {uri}, {error.key} for one: {error.code}: {error.message}. The key "
+        "needs s3:DeleteObject there."
+    )
+
+
+def _is_mistaken(error: BaseException) -> bool:
+    if isinstance(error, ObjectStoreError):
+        return error.unsuitable
+    return isinstance(error, (ParamValidationError, ProfileNotFound, ConfigParseError, TypeError, ValueError))
+
+
+def _is_untrusted(error: BaseException) -> bool:
+    if isinstance(error, ObjectStoreError):
+        return error.untrusted
     cause: Optional[BaseException] = error
     while cause is not None:
-        if isinstance(cause, kinds):
+        if isinstance(cause, _TLS):
             return True
         cause = cause.__cause__ or cause.__context__
     return False
@@ -117,6 +142,8 @@ def _caused_by(error: BaseException, kinds: tuple[type[BaseException], ...]) -> 
 
 def _answer(error: BaseException) -> tuple[Optional[str], str]:
     """Return S3's error code, if the server answered at all, and a message."""
+    if isinstance(error, ObjectStoreError):
+        return error.code or (str(error.status) if error.status else None), error.message
     cause: Optional[BaseException] = error
     while cause is not None:
         if isinstance(cause, ClientError):

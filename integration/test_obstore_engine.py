@@ -1,0 +1,53 @@
+"""Whatever holds for a real server over fsspec holds over obstore as well, where there is that engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import uuid
+
+import pytest
+
+from input_checkpoint import open_backend
+from input_checkpoint.backends_builtin.object_store import ObstoreBackend
+
+# These run here once more, over the place below.
+from integration.servers.server import Place, Server
+from integration.test_server_contract import (  # noqa: F401
+    TestContract,
+    backend,
+    test_the_probe_of_the_hook_passes,
+)
+from integration.test_server_race import (  # noqa: F401
+    test_fifty_small_objects_are_created_by_one_writer_each,
+    test_objects_larger_than_any_clients_threshold_for_parts_are_created_by_one_writer_each,
+)
+
+_SERVERS = ("moto", "ceph", "azurite")
+
+pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="obstore needs Python 3.11")
+
+
+@pytest.fixture
+def place(server: Server) -> Place:
+    if server.name not in _SERVERS:
+        pytest.skip("there is only one engine for it")
+    plain = server.place(uuid.uuid4().hex)
+    return dataclasses.replace(plain, storage_options={**plain.storage_options, "engine": "obstore"})
+
+
+def test_it_is_the_engine_that_is_used(place: Place) -> None:
+    assert isinstance(open_backend(place.uri, place.storage_options), ObstoreBackend)
+
+
+def test_both_engines_find_what_the_other_stored(place: Place) -> None:
+    plain = {name: value for name, value in place.storage_options.items() if name != "engine"}
+    ours, theirs = open_backend(place.uri, place.storage_options), open_backend(place.uri, plain)
+    ours.create("by/obstore", b"1")
+    theirs.create("by/fsspec", b"2")
+    for backend_ in (ours, theirs):
+        assert [info.key for info in backend_.list()] == ["by/fsspec", "by/obstore"]
+        assert (backend_.get("by/obstore"), backend_.get("by/fsspec")) == (b"1", b"2")
+    listed = [[(info.key, info.size, info.modified) for info in each.list("by/")] for each in (ours, theirs)]
+    assert [entry[:2] for entry in listed[0]] == [entry[:2] for entry in listed[1]]
+    theirs.close()
