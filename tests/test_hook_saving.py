@@ -15,6 +15,7 @@ import tensorflow as tf
 import input_checkpoint as ic
 from input_checkpoint import model_checkpoints
 from input_checkpoint.backends_builtin import MemoryBackend
+from input_checkpoint.catalog import Catalog
 from tests.support.training import make_estimator, shuffled_ids, trained_on, uninterrupted
 from tests.support.wrappers import BeforeWrites, PackGate
 
@@ -266,4 +267,6 @@ def test_only_as_many_checkpoints_stay_as_the_policy_says(tmp_path: Path, memory
     )
     estimator.train(shuffled_ids, hooks=[hook], steps=60)
     assert committed(memory) == [0, 20, 40, 50, 60]
-    assert len(list(memory.list("packs/"))) == 5
+    catalog = Catalog(memory)
+    needed = {pack.key for ref in catalog.refs() for pack in catalog.header(ref).packs}
+    assert {info.key for info in memory.list("packs/")} == needed
