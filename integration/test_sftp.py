@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable
 
-import paramiko
+import asyncssh
 import pytest
 
 from input_checkpoint import (
@@ -73,6 +75,10 @@ def opened(place: Place) -> Iterator[Opener]:
         yield open_it
 
 
+def new_key(path: Path) -> None:
+    asyncssh.generate_private_key("ecdsa-sha2-nistp256").write_private_key(path)
+
+
 class TestRestrictedKey:
     def test_one_that_may_only_use_sftp_is_enough(self, sshd: Sshd, opened: Opener) -> None:
         sshd.restrict('restrict,command="internal-sftp"')
@@ -120,7 +126,7 @@ class TestLogin:
     def test_with_a_wrong_key_is_a_matter_of_permission(
         self, opened: Opener, tmp_path: Path, user: str
     ) -> None:
-        paramiko.ECDSAKey.generate().write_private_key_file(str(tmp_path / "key"))
+        new_key(tmp_path / "key")
         with pytest.raises(BackendPermissionError, match="does not accept the login"):
             opened(username=user, key_filename=str(tmp_path / "key")).get("key")
 
@@ -129,7 +135,7 @@ class TestLogin:
     ) -> None:
         names = [str(tmp_path / str(number)) for number in range(8)]
         for name in names:
-            paramiko.ECDSAKey.generate().write_private_key_file(name)
+            new_key(Path(name))
         with pytest.raises(BackendPermissionError, match="does not accept the login"):
             opened(key_filename=names).get("key")
 
@@ -140,9 +146,80 @@ class TestLogin:
             opened(key_filename=None, password="hunter2").get("key")
         assert "hunter2" not in str(raised.value)
 
+    def test_at_a_server_with_no_algorithm_in_common_is_no_matter_of_patience(self, opened: Opener) -> None:
+        with pytest.raises(BackendError, match="no algorithm in common") as raised:
+            opened(kex_algs="diffie-hellman-group17-sha512").get("key")
+        assert not isinstance(raised.value, BackendUnavailable)
+
     def test_at_a_server_whose_key_is_not_known_is_refused(self, opened: Opener) -> None:
         with pytest.raises(BackendPermissionError, match=r"ssh-ed25519 SHA256:.*is not known"):
             opened(known_hosts=os.devnull).get("key")
+
+
+class TestConfigurationOfSsh:
+    """As in ``~/.ssh/config``."""
+
+    @pytest.fixture
+    def jump_host(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+        server = Sshd(tmp_path_factory.mktemp("jump"))
+        with server.running():
+            yield server
+
+    def host(self, name: str, sshd: Sshd, more: str = "") -> str:
+        place = sshd.place("")
+        return f"""
+            Host {name}
+                HostName 127.0.0.1
+                Port {sshd.port}
+                User {place.storage_options["username"]}
+                IdentityFile {sshd.folder}/user
+                UserKnownHostsFile {sshd.folder}/known_hosts
+                {more}
+        """
+
+    def open(self, tmp_path: Path, sshd: Sshd, *hosts: str) -> Backend:
+        (tmp_path / "config").write_text("".join(hosts))
+        options = {"config": str(tmp_path / "config"), "allow_agent": False}
+        return open_backend(f"sftp://Store{sshd.data}/{uuid.uuid4().hex}", options)
+
+    def test_of_terminals_is_not_heeded(self, sshd: Sshd, tmp_path: Path) -> None:
+        more = "RequestTTY force\nRemoteCommand tmux\nForwardAgent yes"
+        backend = self.open(tmp_path, sshd, self.host("Store", sshd, more=more))
+        probe(backend)
+        backend.close()
+
+    def test_leads_over_a_jump_host(self, sshd: Sshd, jump_host: Sshd, tmp_path: Path) -> None:
+        way = self.host("Store", sshd, more="ProxyJump jump"), self.host("jump", jump_host)
+        backend = self.open(tmp_path, sshd, *way)
+        probe(backend)
+        assert jump_host.sessions()
+        jump_host.kill()
+        error = outcome(lambda: backend.get("key"), within=HALF_A_MINUTE)
+        assert isinstance(error, BackendUnavailable)
+        jump_host.start()
+        probe(backend)
+        backend.close()
+
+    def test_leads_over_a_jump_host_that_freezes(self, sshd: Sshd, jump_host: Sshd, tmp_path: Path) -> None:
+        way = self.host("Store", sshd, more="ProxyJump jump"), self.host("jump", jump_host)
+        backend = self.open(tmp_path, sshd, *way)
+        backend.put("key", b"data")
+        for process in jump_host.sessions():
+            process.send_signal(signal.SIGSTOP)
+        error = outcome(lambda: backend.get("key"), within=HALF_A_MINUTE)
+        assert isinstance(error, BackendUnavailable)
+        assert backend.get("key") == b"data"
+        backend.close()
+
+    def test_leads_over_a_jump_host_that_lets_nobody_through(
+        self, sshd: Sshd, jump_host: Sshd, tmp_path: Path
+    ) -> None:
+        jump_host.restrict("restrict")
+        way = self.host("Store", sshd, more="ProxyJump jump"), self.host("jump", jump_host)
+        backend = self.open(tmp_path, sshd, *way)
+        with pytest.raises(BackendError, match="jump host does not let us through") as raised:
+            backend.get("key")
+        assert not isinstance(raised.value, BackendUnavailable)
 
 
 @pytest.mark.parametrize("most", [1, 2])
@@ -193,6 +270,48 @@ class TestServerThatFreezes:
             time.sleep(0.7)
             freeze()
             assert [type(upload.result()) for upload in uploads] == [BackendUnavailable] * UPLOADS
+
+
+class TestSlowLine:
+    """To the server, not from it."""
+
+    BYTES_A_SECOND = 2 << 20
+
+    @pytest.fixture
+    def port(self, sshd: Sshd) -> Iterator[int]:
+        """One that leads to the server over such a line."""
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            threading.Thread(target=self.relay, args=(listener, sshd.port), daemon=True).start()
+            yield listener.getsockname()[1]
+
+    def relay(self, listener: socket.socket, port: int) -> None:
+        here, _ = listener.accept()
+        there = socket.create_connection(("127.0.0.1", port))
+        for source, target, pause in ((here, there, 1 / self.BYTES_A_SECOND), (there, here, 0)):
+            threading.Thread(target=self.pump, args=(source, target, pause), daemon=True).start()
+
+    def pump(self, source: socket.socket, target: socket.socket, pause: float) -> None:
+        with contextlib.suppress(OSError), source, target:
+            while data := source.recv(1 << 14):
+                time.sleep(pause * len(data))
+                target.sendall(data)
+
+    def test_is_not_taken_for_one_that_is_dead(
+        self, sshd: Sshd, port: int, place: Place, tmp_path: Path
+    ) -> None:
+        known = (sshd.folder / "known_hosts").read_text()
+        (tmp_path / "known").write_text(known.replace(f"]:{sshd.port} ", f"]:{port} "))
+        options = {**place.storage_options, "known_hosts": str(tmp_path / "known"), "timeout": 2}
+        backend = open_backend(place.uri.replace(f":{sshd.port}/", f":{port}/"), options)
+        backend.put("before", b"")
+        started = time.monotonic()
+        with ThreadPoolExecutor(UPLOADS) as threads:
+            list(threads.map(lambda number: backend.put(str(number), bytes(2 << 20)), range(UPLOADS)))
+        assert time.monotonic() - started > 3 * options["timeout"]
+        backend.close()
 
 
 def test_a_writer_that_is_killed_in_an_upload_leaves_nothing_under_the_name(

@@ -62,7 +62,6 @@ class SftpServer:
         self.start_sftp: Callable[[], object] = lambda: None
         self.extensions = [POSIX_RENAME, HARD_LINK, FSYNC]
         self.most_sessions = 10
-        self.most_refusals = 100
         self.largest_read = 1 << 18
         self.speaks: type[paramiko.SubsystemHandler] = _Sftp
         self.most_sessions_seen = 0
@@ -99,6 +98,7 @@ class SftpServer:
             "known_hosts": str(self.folder / "known_hosts"),
             "look_for_keys": False,
             "allow_agent": False,
+            "config": [],
             **more,
         }
         return {name: value for name, value in options.items() if value is not None}
@@ -117,15 +117,14 @@ class SftpServer:
             if self.speaks is not NOTHING:
                 connection.set_subsystem_handler("sftp", self.speaks, _Files, self)
             self._connections.append(connection)
-            connection.start_server(event=threading.Event(), server=_Login(self, connection))
+            connection.start_server(event=threading.Event(), server=_Login(self))
 
 
 class _Login(paramiko.ServerInterface):
-    def __init__(self, server: SftpServer, connection: paramiko.Transport) -> None:
+    def __init__(self, server: SftpServer) -> None:
         self.server = server
-        self._connection = connection
-        self._refusals = 0
         self.sessions = 0
+        self._is_known = False
 
     def get_allowed_auths(self, username: str) -> str:
         return "publickey,password"
@@ -151,13 +150,10 @@ class _Login(paramiko.ServerInterface):
 
     def _answer(self, is_right: bool) -> int:
         self.server.log_in()
-        if is_right:
-            self.server.logins += 1
-            return AUTH_SUCCESSFUL
-        self._refusals += 1
-        if self._refusals >= self.server.most_refusals:
-            self._connection.close()
-        return AUTH_FAILED
+        # A client with a key asks first whether it would do.
+        self.server.logins += is_right and not self._is_known
+        self._is_known |= is_right
+        return AUTH_SUCCESSFUL if is_right else AUTH_FAILED
 
 
 class _Sftp(paramiko.SFTPServer):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import logging
 import os
-import socket
+import subprocess
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Callable
 
+import asyncssh
 import paramiko
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -40,11 +46,11 @@ from input_checkpoint import (
     open_backend,
 )
 from input_checkpoint.probing import probe
-from input_checkpoint_sftp.login import Login, _Socket
-from input_checkpoint_sftp.protocol import _Kind
+from input_checkpoint_sftp.login import Login
 from tests.support.answering_server import mute_server, unused_port
 from tests.support.operations import OPERATIONS, every_operation, outcome
 
+FORKING_CHILD = Path(__file__).with_name("sftp_forking_child.py")
 SECRET = "correct horse"
 HALF_A_MINUTE = 30
 every_write = pytest.mark.parametrize(
@@ -88,7 +94,7 @@ class TestServerThatCannotBeReached:
         assert type(error) is BackendUnavailable
 
     def test_without_options_it_takes_no_longer_than_half_a_minute(self):
-        assert Login("host", 22, {}).timeout < HALF_A_MINUTE
+        assert Login("host", {}).timeout < HALF_A_MINUTE
 
     def test_a_host_without_an_address_is_named(self):
         backend = open_backend("sftp://no..such..host/data/run")
@@ -140,29 +146,30 @@ class TestServerThatHangs:
         backend.put("key", b"data")
         assert backend.get("key") == b"data"
 
-    def test_as_paramiko_does_when_a_connection_dies_at_the_wrong_moment_is_unavailable(
-        self, opened, monkeypatch
+    @pytest.mark.parametrize(
+        "step", [(asyncssh.SSHClientConnection, "start_sftp_client"), (asyncssh.SFTPClient, "open")]
+    )
+    def test_or_lets_asyncssh_wait_for_ever_for_whatever_reason_is_unavailable(
+        self, opened, monkeypatch, step
     ):
-        def wait_for_an_answer_that_nobody_gives(channel: paramiko.Channel, name: str) -> None:
-            channel.get_transport().close()
-            channel.event.clear()
-            channel._wait_for_event()
+        async def wait_for_an_answer_that_nobody_gives(*_: object, **__: object) -> None:
+            await asyncio.Event().wait()
 
-        monkeypatch.setattr(paramiko.Channel, "invoke_subsystem", wait_for_an_answer_that_nobody_gives)
+        monkeypatch.setattr(*step, wait_for_an_answer_that_nobody_gives)
         error = outcome(lambda: opened(timeout=0.3).get("key"), within=HALF_A_MINUTE)
         assert type(error) is BackendUnavailable
 
-    def test_while_nothing_can_be_sent_to_it_is_given_up(self):
-        with mute_server() as port, _Socket(0.2, socket.AF_INET, socket.SOCK_STREAM) as sock:
-            sock.connect(("127.0.0.1", port))
-            sock.settimeout(0.05)
-            with pytest.raises(ConnectionAbortedError, match="takes nothing any more"):
-                self.send_for_ever(sock)
-
-    def send_for_ever(self, sock: socket.socket) -> None:
-        while True:
-            with contextlib.suppress(socket.timeout):  # as paramiko does
-                sock.send(bytes(1 << 16))
+    @pytest.mark.parametrize("slow", ["write", "read", "readdir"])
+    def test_is_not_taken_for_one_that_is_slow(self, server, opened, slow):
+        backend = opened(timeout=1.5)
+        for number in range(100):
+            backend.put(str(number), b"")
+        server.script = lambda request, path: time.sleep(0.25) if request == slow else None
+        started = time.monotonic()
+        backend.put("key", bytes(10 * 32_000))
+        assert backend.get("key") == bytes(10 * 32_000)
+        assert len(list(backend.list())) == 101
+        assert time.monotonic() - started > 1.5
 
 
 class TestServerThatDies:
@@ -210,6 +217,13 @@ class TestServerThatDies:
         assert server.logins == 2
 
 
+def test_a_forked_process_connects_for_itself(server, place):
+    command = [sys.executable, str(FORKING_CHILD), server.uri(place), json.dumps(server.options())]
+    done = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert server.logins == 2
+
+
 class TestSeveralThreads:
     def use(self, backend) -> None:
         with ThreadPoolExecutor(30) as threads:
@@ -233,16 +247,17 @@ class TestSeveralThreads:
         with refused(BackendUnavailable, "opens no session"):
             backend.get("key")
 
-    def test_an_interrupted_one_leaves_no_answer_behind_for_the_next(self, server, backend):
+    def test_an_interrupted_one_leaves_no_answer_behind_for_the_next(self, backend, monkeypatch):
         backend.put("key", b"data")
 
-        def interrupt() -> None:
-            with backend._connection.channel() as sftp:
-                sftp._send(_Kind.STAT, "/")
-                raise KeyboardInterrupt
+        def interrupted(loop: asyncio.AbstractEventLoop, work: Callable, *args: object) -> None:
+            asyncio.run_coroutine_threadsafe(work(*args), loop)
+            raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt):
-            interrupt()
+        with monkeypatch.context() as until_then:
+            until_then.setattr("input_checkpoint_sftp.connection.sync", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                list(backend.list())
         assert backend.get("key") == b"data"
 
     def test_a_refused_request_does_not_cost_the_channel(self, server, backend):
@@ -285,12 +300,11 @@ class TestLogin:
             opened(key_filename=str(tmp_path / "key")).get("key")
 
     def test_with_so_many_wrong_keys_that_the_server_hangs_up_is_a_matter_of_permission(
-        self, server, opened, tmp_path
+        self, opened, tmp_path
     ):
-        names = [str(tmp_path / str(number)) for number in range(4)]
+        names = [str(tmp_path / str(number)) for number in range(12)]
         for name in names:
             paramiko.ECDSAKey.generate().write_private_key_file(name)
-        server.most_refusals = 3
         with refused(BackendPermissionError, "does not accept the login"):
             opened(key_filename=names).get("key")
 
@@ -310,7 +324,7 @@ class TestLogin:
 
     def test_with_a_wrong_passphrase_does_not_repeat_it(self, server, opened, tmp_path):
         server.user_key.write_private_key_file(str(tmp_path / "key"), password=PASSWORD)
-        with refused(BackendPermissionError, "does not accept the login"):
+        with refused(BackendPermissionError, "the private key cannot be read.*Is passphrase right"):
             opened(key_filename=str(tmp_path / "key"), passphrase=SECRET).get("key")
 
     def test_with_a_key_that_is_not_there_names_the_file(self, opened, tmp_path):
@@ -319,10 +333,10 @@ class TestLogin:
 
     def test_with_a_file_that_is_no_key_is_refused(self, opened, tmp_path):
         (tmp_path / "key").write_text(SECRET)
-        with refused(BackendPermissionError, "the key cannot be read"):
+        with refused(BackendPermissionError, "key cannot be read"):
             opened(key_filename=str(tmp_path / "key")).get("key")
 
-    @pytest.mark.parametrize("option", ["password", "pkey"])
+    @pytest.mark.parametrize("option", ["password", "passphrase", "username"])
     def test_with_something_of_the_wrong_type_does_not_repeat_it(self, opened, option):
         error = outcome(lambda: opened(**with_password(**{option: 1234567})).get("key"), HALF_A_MINUTE)
         assert isinstance(error, BackendError)
@@ -354,20 +368,60 @@ class TestHostKey:
             opened(known_hosts=str(tmp_path / "known")).get("key")
         assert server.logins == 0
 
-    def test_that_is_not_known_is_trusted_where_that_is_asked_for(self, opened, tmp_path):
+    @pytest.mark.parametrize("policy", ["auto_add", "warning"])
+    def test_that_is_not_known_is_trusted_where_that_is_asked_for(self, opened, tmp_path, policy, caplog):
         (tmp_path / "known").write_text("")
-        backend = opened(known_hosts=str(tmp_path / "known"), host_key_policy="auto_add")
+        backend = opened(known_hosts=str(tmp_path / "known"), host_key_policy=policy)
         backend.put("key", b"data")
+        assert ("is not known, and trusted all the same" in caplog.text) == (policy == "warning")
+
+    def test_that_has_changed_is_not_trusted_even_there(self, server, opened, tmp_path):
+        known = f"[127.0.0.1]:{server.port} {server.user_key.get_name()} {server.user_key.get_base64()}\n"
+        (tmp_path / "known").write_text(known)
+        with refused(BackendPermissionError, "another host key than known_hosts has"):
+            opened(known_hosts=str(tmp_path / "known"), host_key_policy="auto_add").get("key")
 
     def test_a_file_of_known_hosts_that_is_not_there_is_named(self, opened, tmp_path):
         with refused(BackendPermissionError, f"known_hosts names a file.*{tmp_path}/none"):
             opened(known_hosts=str(tmp_path / "none")).get("key")
 
-    @pytest.mark.parametrize("line", [b"host ssh-rsa AAAA=A\n", b"host \xff\n"])
+    @pytest.mark.parametrize("line", [b"host\n", b"host \xff\n"])
     def test_a_file_of_known_hosts_that_is_damaged_is_named(self, opened, tmp_path, line):
         (tmp_path / "known").write_bytes(line)
         with refused(BackendPermissionError, f"{tmp_path}/known has a line that is damaged"):
             opened(known_hosts=str(tmp_path / "known")).get("key")
+
+
+class TestConfigurationOfSsh:
+    def host(self, server, known_hosts) -> str:
+        return (
+            f"Host Store\n HostName 127.0.0.1\n Port {server.port}\n User {USER}\n"
+            f" IdentityFile {server.folder}/user\n UserKnownHostsFile {known_hosts}\n"
+            " StrictHostKeyChecking no\n"
+        )
+
+    def opened(self, server, place, known_hosts, tmp_path):
+        (tmp_path / "config").write_text(self.host(server, known_hosts))
+        options = {"config": str(tmp_path / "config"), "allow_agent": False}
+        return open_backend(server.uri(place).replace("127.0.0.1", "Store"), options)
+
+    def test_tells_host_port_user_and_key(self, server, place, tmp_path):
+        backend = self.opened(server, place, server.folder / "known_hosts", tmp_path)
+        backend.put("key", b"data")
+        assert (server.data / place / "key").read_bytes() == b"data"
+        backend.close()
+
+    @pytest.mark.parametrize("known_hosts", ["none", os.devnull, "/not/there"])
+    def test_without_known_hosts_trusts_nobody(self, server, place, tmp_path, known_hosts):
+        backend = self.opened(server, place, known_hosts, tmp_path)
+        with refused(BackendPermissionError, "is not known"):
+            backend.get("key")
+        assert server.logins == 0
+
+    def test_that_is_damaged_is_named(self, server, place, tmp_path):
+        backend = self.opened(server, place, "x\nPort ssh", tmp_path)
+        with refused(BackendError, "ssh/config are wrong.*config line 7"):
+            backend.get("key")
 
 
 class TestServerWithoutSftp:
@@ -379,11 +433,6 @@ class TestServerWithoutSftp:
         server.speaks = speaks
         with refused(BackendError, match):
             backend.get("key")
-
-    def test_with_no_algorithm_in_common_is_no_matter_of_patience(self, opened):
-        kex = paramiko.Transport._preferred_kex
-        with refused(BackendError, "no algorithm in common"):
-            opened(disabled_algorithms={"kex": kex}).get("key")
 
 
 class TestServerWithoutExtensions:
@@ -558,6 +607,7 @@ class TestUri:
         ("options", "match"),
         [
             ({"sock": None}, "sock is not known"),
+            ({"pkey": None}, "pkey is not known"),
             ({"pasword": PASSWORD}, "pasword is not known"),
             ({"port": "22"}, "port is a number"),
             ({"timeout": "5"}, "timeout is a number"),

@@ -1,4 +1,4 @@
-"""SFTP backend for input-checkpoint, over paramiko."""
+"""SFTP backend for input-checkpoint, over asyncssh."""
 
 from input_checkpoint_sftp.backend import SftpBackend, open_sftp
 

@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import posixpath
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable, Optional
 from urllib.parse import SplitResult, urlsplit
 
+import asyncssh
+from asyncssh.constants import FILEXFER_TYPE_DIRECTORY, FILEXFER_TYPE_REGULAR, FILEXFER_TYPE_UNKNOWN
 from fsspec.config import apply_config
-from fsspec.implementations.sftp import SFTPFileSystem
 
 from input_checkpoint.backend import Backend, Data, ObjectInfo, check_key
 from input_checkpoint.errors import BackendNotFound
-from input_checkpoint_sftp.connection import Connection
-from input_checkpoint_sftp.errors import NoSuchFileError, SftpError, translate
+from input_checkpoint_sftp.connection import Connection, Session
+from input_checkpoint_sftp.errors import SftpError, translate
 from input_checkpoint_sftp.files import (
     check_folder,
     create_file,
     is_aside,
+    list_folder,
     read_file,
     remove_files,
     remove_folders_if_empty,
     replace_file,
 )
 from input_checkpoint_sftp.login import Login
-from input_checkpoint_sftp.protocol import Entry, Sftp
 
-_SSH_PORT = 22
 _LEFT_BEHIND_SECONDS = 24 * 3600
 _OPTIONS = ("known_hosts", "host_key_policy", "timeout")
 _OF_FSSPEC_ALONE = ("temppath", "skip_instance_cache", "use_listings_cache")
+_NONE_IS_NONE_GIVEN = ("username", "password", "port", "key_filename", "passphrase")
+
+_Store = Callable[[Session, str, bytes], Awaitable[None]]
 
 
 class SftpBackend(Backend):
@@ -42,12 +46,13 @@ class SftpBackend(Backend):
     that begins with a dot; it is never listed, and removed a day later.
 
     Args:
-        uri: ``sftp://user@host:port/absolute/path``; user and port may be left out.
-        storage_options: ``username``, ``password``, ``port``, and what else `paramiko.SSHClient.connect`
-            takes for logging in (``key_filename``, ``passphrase``, ``pkey``, ``allow_agent``,
-            ``look_for_keys``, …); ``known_hosts``, a file with the server's host key; ``host_key_policy``,
-            what to do about one that is not known (``reject``, the default, ``warning``, ``auto_add``);
-            ``timeout``, in seconds, 20 by default.
+        uri: ``sftp://user@host:port/absolute/path``; user and port may be left out, and the host may be one
+            of ``~/.ssh/config``.
+        storage_options: ``username``, ``password``, ``port``, ``key_filename``, ``passphrase``,
+            ``allow_agent``, ``look_for_keys``, and what else `asyncssh.SSHClientConnectionOptions` takes for
+            logging in (``tunnel``, ``config``, …); ``known_hosts``, a file with the server's host key;
+            ``host_key_policy``, what to do about one that is not known (``reject``, the default,
+            ``warning``, ``auto_add``); ``timeout``, in seconds, 20 by default.
 
     Example:
         ```python
@@ -82,16 +87,16 @@ class SftpBackend(Backend):
     def get(self, key: str, start: int = 0, end: Optional[int] = None) -> bytes:
         """See `Backend.get`."""
         path = self._path(key)
-        with self._errors("read", key), self._connection.channel() as sftp:
-            return read_file(sftp, path, start, end)
+        with self._errors("read", key):
+            return self._connection.run(lambda session: read_file(session, path, start, end))
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `Backend.list`."""
         folder = prefix.rpartition("/")[0]
         if folder and not _is_key(folder):
             return iter(())
-        with self._errors("list", folder), self._connection.channel() as sftp:
-            found = list(self._walk(sftp, folder, prefix))
+        with self._errors("list", folder):
+            found = self._connection.run(lambda session: self._walk(session, folder, prefix))
         return iter(sorted(found, key=lambda info: info.key))
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -99,10 +104,15 @@ class SftpBackend(Backend):
         paths = {self._path(key): key for key in keys}
         if not paths:
             return
-        with self._errors("delete", ""), self._connection.channel() as sftp:
-            failures = remove_files(sftp, list(paths))
+
+        async def remove(session: Session) -> dict[str, asyncssh.SFTPError]:
+            failures = await remove_files(session, paths)
             folders = {posixpath.dirname(path) for path in paths if path not in failures}
-            remove_folders_if_empty(sftp, folders, self._root)
+            await remove_folders_if_empty(session, folders, self._root)
+            return failures
+
+        with self._errors("delete", ""):
+            failures = self._connection.run(remove)
         for path, error in failures.items():
             with self._errors("delete", paths[path]):
                 raise error
@@ -111,31 +121,34 @@ class SftpBackend(Backend):
         """See `Backend.close`."""
         self._connection.close()
 
-    def _write(self, operation: str, key: str, data: Data, store: Callable[[Sftp, str, bytes], None]) -> None:
+    def _write(self, operation: str, key: str, data: Data, store: _Store) -> None:
         path = self._path(key)
-        with self._errors(operation, key), self._connection.channel() as sftp:
-            store(sftp, path, bytes(data))
+        with self._errors(operation, key):
+            self._connection.run(lambda session: store(session, path, bytes(data)))
 
-    def _walk(self, sftp: Sftp, folder: str, prefix: str) -> Iterator[ObjectInfo]:
-        """Yield the objects below a folder whose keys begin with ``prefix``."""
+    async def _walk(self, session: Session, folder: str, prefix: str) -> Sequence[ObjectInfo]:
+        """Return the objects below a folder whose keys begin with ``prefix``."""
         path = f"{self._root}/{folder}".rstrip("/")
         try:
-            entries = sftp.list_folder(path)
-        except NoSuchFileError:
+            entries = await list_folder(session, path)
+        except asyncssh.SFTPNoSuchFile:
             if not folder:
-                check_folder(sftp, path)
-            return
-        _remove_left_behind(sftp, path, entries)
+                await check_folder(session, path)
+            return []
+        await _remove_left_behind(session, path, entries)
+        found: list[ObjectInfo] = []
         for entry in entries:
-            key, attributes = f"{folder}/{entry.name}".lstrip("/"), entry.attributes
-            if entry.name.startswith("."):
+            name, attributes = str(entry.filename), entry.attrs
+            key = f"{folder}/{name}".lstrip("/")
+            if name.startswith("."):
                 continue
-            if attributes.is_folder:
+            if attributes.type == FILEXFER_TYPE_DIRECTORY:
                 if f"{key}/".startswith(prefix) or prefix.startswith(f"{key}/"):
-                    yield from self._walk(sftp, key, prefix)
-            elif attributes.is_file and key.startswith(prefix):
-                modified = None if attributes.modified is None else float(attributes.modified)
-                yield ObjectInfo(key, attributes.size or 0, modified)
+                    found += await self._walk(session, key, prefix)
+            elif attributes.type in (FILEXFER_TYPE_REGULAR, FILEXFER_TYPE_UNKNOWN) and key.startswith(prefix):
+                modified = None if attributes.mtime is None else float(attributes.mtime)
+                found.append(ObjectInfo(key, attributes.size or 0, modified))
+        return found
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{check_key(key)}"
@@ -144,7 +157,7 @@ class SftpBackend(Backend):
     def _errors(self, operation: str, key: str) -> Iterator[None]:
         try:
             yield
-        except SftpError as error:
+        except (SftpError, asyncssh.SFTPError) as error:
             raise translate(error, operation, self.uri, key) from error
 
 
@@ -168,14 +181,40 @@ def _split(uri: str) -> SplitResult:
 
 
 def _login(where: SplitResult, storage_options: Mapping[str, Any]) -> Login:
-    options = apply_config(SFTPFileSystem, dict(storage_options))
+    options = apply_config(_Filesystem, dict(storage_options))
     for name in _OF_FSSPEC_ALONE:
         options.pop(name, None)
+    for name in _NONE_IS_NONE_GIVEN:
+        if options.get(name, "") is None:
+            del options[name]
     ours = {name: options.pop(name) for name in _OPTIONS if name in options}
-    port = options.pop("port", None) or where.port or _SSH_PORT
     if where.username is not None:
         options.setdefault("username", where.username)
-    return Login(where.hostname or "", port, options, **ours)
+    if where.port is not None:
+        options.setdefault("port", where.port)
+    if "key_filename" in options:
+        names = options.pop("key_filename")
+        # A tuple would be a key and its certificate.
+        options["client_keys"] = [names] if isinstance(names, (str, os.PathLike)) else list(names)
+    if not options.pop("allow_agent", True):
+        options["agent_path"] = None
+    if not options.pop("look_for_keys", True):
+        options.setdefault("client_keys", None)
+    return Login(_host(where), options, **ours)
+
+
+def _host(where: SplitResult) -> str:
+    """Return the host as it is written: names in ``~/.ssh/config`` may have capitals."""
+    name = where.hostname or ""
+    place = where.netloc.rpartition("@")[2]
+    start = place.lower().find(name)
+    return place[start : start + len(name)]
+
+
+class _Filesystem:
+    """What fsspec's configuration knows of the filesystem for these URIs, which needs paramiko."""
+
+    protocol = ("sftp", "ssh")
 
 
 def _is_key(text: str) -> bool:
@@ -186,16 +225,11 @@ def _is_key(text: str) -> bool:
     return True
 
 
-def _remove_left_behind(sftp: Sftp, path: str, entries: list[Entry]) -> None:
+async def _remove_left_behind(session: Session, path: str, entries: Sequence[asyncssh.SFTPName]) -> None:
     """Remove what crashed writers have left in a folder; others may be writing there just now."""
-    times = [entry.attributes.modified for entry in entries if entry.attributes.modified is not None]
+    times = {str(entry.filename): entry.attrs.mtime for entry in entries if entry.attrs.mtime is not None}
     # By the server's clock as well as ours, which may be wrong: what is in flight is not older than all else.
-    now = min(time.time(), max(times, default=0))
-    old = [
-        f"{path}/{entry.name}"
-        for entry in entries
-        if is_aside(entry.name)
-        and entry.attributes.modified is not None
-        and now - entry.attributes.modified > _LEFT_BEHIND_SECONDS
-    ]
-    sftp.remove(old)  # somebody else may have been faster, or we may not be allowed to
+    now = min(time.time(), max(times.values(), default=0))
+    old = [name for name, then in times.items() if is_aside(name) and now - then > _LEFT_BEHIND_SECONDS]
+    # Somebody else may have been faster, or we may not be allowed to.
+    await remove_files(session, [f"{path}/{name}" for name in old])

@@ -1,49 +1,153 @@
-"""One connection to the server, and the channels on it that several threads share."""
+"""The connection to the server, and the SFTP sessions on it that all threads share."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator
-from typing import Optional
+import asyncio
+from collections.abc import Awaitable
+from typing import Callable, NoReturn, Optional, TypeVar
 
-import paramiko
+import asyncssh
+from asyncssh.constants import OPEN_ADMINISTRATIVELY_PROHIBITED, OPEN_REQUEST_SESSION_FAILED
+from fsspec.asyn import get_loop, sync
 
-from input_checkpoint_sftp.errors import ConnectionLostError, SftpError, UnusableServerError
-from input_checkpoint_sftp.login import Alarm, Login, connect
-from input_checkpoint_sftp.protocol import Sftp
+from input_checkpoint_sftp.errors import ConnectionLostError, UnusableServerError
+from input_checkpoint_sftp.login import Login, connect
 
-_CHANNELS = 8
+_SESSIONS = 8
 """At once on one connection. OpenSSH allows 10 (MaxSessions in sshd_config), others fewer."""
-_WINDOW_BYTES = 16 << 20
-_PACKET_BYTES = 32 << 10
-_PROHIBITED = 1
-"""https://www.rfc-editor.org/rfc/rfc4254#section-5.1"""
+_QUEUE = 10
+"""Times as long as for any other answer is waited for one that may queue behind others."""
+_FOR_GOOD = (OPEN_ADMINISTRATIVELY_PROHIBITED, OPEN_REQUEST_SESSION_FAILED)
+_LOST = (asyncssh.SFTPNoConnection, asyncssh.SFTPConnectionLost)
+
+_Result = TypeVar("_Result")
+
+
+class Session:
+    """An SFTP session. Any number of requests may be under way."""
+
+    def __init__(self, line: _Line, sftp: asyncssh.SFTPClient) -> None:
+        self.sftp = sftp
+        """What to ask."""
+        self.users = 0
+        self.makes_hard_links: Optional[bool] = None
+        """Whether the server has the extension; None if it has not been asked."""
+        self._line = line
+        self._end = asyncio.ensure_future(sftp.wait_closed())
+        self._heard = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is worth asking anything more."""
+        return not self._end.done()
+
+    async def ask(self, request: Awaitable[_Result]) -> _Result:
+        """Await the answer to a request.
+
+        Raises:
+            asyncssh.SFTPError: the server refuses.
+            ConnectionLostError: the connection is lost, or given up since there was no answer for too long.
+        """
+        answer = await self._line.answer(request, lambda: self._heard)
+        error = answer.exception()
+        if error is not None and (isinstance(error, _LOST) or not isinstance(error, asyncssh.SFTPError)):
+            self._line.lose(f"the connection broke off ({str(error) or type(error).__name__})", error)
+        self.is_answering()
+        return answer.result()
+
+    def is_answering(self) -> None:
+        """Tell those who wait that there is a sign of life."""
+        self._heard = self._line.heard = asyncio.get_running_loop().time()
 
 
 class _Line:
     """A connection that stands, or did."""
 
-    def __init__(self, client: paramiko.SSHClient) -> None:
-        self.client = client
-        self.idle: list[Sftp] = []
-        self.open = 0
-        """Channels, idle or not."""
-        self.most = _CHANNELS
-        self.is_opening = False
-        """Another channel. One at a time, since paramiko mixes up who is refused one."""
+    def __init__(self, connection: asyncssh.SSHClientConnection, patience: float) -> None:
+        self.heard = 0.0
+        """When there was an answer in any session."""
+        self._patience = patience
+        self._connection = connection
+        self._sessions: list[Session] = []
+        self._most = _SESSIONS
+        self._opening = asyncio.Lock()
+        self._lost: Optional[str] = None
 
     @property
     def is_alive(self) -> bool:
-        transport = self.client.get_transport()
-        return transport is not None and transport.is_active()
+        return self._lost is None and all(session.is_open for session in self._sessions)
+
+    def lose(self, why: str, error: Optional[BaseException] = None) -> NoReturn:
+        """Give it up, and say so to whoever waits for anything on it."""
+        self._lost = self._lost or why
+        self._connection.abort()
+        raise ConnectionLostError(self._lost) from error
+
+    def close(self) -> None:
+        self._connection.close()
+
+    async def answer(
+        self, request: Awaitable[_Result], heard: Callable[[], float] = lambda: 0.0
+    ) -> asyncio.Future[_Result]:
+        """Wait until a request is answered, in whatever way.
+
+        It is bounded whatever asyncssh does, which in some cases would wait for ever. A single request does
+        not tell that the connection is dead: on a slow line it may queue behind many.
+
+        Args:
+            request: what asyncssh waits for.
+            heard: when there was an answer that has to do with it.
+        """
+        clock = asyncio.get_running_loop().time
+        asked, answer = clock(), asyncio.ensure_future(request)
+        while not answer.done():
+            dead, stuck = max(asked, self.heard), max(asked, heard())
+            left = min(dead + self._patience, stuck + _QUEUE * self._patience) - clock()
+            if left <= 0:
+                answer.cancel()
+                self.lose(f"no answer within {self._patience:g} s")
+            await asyncio.wait({answer}, timeout=left)
+        return answer
+
+    async def session(self) -> Session:
+        """Return the session with the least to do, a new one if all are busy and the server allows it."""
+        while self._has_room():
+            async with self._opening:
+                if self._has_room():
+                    await self._open_session()
+        return min(self._sessions, key=lambda session: session.users)
+
+    def _has_room(self) -> bool:
+        return len(self._sessions) < self._most and all(session.users for session in self._sessions)
+
+    async def _open_session(self) -> None:
+        # Names are not always UTF-8: those of others are to be left alone, not to be stumbled over.
+        start = await self.answer(self._connection.start_sftp_client(path_errors="surrogateescape"))
+        try:
+            self._sessions.append(Session(self, start.result()))
+        except Exception as error:
+            # Also of asyncssh's own making, when the server ends a session at once.
+            if self._connection.is_closed() or not self._sessions:
+                self._refuse(error)
+            self._most = len(self._sessions)
+
+    def _refuse(self, error: Exception) -> NoReturn:
+        code = error.code if isinstance(error, asyncssh.ChannelOpenError) else OPEN_REQUEST_SESSION_FAILED
+        if self._connection.is_closed() or code not in _FOR_GOOD:
+            self.lose(f"the server opens no session ({str(error) or type(error).__name__})", error)
+        self._connection.abort()
+        if code == OPEN_ADMINISTRATIVELY_PROHIBITED:
+            raise UnusableServerError(f"the server allows no session ({error})") from error
+        raise UnusableServerError(
+            "the server lets us in but has no SFTP for us. Is there a line 'Subsystem sftp internal-sftp' in "
+            "its sshd_config, may this user use it, and does no login script there print something?"
+        ) from error
 
 
 class Connection:
-    """Lends channels, and connects again after the connection was lost.
+    """Lets threads work with an SFTP session, and connects again after the connection was lost.
 
-    When it is lost, or cannot be had, all who wait for a channel are told at once: they would only wait for
-    the same.
+    When it is lost, or cannot be had, all who wait are told at once: they would only wait for the same.
 
     Args:
         login: where to and how.
@@ -51,162 +155,61 @@ class Connection:
 
     def __init__(self, login: Login) -> None:
         self._login = login
-        self._changed = threading.Condition()
+        self._loop: Optional[asyncio.AbstractEventLoop] = None
         self._line: Optional[_Line] = None
-        self._is_connecting = False
-        self._outages = 0
-        self._last_outage: Optional[SftpError] = None
+        self._connecting: Optional[asyncio.Task[_Line]] = None
 
-    @contextlib.contextmanager
-    def channel(self) -> Iterator[Sftp]:
-        """Lend a channel to one thread.
+    def run(self, work: Callable[[Session], Awaitable[_Result]]) -> _Result:
+        """Do something with a session, and wait for it.
 
         Raises:
-            SftpError: there is no connection.
+            SftpError: there is no connection, or ``work`` has raised it.
+            asyncssh.SFTPError: ``work`` has raised it.
         """
-        line, sftp = self._take()
-        try:
-            yield sftp
-        except ConnectionLostError as error:
-            self._lose(line, error)
-            raise
-        except Exception:
-            self._give_back(line, sftp)
-            raise
-        except BaseException:
-            # Interrupted: the answer to what was asked is still to come.
-            sftp.hang_up()
-            self._give_back(line, sftp)
-            raise
-        self._give_back(line, sftp)
+        result: _Result = sync(get_loop(), self._run, work)
+        return result
 
     def close(self) -> None:
         """Close the connection."""
-        line = self._line
-        if line is not None:
-            self._lose(line, ConnectionLostError("the backend was closed"))
+        sync(get_loop(), self._close)
 
-    def _take(self) -> tuple[_Line, Sftp]:
-        with self._changed:
-            outages = self._outages
-            while True:
-                if self._last_outage is not None and self._outages != outages:
-                    raise type(self._last_outage)(*self._last_outage.args)
-                line = self._line
-                if line is not None and not line.is_alive:
-                    self._line = None
-                    line.client.close()
-                elif line is not None and line.idle:
-                    return line, line.idle.pop()
-                elif line is not None and line.open < line.most and not line.is_opening:
-                    sftp = self._open_channel(line)
-                    if sftp is not None:
-                        return line, sftp
-                elif line is None and not self._is_connecting:
-                    self._connect()
-                else:
-                    self._changed.wait()
-
-    def _connect(self) -> None:
-        self._is_connecting = True
+    async def _run(self, work: Callable[[Session], Awaitable[_Result]]) -> _Result:
+        line = await self._standing()
+        session = await line.session()
+        session.users += 1
         try:
-            with self._unlocked():
-                client = connect(self._login)
-        except SftpError as error:
-            self._tell_of_outage(error)
-            raise
+            return await work(session)
         finally:
-            self._is_connecting = False
-            self._changed.notify_all()
-        self._line = _Line(client)
+            session.users -= 1
 
-    def _open_channel(self, line: _Line) -> Optional[Sftp]:
-        """Return a new channel; None if the server allows no more than there are."""
-        line.is_opening = True
+    async def _standing(self) -> _Line:
+        self._forget_after_fork()
+        if self._line is not None and self._line.is_alive:
+            return self._line
+        if self._connecting is None:
+            self._connecting = asyncio.ensure_future(self._connect())
+        return await self._connecting
+
+    async def _connect(self) -> _Line:
         try:
-            with self._unlocked():
-                sftp = _open_channel(line.client, self._login.timeout)
-        except paramiko.ChannelException as error:
-            if line.open == 0:
-                raise _no_session(error) from error
-            line.most = line.open
-            return None
-        except ConnectionLostError as error:
-            with self._unlocked():
-                self._lose(line, error)
-            raise
-        finally:
-            line.is_opening = False
-            self._changed.notify_all()
-        line.open += 1
-        return sftp
-
-    def _give_back(self, line: _Line, sftp: Sftp) -> None:
-        with self._changed:
-            if sftp.is_usable:
-                line.idle.append(sftp)
-            else:
-                line.open -= 1
-            self._changed.notify_all()
-
-    def _lose(self, line: _Line, error: SftpError) -> None:
-        with self._changed:
-            if self._line is line:
+            if self._line is not None:
+                self._line.close()
                 self._line = None
-                self._tell_of_outage(error)
-        line.client.close()
-
-    def _tell_of_outage(self, error: SftpError) -> None:
-        self._outages += 1
-        # Of its own, without the traceback, which would keep alive what was being uploaded.
-        self._last_outage = type(error)(*error.args)
-        self._changed.notify_all()
-
-    @contextlib.contextmanager
-    def _unlocked(self) -> Iterator[None]:
-        self._changed.release()
-        try:
-            yield
+            line = _Line(await connect(self._login), self._login.timeout)
+            await line.session()
+            self._line = line
+            return line
         finally:
-            self._changed.acquire()
+            self._connecting = None
 
+    async def _close(self) -> None:
+        self._forget_after_fork()
+        if self._line is not None:
+            self._line.close()
+            self._line = None
 
-def _open_channel(client: paramiko.SSHClient, timeout: float) -> Sftp:
-    transport = client.get_transport()
-    if transport is None:
-        raise ConnectionLostError("the connection was closed")
-    opened: list[paramiko.Channel] = []
-
-    def stop() -> None:
-        transport.close()
-        for channel in opened:
-            # `invoke_subsystem` waits for it, without bound, and a dead transport does not set it.
-            channel.event.set()
-
-    with Alarm(timeout, stop) as alarm:
-        try:
-            channel = transport.open_session(_WINDOW_BYTES, _PACKET_BYTES, timeout)
-            opened.append(channel)
-            channel.settimeout(timeout)
-            channel.invoke_subsystem("sftp")
-            return Sftp(channel)
-        except paramiko.ChannelException:
-            raise
-        except (paramiko.SSHException, EOFError, OSError, ConnectionLostError) as error:
-            if alarm.has_rung or not transport.is_active() or not opened or not _is_closed(opened[0]):
-                why = str(error) or type(error).__name__
-                raise ConnectionLostError(f"no SFTP channel could be opened ({why})") from error
-            raise UnusableServerError(
-                "the server lets us in but has no SFTP for us. Is there a line 'Subsystem sftp "
-                "internal-sftp' in its sshd_config, and may this user use it?"
-            ) from error
-
-
-def _is_closed(channel: paramiko.Channel) -> bool:
-    return channel.closed or bool(channel.eof_received)
-
-
-def _no_session(error: paramiko.ChannelException) -> SftpError:
-    if error.code == _PROHIBITED:
-        return UnusableServerError(f"the server allows no session ({error.text})")
-    return ConnectionLostError(f"the server opens no session ({error.text})")
+    def _forget_after_fork(self) -> None:
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            # The parent process still uses what was open, and its event loop does not run here.
+            self._loop, self._line, self._connecting = loop, None, None
