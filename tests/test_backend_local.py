@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -96,6 +97,69 @@ class TestCrash:
         with pytest.raises(ObjectExists):
             backend.create("created/000000", b"again")
         assert backend.get("replaced") == b"by the next"
+
+
+class TestPowerCut:
+    @pytest.fixture
+    def flushed(self, monkeypatch) -> list[int]:
+        """The inodes of all files and folders that were flushed to the disk, in order."""
+        found: list[int] = []
+        fsync = os.fsync
+
+        def note(descriptor: int) -> None:
+            found.append(os.fstat(descriptor).st_ino)
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", note)
+        return found
+
+    def inode(self, path: Path) -> int:
+        return path.stat().st_ino
+
+    def test_the_name_of_an_object_is_flushed(self, folder, backend, flushed):
+        backend.put("a/key", b"data")
+        assert flushed[-1] == self.inode(folder / "a")
+
+    def test_the_name_of_every_new_folder_is_flushed(self, tmp_path, folder, flushed):
+        LocalBackend(str(folder / "deep" / "run")).create("a/b/key", b"data")
+        places = (tmp_path, folder, folder / "deep", folder / "deep/run", folder / "deep/run/a")
+        assert set(map(self.inode, places)) <= set(flushed)
+
+    def test_the_name_of_a_folder_that_another_process_has_just_made_is_flushed(
+        self, folder, backend, flushed
+    ):
+        backend.put("other", b"data")
+        (folder / "a").mkdir()
+        flushed.clear()
+        backend.put("a/key", b"data")
+        assert self.inode(folder) in flushed
+
+    def test_the_name_of_a_folder_that_was_removed_and_made_again_is_flushed(self, folder, backend, flushed):
+        backend.put("a/key", b"data")
+        backend.delete(["a/key"])
+        flushed.clear()
+        backend.put("a/key", b"data")
+        assert self.inode(folder) in flushed
+
+    def test_a_folder_that_is_known_costs_no_more_flushes(self, folder, backend, flushed):
+        backend.put("a/b/key", b"data")
+        flushed.clear()
+        backend.put("a/b/other", b"data")
+        assert flushed == [self.inode(folder / "a/b/other"), self.inode(folder / "a/b")]
+
+    def test_a_place_in_a_folder_that_may_be_written_to_but_not_read_will_do(
+        self, tmp_path, folder, monkeypatch
+    ):
+        real = os.open
+
+        def refuse(path, *args, **kwargs):
+            if Path(path) == tmp_path:
+                raise PermissionError(errno.EACCES, "no", path)
+            return real(path, *args, **kwargs)
+
+        monkeypatch.setattr(os, "open", refuse)
+        LocalBackend(str(folder)).put("a/key", b"data")
+        assert (folder / "a/key").read_bytes() == b"data"
 
 
 class TestLeftOvers:

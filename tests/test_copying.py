@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import tracemalloc
 import uuid
 from pathlib import Path
 
@@ -185,6 +186,27 @@ class TestDamage:
         report = opened(here).copy_to(opened(there))
         assert set(report.problems) == {damaged}
         assert damaged.key not in contents(there)
+
+    def test_a_damaged_lineage_record_keeps_nothing_from_being_copied(self, source, here, there):
+        here.put("lineages/main/00000001.json", b"damaged")
+        assert source.copy_to(opened(there)).ok
+        assert without_traces(there) == without_traces(here)
+
+    def test_a_lineage_record_damaged_at_one_end_does_not_keep_the_next_copy_away(self, source, here, there):
+        target = opened(there)
+        source.copy_to(target)
+        there.put("lineages/main/00000001.json", b"damaged")
+        assert source.copy_to(target).ok
+
+    def test_a_pack_is_checked_without_unpacking_all_of_it_at_once(self, here, there):
+        source = ic.CheckpointStore.open(here, create=True)
+        shrinks_well = ((b"slot %d" % number, bytes([number]) * (4 << 20)) for number in range(50))
+        source.save(source.open_lineage("main", None), 10, [ic.IteratorState("Iterator", shrinks_well)])
+        tracemalloc.start()
+        assert source.copy_to(opened(there)).ok
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 64 << 20
 
     def test_what_an_interrupted_copy_has_left_is_checked_before_anything_refers_to_it(self, source, there):
         ref = ic.CheckpointRef("worker-1", 1, 10)

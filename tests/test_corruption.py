@@ -9,7 +9,6 @@ from functools import partial
 
 import pytest
 
-import input_checkpoint as ic
 from tests.support import corruption, cycles
 from tests.support.corruption import check_that_no_damage_goes_unnoticed
 
@@ -30,11 +29,11 @@ def test_objects_that_changed_places_are_noticed() -> None:
     assert check_that_no_damage_goes_unnoticed(corruption.swaps) > 60
 
 
-def test_a_lineage_record_in_the_place_of_another_is_noticed() -> None:
+def test_a_lineage_record_in_the_place_of_another_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
     backend = corruption.damaged_store()
     backend.put("lineages/main/00000002.json", backend.get("lineages/main/00000001.json"))
-    with pytest.raises(ic.CorruptCheckpoint, match="the record of another lineage"):
-        cycles.open_store(backend).history("main")
+    cycles.open_store(backend).history("main")
+    assert "lineages/main/00000002.json is damaged: it holds the record of another lineage" in caplog.text
 
 
 def test_after_damage_to_the_newest_checkpoint_the_next_run_goes_on_from_an_older_one() -> None:

@@ -172,6 +172,7 @@ def test_several_uploads_at_once_may_fail_and_nothing_becomes_visible() -> None:
     faulty.plan.update({len(faulty.calls) + number: Fail() for number in (4, 5)})
     with pytest.raises(ic.BackendUnavailable):
         store.save(lineage, 10, cycles.state(10))
+    faulty.plan.clear()
     assert store.history("main") == []
     store.save(lineage, 20, cycles.state(20))
     assert store.verify().ok

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from input_checkpoint import CheckpointRef, CorruptCheckpoint
 from input_checkpoint.chunks import digest
-from input_checkpoint.lineage import Ancestor, Lineage, abandoned, decode, encode, successor
+from input_checkpoint.lineage import Ancestor, Lineage, abandoned, decode, encode, lost, successor
 
 
 def ref(lineage: int, step: int, worker: str = "main") -> CheckpointRef:
@@ -139,6 +139,42 @@ def test_nothing_of_the_history_is_ever_given_up(run):
 @given(runs())
 def test_a_record_comes_back_as_it_was_written(run):
     assert decode(encode(run[0])) == run[0]
+
+
+@pytest.mark.parametrize(
+    "created",
+    ["2026-03-04T12:00:00", "2026-03-04T12:00:00Z", "2026-03-04T12:00:00+00:00", "2026-03-04T13:00:00+01:00"],
+)
+def test_a_time_is_read_in_utc_also_if_no_zone_is_given(created):
+    fields = {**json.loads(encode(lineage(2, (1, 20))))["lineage"], "created": created}
+    right = digest(json.dumps(fields, sort_keys=True).encode()).hex()
+    found = decode(json.dumps({"lineage": fields, "digest": right}).encode()).created
+    assert (found, found.utcoffset()) == (datetime(2026, 3, 4, 12, tzinfo=timezone.utc), timedelta(0))
+
+
+@given(runs())
+def test_what_a_lost_run_has_saved_is_its_history_whatever_came_before(run):
+    current, stored, _ = run
+    own = [ref(current.number + 1, step) for step in (10_000, 10_010)]
+    assert lost("main", current.number + 1, current, own).history([*stored, *own])[-2:] == own
+
+
+@given(runs())
+def test_the_guessed_history_of_a_lost_run_goes_from_old_to_new_steps(run):
+    current, stored, _ = run
+    own = [ref(current.number + 1, step) for step in (15, 25)]
+    steps = [found.step for found in lost("main", current.number + 1, current, own).history([*stored, *own])]
+    assert steps == sorted(set(steps))
+
+
+def test_a_lost_run_that_has_saved_nothing_has_the_history_of_the_one_before():
+    stored = refs((1, 10), (1, 20), (1, 30), (2, 25))
+    assert lost("main", 3, lineage(2, (1, 20)), stored).history(stored) == refs((1, 10), (1, 20), (2, 25))
+
+
+def test_a_lost_run_was_not_started_from_a_step_that_it_came_to_itself():
+    stored = refs((1, 10), (1, 20), (1, 30), (2, 20), (2, 30))
+    assert lost("main", 2, lineage(1), stored).history(stored) == refs((1, 10), (2, 20), (2, 30))
 
 
 def test_two_lineages_of_the_same_number_are_told_apart():

@@ -7,7 +7,7 @@ import os
 import struct
 import tracemalloc
 from dataclasses import asdict, replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -29,7 +29,8 @@ from input_checkpoint.manifest import (
     encode,
     header_end,
 )
-from input_checkpoint.table import ChunkTable, Location, TableBuilder
+from input_checkpoint.table import ChunkTable
+from tests.support import tables
 
 MIB = 1 << 20
 REF = CheckpointRef("worker-1", 3, 1200)
@@ -38,10 +39,9 @@ PACK = REF.pack_key(0, "0123abcd")
 
 def table_of(*rows: tuple[bytes, int, int, int, int]) -> ChunkTable:
     """A table of rows (digest, pack, offset, stored, elements)."""
-    builder = TableBuilder()
-    for name, pack, offset, stored, elements in rows:
-        builder.add(name, pack, Location("", offset, stored, stored + 5), elements)
-    return builder.build()
+    return tables.table_of(
+        *((name, pack, offset, stored, stored + 5, elements) for name, pack, offset, stored, elements in rows)
+    )
 
 
 def columns(table: ChunkTable) -> list[list[Any]]:
@@ -201,6 +201,16 @@ def test_the_public_part_sums_up_iterators_and_new_packs():
     )
 
 
+def test_the_public_part_names_every_pack_and_the_size_of_the_list_of_chunks():
+    header = manifest(chunks=6, packs=2).header
+    assert (header.info.packs, header.info.table_bytes) == (header.packs, header.table_bytes)
+
+
+def test_the_public_part_stays_short_to_look_at_and_can_be_a_key():
+    info = manifest(chunks=600, packs=200).header.info
+    assert len(repr({info: "seen"})) < 500
+
+
 def test_a_chunk_costs_at_most_forty_bytes():
     assert len(encoded(manifest(chunks=10_000, packs=60))) <= 40 * 10_000
 
@@ -263,6 +273,15 @@ def test_a_header_with_one_wrong_field_is_read_or_refused_as_corrupt(field, valu
         decode(with_fields({field: value}))
     except CorruptCheckpoint:
         return
+
+
+@pytest.mark.parametrize(
+    "created",
+    ["2026-03-04T12:00:00", "2026-03-04T12:00:00Z", "2026-03-04T12:00:00+00:00", "2026-03-04T13:00:00+01:00"],
+)
+def test_a_time_is_read_in_utc_also_if_no_zone_is_given(created):
+    found = decode(with_fields({"created": created})).header.created
+    assert (found, found.utcoffset()) == (datetime(2026, 3, 4, 12, tzinfo=timezone.utc), timedelta(0))
 
 
 @pytest.mark.parametrize(

@@ -251,6 +251,14 @@ SECRET_URIS = [
     f"nosuch://host/run?token={SECRET}",
     f"nosuch://host/run?a=1&token={SECRET}\nmore",
     f"nosuch://joe:p@ss{SECRET}@host/run",
+    f"nosuch://joe:pa/ss{SECRET}@host/run",
+    f"nosuch://joe:/{SECRET}@host/run",
+    f"nosuch://joe:p@a/ss{SECRET}@host/run",
+    f"nosuch://joe:123456/{SECRET}@host:22/run",
+    f"nosuch://joe:22@{SECRET}@host/run",
+    f"nosuch://joe:p?{SECRET}/@host/run",
+    f"nosuch://joe:{SECRET}@[::1]:22/run",
+    f"outer::nosuch://joe:pa/ss{SECRET}@host/run",
     f"outer::nosuch://joe:{SECRET}@host/run",
     f"gs://joe:{SECRET}@bucket/run",
     f"sftp://joe:{SECRET}@host/run",
@@ -296,9 +304,30 @@ class TestSecrets:
     def test_what_is_not_secret_stays_readable(self):
         assert redact(f"sftp://joe:{SECRET}@host:22/run-7/input") == "sftp://***@host:22/run-7/input"
 
-    @pytest.mark.parametrize("uri", ["/data/run@7", "s3://bucket/run@7/input", "memory://run"])
+    @pytest.mark.parametrize(
+        "uri",
+        [
+            "/data/run@7",
+            "file:///data/run@7",
+            "s3://bucket/run@7/input",
+            "sftp://host:22/run@7/input",
+            "sftp://[::1]:22/run@7/input",
+            "zip://store.zip::file:///data/run@7",
+            "simplecache::s3://bucket/run@7/input",
+            "memory://run",
+        ],
+    )
     def test_a_uri_without_secrets_is_left_as_it_is(self, uri):
         assert redact(uri) == uri
+
+    def test_what_stands_beside_a_uri_in_a_message_stays_readable(self):
+        message = f"'ftp://joe:a/{SECRET}@host/run' and s3://bucket/a@b: refused for joe@example.com"
+        assert redact(message) == "'ftp://***@host/run' and s3://bucket/a@b: refused for joe@example.com"
+
+    def test_a_long_message_is_redacted_in_no_time(self):
+        started = time.monotonic()
+        redact("https://host:" + "a" * 200_000)
+        assert time.monotonic() - started < 5
 
 
 def test_every_backend_shows_its_uri():

@@ -16,22 +16,22 @@ from input_checkpoint.backends_builtin import MemoryBackend
 from input_checkpoint.chunks import digest
 from input_checkpoint.compression import compress
 from input_checkpoint.manifest import Manifest, decode
-from input_checkpoint.reading import READ_BYTES, plan_reads, read_chunks
+from input_checkpoint.reading import READ_BYTES, READ_ROWS, plan_reads, read_chunks
 from input_checkpoint.state import IteratorState
 from input_checkpoint.store import CheckpointStore
-from input_checkpoint.table import ChunkTable, Location, TableBuilder
+from input_checkpoint.table import ChunkTable
+from tests.support import tables
 from tests.support.wrappers import Failing, Recording
 
 PIECES = [bytes([number]) * 3000 for number in range(40)]
 STORE = SaveOptions(pack_bytes=12_000, compress=False)
 
 
-def table_of(*rows: tuple[int, int, int]) -> ChunkTable:
-    """A table of rows (pack, offset, stored)."""
-    builder = TableBuilder()
-    for pack, offset, stored in rows:
-        builder.add(bytes(16), pack, Location("", offset, stored, stored), 0)
-    return builder.build()
+def table_of(*rows: tuple[int, int, int], shrunk: int = 0) -> ChunkTable:
+    """A table of rows (pack, offset, stored), each of which is ``shrunk`` bytes larger unpacked."""
+    return tables.table_of(
+        *((bytes(16), pack, offset, stored, stored + shrunk, 0) for pack, offset, stored in rows)
+    )
 
 
 @pytest.fixture
@@ -127,10 +127,9 @@ def test_storage_that_does_not_answer_is_not_a_corrupt_checkpoint(memory, writte
 def test_compressed_data_that_is_larger_than_listed_is_refused_without_unpacking_it(memory, written):
     bomb = compress(bytes(64 << 20))
     memory.put(written.header.packs[0].key, bomb)
-    builder = TableBuilder()
-    builder.add(digest(b""), 0, Location("", 0, len(bomb), len(bomb) + 1), 0)
+    table = tables.table_of((digest(b""), 0, 0, len(bomb), len(bomb) + 1, 0))
     with pytest.raises(CorruptCheckpoint, match="does not hold"):
-        list(read_chunks(memory, replace(written, table=builder.build()), builder.build()))
+        list(read_chunks(memory, replace(written, table=table), table))
 
 
 def test_small_gaps_are_read_across_while_they_are_a_small_share():
@@ -152,6 +151,26 @@ def test_a_pack_of_which_a_tenth_is_needed_is_not_read_whole():
 def test_long_stretches_are_split_so_that_memory_stays_bounded():
     extents = plan_reads(table_of(*((0, n << 20, 1 << 20) for n in range(40))))
     assert max(extent.end - extent.start for extent in extents) <= READ_BYTES
+
+
+def test_chunks_that_unpack_to_much_are_split_so_that_memory_stays_bounded():
+    extents = plan_reads(table_of(*((0, n * 150, 150) for n in range(40)), shrunk=3 << 20))
+    assert [len(extent.rows) for extent in extents] == [2] * 20
+
+
+def test_a_chunk_repeated_many_times_is_split_so_that_memory_stays_bounded():
+    extents = plan_reads(table_of(*((0, 0, 1 << 20) for _ in range(40))))
+    assert [len(extent.rows) for extent in extents] == [8] * 5
+
+
+def test_a_chunk_larger_than_an_extent_is_alone():
+    extents = plan_reads(table_of((0, 0, 100), (0, 100, 200), (0, 300, 100), shrunk=READ_BYTES))
+    assert [extent.rows for extent in extents] == [(0,), (1,), (2,)]
+
+
+def test_very_many_tiny_chunks_are_split_too():
+    extents = plan_reads(table_of(*((0, n, 1) for n in range(READ_ROWS + 5))))
+    assert [len(extent.rows) for extent in extents] == [READ_ROWS, 5]
 
 
 @given(

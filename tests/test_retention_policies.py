@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import subprocess
 import sys
 import uuid
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 import input_checkpoint as ic
 from input_checkpoint.backends_builtin import MemoryBackend
+from input_checkpoint.manifest import PackEntry
 from input_checkpoint.retention import AnyOf
 from input_checkpoint.retention_model import kept_with_model
 from tests.support.s3_server import S3Server
@@ -25,7 +27,14 @@ from tests.support.s3_server import S3Server
 NOON = datetime(2026, 3, 4, 12, tzinfo=timezone.utc)  # a Wednesday
 
 
-def info(step: int, created: datetime = NOON, stored_bytes: int = 0, lineage: int = 1) -> ic.CheckpointInfo:
+def info(
+    step: int,
+    created: datetime = NOON,
+    stored_bytes: int = 0,
+    lineage: int = 1,
+    shared: Sequence[PackEntry] = (),
+    table_bytes: int = 0,
+) -> ic.CheckpointInfo:
     return ic.CheckpointInfo(
         step=step,
         worker="main",
@@ -37,6 +46,8 @@ def info(step: int, created: datetime = NOON, stored_bytes: int = 0, lineage: in
         iterators=("Iterator",),
         host="host",
         pid=1,
+        packs=(PackEntry(f"pack of {lineage}/{step}", stored_bytes, True), *shared),
+        table_bytes=table_bytes,
     )
 
 
@@ -93,6 +104,30 @@ class TestKeepWithin:
     def test_a_clock_that_was_once_ahead_removes_nothing_newer(self) -> None:
         assert kept(ic.KeepWithin(hours=1), at(NOON + timedelta(days=900), NOON)) == [0, 1]
 
+    def test_a_newest_that_is_dated_a_year_ahead_removes_nothing(self) -> None:
+        hours = [NOON + timedelta(hours=hour) for hour in range(10)]
+        assert kept(ic.KeepWithin(days=2), at(*hours, NOON + timedelta(days=365))) == list(range(11))
+
+    def test_after_a_pause_nothing_is_removed_until_a_second_checkpoint_tells_the_time(self) -> None:
+        resumed = NOON + timedelta(days=365)
+        times = [NOON, NOON + timedelta(hours=1), resumed]
+        policy = ic.KeepWithin(days=2)
+        assert kept(policy, at(*times)) == [0, 1, 2]
+        assert kept(policy, at(*times, resumed + timedelta(hours=1))) == [2, 3]
+
+    def test_one_that_was_dated_ahead_in_between_removes_nothing(self) -> None:
+        times = [NOON, NOON + timedelta(days=365), NOON + timedelta(hours=1), NOON + timedelta(hours=2)]
+        assert kept(ic.KeepWithin(hours=3), at(*times)) == [0, 1, 2, 3]
+
+    def test_one_that_was_dated_long_ago_in_between_stays_with_those_round_it(self) -> None:
+        times = [NOON, NOON - timedelta(days=9999), NOON + timedelta(hours=1)]
+        assert kept(ic.KeepWithin(hours=3), at(*times)) == [0, 1, 2]
+
+    def test_a_clock_that_was_set_back_for_good_does_not_keep_what_is_saved_since(self) -> None:
+        back = NOON - timedelta(days=365)
+        hours = [back + timedelta(hours=hour) for hour in range(5)]
+        assert kept(ic.KeepWithin(hours=1), at(NOON, *hours)) == [0, 4, 5]
+
     @pytest.mark.parametrize("days", [1e12, float("inf")])
     def test_an_endless_time_keeps_all(self, days: float) -> None:
         assert kept(ic.KeepWithin(days=days), at(NOON, NOON + timedelta(days=9999))) == [0, 1]
@@ -105,7 +140,31 @@ class TestKeepWithin:
         assert reason(policy, at(NOON), 0) == "at most 2 d 1.5 h older than the newest"
 
 
+class TestKeepEvery:
+    def test_one_that_is_dated_a_year_ahead_does_not_keep_the_following_from_being_kept(self) -> None:
+        hours = [NOON + timedelta(hours=hour) for hour in range(1, 49)]
+        checkpoints = at(NOON, NOON + timedelta(days=365), *hours)
+        assert kept(ic.KeepEvery(hours=1), checkpoints) == list(range(50))
+
+    def test_one_that_is_dated_long_ago_does_not_either(self) -> None:
+        hours = [NOON + timedelta(hours=hour) for hour in (1, 1.5, 2)]
+        checkpoints = at(NOON, NOON - timedelta(days=9999), *hours)
+        assert kept(ic.KeepEvery(hours=1), checkpoints) == [0, 1, 2, 4]
+
+
 class TestKeepBuckets:
+    def test_one_that_is_dated_a_year_ahead_takes_no_place_from_another(self) -> None:
+        days = [NOON + timedelta(days=day) for day in (0, 1, 365, 1.1, 2)]
+        assert kept(ic.KeepBuckets(daily=3), at(*days)) == [0, 1, 2, 3, 4]
+
+    def test_a_day_that_comes_twice_since_the_clock_was_set_back_counts_twice(self) -> None:
+        days = [NOON + timedelta(days=day) for day in (0, 1, 0.1, 1.1)]
+        assert kept(ic.KeepBuckets(daily=3), at(*days)) == [0, 1, 2, 3]
+
+    def test_what_the_clock_was_ahead_for_goes_once_enough_has_been_saved_since(self) -> None:
+        days = [NOON + timedelta(days=day) for day in (365, 0, 1, 2)]
+        assert kept(ic.KeepBuckets(daily=3), at(*days)) == [1, 2, 3]
+
     def test_keeps_the_newest_of_each_of_the_last_hours(self) -> None:
         minutes = [NOON + timedelta(minutes=minute) for minute in (0, 30, 70, 80, 130)]
         assert kept(ic.KeepBuckets(hourly=2), at(*minutes)) == [3, 4]
@@ -170,6 +229,39 @@ class TestKeepBytes:
     def test_stops_at_the_first_that_does_not_fit(self) -> None:
         assert kept(ic.KeepBytes(60), sized(1, 100, 30)) == [2]
 
+    def test_a_pack_that_several_share_counts_once(self) -> None:
+        full = PackEntry("full", 50, False)
+        checkpoints = [info(step, stored_bytes=5, shared=[full]) for step in range(4)]
+        assert kept(ic.KeepBytes(65), checkpoints) == [1, 2, 3]
+
+    def test_a_pack_counts_that_an_older_save_has_uploaded(self) -> None:
+        checkpoints = [
+            info(0, stored_bytes=5),
+            info(1, stored_bytes=5, shared=[PackEntry("full", 50, False)]),
+        ]
+        assert kept(ic.KeepBytes(57), checkpoints) == [1]
+
+    def test_lists_of_chunks_count_too(self) -> None:
+        checkpoints = [info(step, stored_bytes=10, table_bytes=5) for step in range(4)]
+        assert kept(ic.KeepBytes(44), checkpoints) == [2, 3]
+
+    def test_a_store_stays_within_the_budget_save_after_save(self) -> None:
+        chance = random.Random(1)
+        buffer, budget = [chance.randbytes(5_000) for _ in range(200)], 3_000_000
+        backend = MemoryBackend(f"memory://{uuid.uuid4().hex}")
+        ic.CheckpointStore.open(backend, create=True)
+        store = ic.CheckpointStore(backend, ic.SaveOptions(pack_bytes=1 << 17))
+        lineage = store.open_lineage("main", None)
+        for step in range(40):
+            keyed = ((b"slot %d" % slot, payload) for slot, payload in enumerate(buffer))
+            store.save(lineage, step, [ic.IteratorState("Iterator", keyed)])
+            store.prune(ic.KeepBytes(budget), lineage=lineage)
+            # A little more for what is neither data nor a list of chunks.
+            assert sum(found.size for found in backend.list()) <= 1.03 * budget
+            for slot in chance.sample(range(200), 10):
+                buffer[slot] = chance.randbytes(5_000)
+        assert len(store.checkpoints()) > 3
+
     def test_the_reason_tells_the_sum(self) -> None:
         assert reason(ic.KeepBytes(6000), sized(2000, 1500), 0) == (
             "3,500 of 6,000 bytes together with what is newer"
@@ -222,6 +314,25 @@ class TestKeepWithModel:
     def test_takes_a_path_object(self, tmp_path: Path) -> None:
         model_with(tmp_path, "model.ckpt-10.index", "model.ckpt-30.index")
         assert kept(ic.KeepWithModel(tmp_path), of_steps(10, 20, 30)) == [10, 30]
+
+    @pytest.mark.parametrize("written", ["model", "./model/", "file://model", Path("model")])
+    def test_a_relative_path_stays_where_it_was_when_the_policy_was_made(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: Any
+    ) -> None:
+        model_with(tmp_path / "here" / "model", "model.ckpt-10.index")
+        model_with(tmp_path / "there" / "model", "model.ckpt-30.index")
+        monkeypatch.chdir(tmp_path / "here")
+        policy = ic.KeepWithModel(written)
+        monkeypatch.chdir(tmp_path / "there")
+        assert kept(policy, of_steps(10, 20)) == [10, 20]
+        assert reason(policy, of_steps(10), 10) == "the model checkpoint of step 10 is still there"
+
+    def test_a_path_from_the_home_folder_is_taken_as_such(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        model_with(tmp_path / "model", "model.ckpt-10.index", "model.ckpt-30.index")
+        assert kept(ic.KeepWithModel("~/model"), of_steps(10, 20, 30)) == [10, 30]
 
     def test_takes_any_fsspec_uri(self) -> None:
         uri = f"memory://models-{uuid.uuid4().hex}"

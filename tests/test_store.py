@@ -38,6 +38,7 @@ from input_checkpoint.backends_builtin import LocalBackend, MemoryBackend
 from input_checkpoint.chunks import digest
 from input_checkpoint.lineage import Lineage
 from input_checkpoint.manifest import PackEntry
+from input_checkpoint.reading import READ_BYTES
 from input_checkpoint.refs import announcement_key
 from input_checkpoint.state import Element
 from tests.support.wrappers import Failing, LosingAnswers, Overtaken, Recording, contents
@@ -248,13 +249,26 @@ class TestMemory:
 
     def test_a_large_state_is_loaded_with_bounded_memory(self, small_packs):
         info = small_packs.save(small_packs.open_lineage("main", None), 1, self.large_state())
+        assert self.peak(lambda: self.load(small_packs, info, self.ELEMENTS)) < self.BOUND
 
-        def load() -> None:
-            (state,) = small_packs.load(info)
-            sizes = (len(payload) for piece in state.pieces for _, payload in piece.elements)
-            assert sum(sizes) == self.ELEMENTS * MIB
+    @pytest.mark.parametrize("compress", [True, False], ids=["that shrinks well", "of one payload repeated"])
+    def test_a_state_is_loaded_in_no_more_memory_than_any_other(self, tmp_path, compress):
+        place, count = LocalBackend(str(tmp_path / "store")), 256
+        CheckpointStore.open(place, create=True)
+        store = CheckpointStore(place, SaveOptions(concurrency=2, compress=compress))
+        payloads = (bytes([n if compress else 1]) * MIB for n in range(count))
+        state = IteratorState("Iterator", ((b"", payload) for payload in payloads))
+        info = store.save(store.open_lineage("main", None), 1, [state])
+        assert info.stored_bytes < 2 * MIB
+        extents_at_once = 2 + 2
+        # Half as much again for what is just being unpacked.
+        assert self.peak(lambda: self.load(store, info, count)) < 1.5 * extents_at_once * READ_BYTES
 
-        assert self.peak(load) < self.BOUND
+    def load(self, store: CheckpointStore, info: CheckpointInfo, count: int) -> None:
+        (state,) = store.load(info)
+        sizes = [sum(len(payload) for _, payload in piece.elements) for piece in state.pieces]
+        assert sum(sizes) == count * MIB
+        assert max(sizes) <= READ_BYTES
 
 
 class TestCommit:
@@ -315,6 +329,22 @@ class TestCommit:
         with pytest.raises(WriterSuperseded):
             save(store, lineage, 20)
 
+    def test_the_writer_of_an_older_lineage_is_told_before_it_uploads_everything_again(
+        self, store, lineage, backend
+    ):
+        (ref,) = save(store, lineage, 10)
+        store.open_lineage("main", parent=ref)
+        before = pack_keys(backend)
+        with pytest.raises(WriterSuperseded):
+            save(store, lineage, 20)
+        assert pack_keys(backend) == before
+
+    def test_what_a_superseded_run_has_saved_is_not_remembered_for_its_saves(self, store, lineage):
+        (ref,) = save(store, lineage, 10)
+        second = store.open_lineage("main", parent=ref)
+        save(store, second, 20)
+        assert list(store._savers) == [("main", 2)]
+
     def test_the_writer_of_an_older_lineage_cannot_make_itself_visible_in_the_history(self, store, lineage):
         (ref,) = save(store, lineage, 10)
         successor = store.open_lineage("main", parent=ref)
@@ -363,10 +393,118 @@ class TestLineages:
         with ThreadPoolExecutor(8) as writers:
             assert sorted(writers.map(begin, range(8))) == list(range(1, 9))
 
-    def test_a_damaged_record_is_a_corrupt_checkpoint_that_names_the_place(self, backend, store, lineage):
+
+class TestDamagedLineageRecord:
+    """The record of the newest of two runs is damaged; the second went back to step 20 of the first."""
+
+    @pytest.fixture
+    def damaged(self, store, lineage, backend) -> Lineage:
+        _, twenty, *_ = save(store, lineage, 10, 20, 30, 40)
+        second = store.open_lineage("main", parent=twenty)
+        save(store, second, 30, 40)
+        backend.put(second.key, b"{}")
+        return second
+
+    def test_what_the_runs_have_saved_is_still_the_history(self, store, damaged):
+        assert steps(store.history("main")) == [(1, 10), (1, 20), (2, 30), (2, 40)]
+
+    def test_it_is_logged_with_its_place(self, store, damaged, caplog):
+        store.history("main")
+        assert f"{store.uri}: {damaged.key} is damaged" in caplog.text
+
+    def test_before_its_run_has_saved_anything_the_history_is_that_of_the_run_before(
+        self, store, lineage, backend
+    ):
+        (ref,) = save(store, lineage, 10)
+        backend.put(store.open_lineage("main", parent=ref).key, b"{}")
+        assert store.history("main") == [ref]
+
+    def test_if_no_record_can_be_read_the_newest_run_is_still_in_the_history(
+        self, store, lineage, backend, damaged
+    ):
         backend.put(lineage.key, b"{}")
-        with pytest.raises(CorruptCheckpoint, match=f"{store.uri}.*{lineage.key}"):
-            store.history("main")
+        assert steps(store.history("main")) == [(1, 10), (1, 20), (2, 30), (2, 40)]
+
+    def test_a_record_that_has_gone_is_no_less_lost(self, store, backend, damaged):
+        backend.delete([damaged.key])
+        assert steps(store.history("main")) == [(1, 10), (1, 20), (2, 30), (2, 40)]
+
+    @pytest.mark.parametrize("parent", [None, CheckpointRef("main", 1, 20), CheckpointRef("main", 2, 40)])
+    def test_the_next_run_takes_a_number_above_it(self, store, damaged, parent):
+        assert store.open_lineage("main", parent).number == 3
+
+    def test_the_next_run_takes_a_number_above_one_that_has_gone(self, store, backend, damaged):
+        backend.delete([damaged.key])
+        assert store.open_lineage("main", None).number == 3
+
+    def test_the_next_run_goes_on_from_what_the_lost_one_has_saved(self, store, damaged):
+        third = store.open_lineage("main", parent=CheckpointRef("main", 2, 40))
+        save(store, third, 50, 60)
+        store.prune(KeepAll())
+        assert steps(store.history("main")) == [(1, 10), (1, 20), (2, 30), (2, 40), (3, 50), (3, 60)]
+
+    def test_one_may_go_back_to_what_a_run_with_a_damaged_record_left_behind(self, store, lineage, backend):
+        (ref,) = save(store, lineage, 10)
+        store.open_lineage("main", parent=None)
+        backend.put(lineage.key, b"{}")
+        assert store.open_lineage("main", parent=ref).parent == ref
+
+    def test_its_run_goes_on(self, store, damaged):
+        save(store, damaged, 50)
+        assert store.newest("main").step == 50
+
+    def test_it_supersedes_older_writers_and_is_named(self, store, lineage, damaged):
+        with pytest.raises(WriterSuperseded, match=rf"lineage 2, whose record {damaged.key} cannot be read"):
+            save(store, lineage, 50)
+
+    def test_an_older_writer_may_not_prune_either(self, store, lineage, damaged):
+        with pytest.raises(WriterSuperseded, match=f"{damaged.key} cannot be read"):
+            store.prune(KeepLast(1), "main", lineage=lineage)
+
+    def test_a_run_whose_record_is_damaged_ends_a_prune_that_is_going_on(self, store, lineage, backend):
+        _, newest = save(store, lineage, 10, 20)
+
+        def a_run_begins() -> None:
+            backend.put(store.open_lineage("main", parent=newest).key, b"{}")
+
+        overtaken = Overtaken(backend, "list", "pins/", a_run_begins)
+        with pytest.raises(WriterSuperseded, match="has begun"):
+            CheckpointStore(overtaken).prune(KeepNothing(), "main")
+        assert [info.step for info in store.checkpoints()] == [10, 20]
+
+    def test_a_prune_by_others_keeps_every_checkpoint_and_every_record(self, store, backend, damaged):
+        before = contents(backend)
+        report = store.prune(KeepNothing(), orphan_age=0)
+        assert set(report.kept.values()) == {"the record of lineage 2 cannot be read"}
+        assert contents(backend) == before
+
+    def test_a_prune_by_others_still_removes_what_a_crash_has_left(self, store, backend, damaged):
+        left = "packs/main/00000001/000000000015-dead0000-00000.pack"
+        backend.put(left, b"left")
+        assert store.prune(KeepNothing(), orphan_age=0).removed_packs == (left,)
+
+    def test_its_own_run_prunes_as_ever(self, store, damaged):
+        store.prune(KeepLast(1), "main", lineage=damaged)
+        assert steps(store.history("main")) == [(2, 40)]
+
+    def test_a_run_that_begins_in_the_same_moment_with_a_damaged_record_is_passed_over(self, backend, store):
+        def theirs() -> None:
+            backend.put(store.open_lineage("main", None).key, b"{}")
+
+        overtaken = Overtaken(backend, "create", "lineages/", theirs)
+        assert CheckpointStore(overtaken).open_lineage("main", None).number == 2
+
+    def test_one_that_was_outlived_and_removed_while_it_was_looked_for_is_not_lost(self, backend, store):
+        first = store.open_lineage("main", None)
+
+        def outlived() -> None:
+            store.open_lineage("main", None)
+            backend.delete([first.key])
+
+        overtaken = Overtaken(backend, "get", first.key, outlived)
+        found = CheckpointStore(overtaken).newest_lineage("main")
+        assert found == store.newest_lineage("main")
+        assert (found.number, type(found)) == (2, Lineage)
 
 
 class TestListing:
@@ -407,6 +545,31 @@ class TestListing:
         reader = CheckpointStore(recording)
         assert reader.checkpoints() == reader.checkpoints()
         assert len(recording.keys("get")) == 2
+
+    def test_what_is_no_longer_there_is_forgotten(self, store, lineage, backend):
+        first, _ = save(store, lineage, 10, 20)
+        backend.delete([first.key])
+        store.checkpoints()
+        with pytest.raises(CheckpointNotFound):
+            store.info(first)
+
+    def test_headers_do_not_pile_up_in_a_long_run(self, store, lineage):
+        for step in range(10, 400, 10):
+            save(store, lineage, step)
+            store.prune(KeepLast(2), "main", lineage=lineage)
+        assert len(store._catalog._headers) <= 3
+
+    def test_listing_one_worker_forgets_nothing_of_another(self, memory):
+        store = CheckpointStore.open(memory, create=True)
+        for worker in ("chief-0", "worker-1"):
+            save(store, store.open_lineage(worker, None), 10)
+        recording = Recording(memory)
+        reader = CheckpointStore(recording)
+        reader.checkpoints()
+        read = len(recording.keys("get"))
+        reader.checkpoints("worker-1")
+        reader.checkpoints()
+        assert len(recording.keys("get")) == read
 
     def test_a_damaged_manifest_is_left_out_of_the_list(self, store, lineage, backend):
         first, _ = save(store, lineage, 10, 20)
@@ -563,6 +726,28 @@ class TestPruning:
         ]
         assert store.info(info.ref) == info
 
+    def test_what_a_worker_left_that_died_before_it_committed_anything_is_removed(self, store, backend):
+        left = die_before_commit(backend, store.open_lineage("worker-3", None), 10)
+        store.open_lineage("worker-3", None)
+        assert list(store.prune(KeepAll(), orphan_age=0).removed_packs) == left
+        assert (pack_keys(backend), list(backend.list("saves/")), store.workers()) == ([], [], [])
+
+    def test_data_of_a_worker_of_which_nothing_else_is_left_is_removed(self, store, backend):
+        backend.put("packs/worker-3/00000001/000000000010-dead0000-00000.pack", b"left")
+        store.prune(KeepAll(), orphan_age=0)
+        assert pack_keys(backend) == []
+
+    def test_packs_in_flight_of_a_worker_that_has_not_committed_yet_are_spared(self, store, backend):
+        in_flight = die_before_commit(backend, store.open_lineage("worker-3", None), 10)
+        store.prune(KeepAll(), orphan_age=0)
+        assert pack_keys(backend) == in_flight
+
+    def test_objects_under_a_name_that_no_worker_can_have_are_left_alone(self, store, backend):
+        theirs = "packs/-x/00000001/000000000010-dead0000-00000.pack"
+        backend.put(theirs, b"theirs")
+        store.prune(KeepAll(), orphan_age=0)
+        assert pack_keys(backend) == [theirs]
+
     def test_packs_that_a_dead_run_left_are_removed(self, store, lineage, backend):
         (ref,) = save(store, lineage, 10)
         orphans = die_before_commit(backend, lineage, 20)
@@ -681,6 +866,82 @@ class TestPruning:
         assert loaded(store, CheckpointRef("main", 2, 30)) == [("Iterator", state_of(b"30"))]
 
 
+class TestVerifying:
+    @pytest.fixture
+    def packs(self, memory) -> int:
+        """Of a store whose payloads lie in a pack each."""
+        CheckpointStore.open(memory, create=True)
+        store = CheckpointStore(memory, SaveOptions(pack_bytes=1, compress=False))
+        elements = [(b"slot %d" % number, bytes([number]) * 3000) for number in range(40)]
+        store.save(store.open_lineage("main", None), 10, [IteratorState("Iterator", elements)])
+        return len(pack_keys(memory))
+
+    def read_packs(self, memory: Backend, share) -> list[str]:
+        """Verify, and return the packs that were read."""
+        recording = Recording(memory)
+        report = CheckpointStore(recording).verify(read_data=share)
+        read = sorted(key for key in recording.keys("get") if key.startswith("packs/"))
+        assert report.read_bytes == sum(info.size for info in memory.list("packs/") if info.key in read)
+        return read
+
+    def test_all_packs_are_read_unless_asked_otherwise(self, memory, packs):
+        assert len(self.read_packs(memory, True)) == packs
+
+    @pytest.mark.parametrize("share", [False, 0])
+    def test_no_data_is_read_if_none_is_asked_for(self, memory, packs, share):
+        assert self.read_packs(memory, share) == []
+
+    def test_a_share_of_the_packs_is_read(self, memory, packs):
+        assert 0 < len(self.read_packs(memory, 0.5)) < packs
+
+    def test_which_share_is_read_is_chosen_anew_each_time(self, memory, packs):
+        assert self.read_packs(memory, 0.5) != self.read_packs(memory, 0.5)
+
+    @pytest.mark.parametrize("share", [-0.1, 1.5, 2])
+    def test_a_share_that_cannot_be_is_refused(self, memory, packs, share):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            CheckpointStore(memory).verify(read_data=share)
+
+    def test_a_pack_that_is_missing_is_found_without_reading_data(self, store, lineage, backend):
+        (ref,) = save(store, lineage, 10)
+        backend.delete(pack_keys(backend))
+        assert list(store.verify(read_data=False).problems) == [ref]
+
+    def test_what_checkpoints_share_is_read_once(self, store, lineage, backend):
+        for step in (10, 20, 30):
+            store.save(lineage, step, [IteratorState("Iterator", [(b"slot", b"x" * 5000)])])
+        report = store.verify()
+        assert len(report.checked) == 3
+        assert report.read_bytes == sum(info.size for info in backend.list("packs/"))
+
+    def test_what_a_checkpoint_holds_many_times_is_read_once(self, store, lineage, backend):
+        same = [(b"slot %d" % number, b"x" * 5000) for number in range(10)]
+        store.save(lineage, 10, [IteratorState("Iterator", same)])
+        assert store.verify().read_bytes == sum(info.size for info in backend.list("packs/"))
+
+    @pytest.mark.parametrize("parts", [0, 1, 3, 77, 2**32 - 1])
+    def test_a_chunk_of_another_number_of_elements_than_listed_is_a_problem(
+        self, store, lineage, backend, parts
+    ):
+        (ref,) = save(store, lineage, 10)
+        tamper(backend, ref, elements=parts)
+        assert list(store.verify().problems) == [ref]
+
+    def test_so_it_is_if_another_checkpoint_lists_it_rightly(self, store, lineage, backend):
+        for step in (10, 20):
+            store.save(lineage, step, some_state())
+        tamper(backend, CheckpointRef("main", 1, 20), elements=3)
+        assert [ref.step for ref in store.verify().problems] == [20]
+
+    def test_numbers_that_do_not_add_up_are_found_without_reading_data(self, store, lineage, backend):
+        (ref,) = save(store, lineage, 10)
+        content = manifests.decode(backend.get(ref.key))
+        body = content.table.encode()
+        entry = replace(content.header.iterators[0], elements=5)
+        backend.put(ref.key, manifests.encode(replace(content.header, iterators=(entry,)), body))
+        assert list(store.verify(read_data=False).problems) == [ref]
+
+
 def cut(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
@@ -730,6 +991,15 @@ class TestDamage:
         tamper(backend, damaged.ref, elements=77)
         with pytest.raises(CorruptCheckpoint, match="step 100"):
             loaded(store, damaged)
+
+    def test_a_claim_of_billions_of_elements_is_refused_without_taking_memory(self, store, backend, damaged):
+        tamper(backend, damaged.ref, elements=2**32 - 1)
+        tracemalloc.start()
+        with pytest.raises(CorruptCheckpoint, match="step 100"):
+            loaded(store, damaged)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 4 * MIB
 
     def test_storage_that_does_not_answer_is_not_reported_as_damage(self, backend, damaged):
         failing = Failing(backend, "get", "packs/", BackendUnavailable("no answer"))

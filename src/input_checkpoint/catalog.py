@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Collection, Iterable, Iterator
 from typing import Optional
 
 from input_checkpoint import lineage as lineages
@@ -13,9 +14,14 @@ from input_checkpoint.backend import Backend
 from input_checkpoint.errors import CheckpointNotFound, CorruptCheckpoint, ObjectNotFound
 from input_checkpoint.lineage import Lineage
 from input_checkpoint.manifest import Header, IteratorRows, Manifest
+from input_checkpoint.parallel import in_parallel
 from input_checkpoint.reading import read_pieces
 from input_checkpoint.refs import CheckpointRef
 from input_checkpoint.state import Piece
+
+logger = logging.getLogger(__name__)
+
+_HEADERS_AT_ONCE = 16
 
 
 class Catalog:
@@ -35,7 +41,9 @@ class Catalog:
     def refs(self, worker: Optional[str] = None) -> list[CheckpointRef]:
         """Return every checkpoint that is there now, from old to new, of one worker or of all."""
         keys = (info.key for info in self.backend.list(refs.checkpoints_prefix(worker)))
-        return sorted(ref for ref in map(refs.parse_checkpoint_key, keys) if ref)
+        present = sorted(ref for ref in map(refs.parse_checkpoint_key, keys) if ref)
+        self._forget_all_but(present, worker)
+        return present
 
     def holds(self, ref: CheckpointRef) -> bool:
         """Whether a checkpoint is there now, damaged or not."""
@@ -46,6 +54,20 @@ class Catalog:
         if ref not in self._headers:
             self._headers[ref] = self.read_header(ref)
         return self._headers[ref]
+
+    def fetch_headers(self, wanted: Iterable[CheckpointRef]) -> None:
+        """Read the headers that are not known yet, several at once.
+
+        What is wrong with one is told when it is asked for.
+        """
+        unknown = [ref for ref in wanted if ref not in self._headers]
+
+        def fetch(ref: CheckpointRef) -> None:
+            with contextlib.suppress(CorruptCheckpoint, CheckpointNotFound):
+                self.header(ref)
+
+        for _ in in_parallel(fetch, unknown, _HEADERS_AT_ONCE):
+            continue
 
     def remember(self, header: Header) -> None:
         """Take note of a header that need not be read any more."""
@@ -78,11 +100,49 @@ class Catalog:
         with self._naming(ref.key, ref):
             yield from read_pieces(self.backend, manifest, rows, concurrency)
 
-    def newest_lineage(self, worker: str) -> Optional[Lineage]:
-        """Return the lineage that was opened last, or None if there is none."""
-        keys = [info.key for info in self.backend.list(refs.lineages_prefix(worker))]
-        numbers = [number for number in map(refs.parse_lineage_key, keys) if number]
-        return self.lineage(worker, max(numbers)) if numbers else None
+    def workers(self) -> list[str]:
+        """Return every worker that has left anything, also one that has committed nothing."""
+        prefixes = (
+            refs.checkpoints_prefix(),
+            refs.lineages_prefix(),
+            refs.packs_prefix(),
+            refs.announcements_prefix(),
+        )
+        keys = (info.key for prefix in prefixes for info in self.backend.list(prefix))
+        return sorted({worker for worker in map(refs.worker_of, keys) if worker})
+
+    def newest_number(self, worker: str) -> int:
+        """Return the number of the lineage that was opened last, readable or not; 0 if there is none."""
+        return max(self._lineage_numbers(worker), default=0)
+
+    def newest_lineage(
+        self, worker: str, present: Optional[Collection[CheckpointRef]] = None
+    ) -> Optional[Lineage]:
+        """Return the lineage that was opened last, or None if there is none.
+
+        If its record cannot be read, or is missing while its checkpoints are there, that is logged, and a
+        `LostLineage` stands in for it, whose ancestors are guessed from the newest record that can be read.
+
+        Args:
+            worker: whose.
+            present: its checkpoints, listed before; None means: list them.
+        """
+        # The checkpoints before the records: a record is older than any checkpoint of its lineage.
+        present = self.refs(worker) if present is None else present
+        numbers = {*self._lineage_numbers(worker), *(ref.lineage for ref in present)}
+        lost: list[int] = []
+        newest: Optional[Lineage] = None
+        for number in sorted(numbers, reverse=True):
+            newest = self._readable_lineage(worker, number)
+            if newest is not None:
+                break
+            lost.append(number)
+        if lost and self.newest_number(worker) > lost[0]:
+            # It was not damaged, but outlived and removed since it was listed.
+            return self.newest_lineage(worker)
+        for number in reversed(lost):
+            newest = lineages.lost(worker, number, newest, present)
+        return newest
 
     def lineage(self, worker: str, number: int) -> Lineage:
         """Read one lineage record."""
@@ -93,6 +153,37 @@ class Catalog:
                 raise CorruptCheckpoint(f"it holds the record of another lineage, {found.key}")
             return found
 
+    def lineage_of(self, ref: CheckpointRef) -> Lineage:
+        """Read the record of the lineage that has written a checkpoint.
+
+        If it cannot be read, that is logged, and a `LostLineage` without ancestors stands in for it.
+        """
+        found = self._readable_lineage(ref.worker, ref.lineage)
+        return found or lineages.lost(ref.worker, ref.lineage, None, ())
+
+    def _forget_all_but(self, present: Collection[CheckpointRef], worker: Optional[str]) -> None:
+        # A copy is gone through: another thread may be adding. What is forgotten too early is read again.
+        known = {ref for ref in tuple(self._headers) if worker in (None, ref.worker)}
+        for ref in known.difference(present):
+            self._headers.pop(ref, None)
+
+    def _lineage_numbers(self, worker: str) -> list[int]:
+        keys = [info.key for info in self.backend.list(refs.lineages_prefix(worker))]
+        return [number for number in map(refs.parse_lineage_key, keys) if number]
+
+    def _readable_lineage(self, worker: str, number: int) -> Optional[Lineage]:
+        try:
+            return self.lineage(worker, number)
+        except (CorruptCheckpoint, CheckpointNotFound) as error:
+            logger.warning(
+                "%s. So it is not known which older checkpoints run %d of worker %r continues; what it has "
+                "saved itself is not affected.",
+                error,
+                number,
+                worker,
+            )
+            return None
+
     @contextlib.contextmanager
     def _naming(self, key: str, ref: Optional[CheckpointRef] = None) -> Iterator[None]:
         """Say which object and checkpoint an error is about."""
@@ -102,7 +193,8 @@ class Catalog:
         except ObjectNotFound as error:
             raise CheckpointNotFound(f"{self.backend.uri}: {what} does not exist") from error
         except CorruptCheckpoint as error:
-            raise CorruptCheckpoint(f"{self.backend.uri}: {what} is damaged ({key}): {error}") from error
+            where = f" ({key})" if ref else ""
+            raise CorruptCheckpoint(f"{self.backend.uri}: {what} is damaged{where}: {error}") from error
 
 
 def _same(header: Header, ref: CheckpointRef) -> Header:

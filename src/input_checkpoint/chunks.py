@@ -5,11 +5,12 @@ A large payload is a chunk of its own. Small elements share one, as do the keys 
 
 from __future__ import annotations
 
+import itertools
+import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from blake3 import blake3
 
 from input_checkpoint.backend import Data
@@ -18,14 +19,32 @@ from input_checkpoint.state import Element
 
 DIGEST_BYTES = 16
 
-LARGE_PAYLOAD = 2 << 10
-"""From this size on a payload is a chunk of its own: an entry in the manifest then costs under 2 % of it."""
+_RUN_BYTES = 1 << 10
+_KEY_BYTES = 32
+"""What an element's key is taken for, compressed and with its framing."""
+_LONGEST_RUN = 32
 
-_SMALLEST_RUN = 4 << 10
-_LARGEST_RUN = 64 << 10
-_CUT_MASK = 0x7F
-_KEYS_IN_A_CHUNK = 4096
-_LENGTH = np.dtype("<u4")
+
+def _run_length(payload_bytes: int) -> int:
+    """Return how many elements of this size share a chunk: the power of two that comes next to 1 KiB."""
+    length = _LONGEST_RUN
+    # Not more than half as much again as the square root of two: the middle between two powers.
+    while length > 1 and length * (payload_bytes + _KEY_BYTES) > 1.414 * _RUN_BYTES:
+        length //= 2
+    return length
+
+
+_RUN_LENGTHS = tuple(map(_run_length, range(_RUN_BYTES)))
+
+LARGE_PAYLOAD = _RUN_LENGTHS.index(1)
+"""From this size on a payload is a chunk of its own: an entry in the manifest then costs under 3 % of it."""
+
+_SHORTEST_STRETCH = 4
+_STRETCH = 16
+_FEWEST_KEYS = 256
+_USUAL_KEYS = 1024
+_MOST_KEYS = 4096
+_LENGTH_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -49,35 +68,47 @@ def digest(data: Data) -> bytes:
 def cut(elements: Iterable[Element]) -> Iterator[Cut]:
     """Cut elements into chunks, in order. The keys of large payloads come in chunks in between.
 
-    Runs of small elements end where their content says so, not after a fixed number, so that an element more
-    or less changes one run and not all that follow.
+    Where a run of small elements ends depends on keys and on the position, not on what changes from save to
+    save: one payload that is replaced changes one chunk, and a short one. An element more or less changes
+    chunks only as far as the next key that begins a stretch.
 
     >>> [(c.elements, c.is_keys) for c in cut([(b"k1", b"small"), (b"k2", b"x" * 5000), (b"k3", b"")])]
     [(1, False), (0, False), (1, False), (1, True)]
     """
     run: list[bytes] = []
-    size = 0
+    position = 0
     keys: list[bytes] = []
     for key, payload in elements:
-        if len(payload) < LARGE_PAYLOAD:
+        large = len(payload) >= LARGE_PAYLOAD
+        length = 1 if large else _RUN_LENGTHS[len(payload)]
+        if run and (large or (position >= _SHORTEST_STRETCH * length and _ends(key, _STRETCH * length))):
+            yield _run(run)
+            run, position = [], 0
+        if not large:
             run += (key, payload)
-            size += len(key) + len(payload)
-            if size >= _LARGEST_RUN or (size >= _SMALLEST_RUN and not zlib.crc32(payload) & _CUT_MASK):
-                yield Cut(frame(run), len(run) // 2)
-                run, size = [], 0
+            position += 1
+            if not position % length:
+                yield _run(run)
+                run = []
             continue
-        if run:
-            yield Cut(frame(run), len(run) // 2)
-            run, size = [], 0
         yield Cut(payload, 0)
         keys.append(key)
-        if len(keys) == _KEYS_IN_A_CHUNK:
+        if len(keys) == _MOST_KEYS or (len(keys) >= _FEWEST_KEYS and _ends(key, _USUAL_KEYS)):
             yield Cut(frame(keys), len(keys), is_keys=True)
             keys = []
     if run:
-        yield Cut(frame(run), len(run) // 2)
+        yield _run(run)
     if keys:
         yield Cut(frame(keys), len(keys), is_keys=True)
+
+
+def _ends(key: bytes, usual: int) -> bool:
+    """Whether something ends at a key, which is so for one in ``usual`` (a power of two)."""
+    return not zlib.crc32(key) & (usual - 1)
+
+
+def _run(parts: Sequence[bytes]) -> Cut:
+    return Cut(frame(parts), len(parts) // 2)
 
 
 def frame(parts: Sequence[bytes]) -> bytes:
@@ -86,8 +117,8 @@ def frame(parts: Sequence[bytes]) -> bytes:
     >>> unframe(frame([b"ab", b""]))
     [b'ab', b'']
     """
-    lengths = np.fromiter(map(len, parts), _LENGTH, len(parts))
-    return b"".join((np.array([len(parts)], _LENGTH).tobytes(), lengths.tobytes(), *parts))
+    head = struct.pack(f"<{1 + len(parts)}I", len(parts), *map(len, parts))
+    return b"".join((head, *parts))
 
 
 def unframe(data: bytes) -> list[bytes]:
@@ -96,17 +127,16 @@ def unframe(data: bytes) -> list[bytes]:
     Raises:
         CorruptCheckpoint: this is nothing that `frame` makes.
     """
-    width = _LENGTH.itemsize
-    if len(data) < width:
+    if len(data) < _LENGTH_BYTES:
         raise CorruptCheckpoint("a chunk is shorter than its own header")
-    count = int(np.frombuffer(data, _LENGTH, 1)[0])
-    start = width * (1 + count)
+    count = int.from_bytes(data[:_LENGTH_BYTES], "little")
+    start = _LENGTH_BYTES * (1 + count)
     if start > len(data):
         raise CorruptCheckpoint(f"a chunk of {len(data)} bytes claims {count} parts")
-    ends = start + np.cumsum(np.frombuffer(data, _LENGTH, count, width), dtype=np.uint64)
-    if (int(ends[-1]) if count else start) != len(data):
+    lengths = struct.unpack_from(f"<{count}I", data, _LENGTH_BYTES)
+    bounds = list(itertools.accumulate(lengths, initial=start))
+    if bounds[-1] != len(data):
         raise CorruptCheckpoint("the lengths in a chunk do not add up to its size")
-    bounds = [start, *map(int, ends)]
     return [data[a:b] for a, b in zip(bounds, bounds[1:])]
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterable, Sequence
+
 import zstandard
 
+from input_checkpoint.backend import Data
 from input_checkpoint.errors import CorruptCheckpoint
 
 _LEVEL = 1
@@ -11,31 +15,46 @@ _TRIAL_BYTES = 1 << 20
 _PAUSE_BYTES = 64 << 20
 _WORTHWHILE = 0.9
 _STEP_BYTES = 1 << 18
+_MANY_AT_ONCE = "multi_compress_to_buffer" in zstandard.backend_features
+
+# The shortest block of a zstd frame takes 4 bytes and gives 128 KiB: RFC 8878, "RLE_Block".
+_MOST_FROM_A_BYTE = 1 << 15
+_MOST_IN_A_BLOCK = 1 << 17
 
 
 class Compressor:
     """Compresses chunks, and leaves off for a while when the last megabyte shrank by less than a tenth.
 
-    Not for use by several threads at once.
+    Give it chunks of one kind: it takes what the last ones were like for what the next ones will be. Not for
+    use by several threads at once.
     """
 
     def __init__(self) -> None:
         self._zstd = zstandard.ZstdCompressor(level=_LEVEL)
         self._tried = self._shrunk = self._pause = 0
 
-    def compress(self, data: bytes) -> bytes:
-        """Return ``data`` compressed, or as it is if that is not smaller. The length tells which."""
+    def compress(self, contents: Sequence[bytes]) -> Sequence[bytes]:
+        """Return each one compressed, or as it is if that is not smaller. The length tells which."""
+        size = sum(map(len, contents))
         if self._pause > 0:
-            self._pause -= len(data)
-            return data
-        packed = self._zstd.compress(data)
-        self._tried += len(data)
-        self._shrunk += min(len(packed), len(data))
+            self._pause -= size
+            return contents
+        stored = [min(pair, key=len) for pair in zip(contents, self._packed(contents))]
+        self._tried += size
+        self._shrunk += sum(map(len, stored))
         if self._tried >= _TRIAL_BYTES:
             if self._shrunk > _WORTHWHILE * self._tried:
                 self._pause = _PAUSE_BYTES
             self._tried = self._shrunk = 0
-        return packed if len(packed) < len(data) else data
+        return stored
+
+    def _packed(self, contents: Sequence[bytes]) -> Iterable[bytes]:
+        if len(contents) == 1 or not _MANY_AT_ONCE:
+            return map(self._zstd.compress, contents)
+        # Beside a thread that is busy in Python each call into zstd costs 5 ms, until Python gives the
+        # interpreter back.
+        packed = self._zstd.multi_compress_to_buffer(list(contents))
+        return (packed[number].tobytes() for number in range(len(contents)))
 
 
 def compress(data: bytes) -> bytes:
@@ -44,7 +63,24 @@ def compress(data: bytes) -> bytes:
     >>> decompress(compress(b"a" * 1000), 1000) == b"a" * 1000
     True
     """
-    return zstandard.ZstdCompressor(level=_LEVEL).compress(data)
+    return compress_parts([data], len(data))
+
+
+def compress_parts(parts: Iterable[Data], size: int) -> bytes:
+    """Compress what parts of ``size`` bytes in all give together. Holds one part and the result in memory."""
+    stream = zstandard.ZstdCompressor(level=_LEVEL).compressobj(size=size)
+    packed = [stream.compress(part) for part in parts]
+    return b"".join([*packed, stream.flush()])
+
+
+class _Decompressors(threading.local):
+    """One a thread: to make one takes longer than to use it."""
+
+    def __init__(self) -> None:
+        self.zstd = zstandard.ZstdDecompressor()
+
+
+_decompressors = _Decompressors()
 
 
 def decompress(data: bytes, size: int) -> bytes:
@@ -54,12 +90,21 @@ def decompress(data: bytes, size: int) -> bytes:
         CorruptCheckpoint: ``data`` is not zstd, or holds another number of bytes.
     """
     try:
-        raw = _read(zstandard.ZstdDecompressor().stream_reader(data), size)
+        claimed = zstandard.frame_content_size(data)
+        if claimed == size <= len(data) * _MOST_FROM_A_BYTE + _MOST_IN_A_BLOCK:
+            raw = _decompressors.zstd.decompress(data, max_output_size=size)
+        elif claimed == _UNKNOWN_SIZE:
+            raw = _read(zstandard.ZstdDecompressor().stream_reader(data), size)
+        else:
+            raise CorruptCheckpoint(f"compressed data does not hold the {size} bytes it should")
     except zstandard.ZstdError as error:
         raise CorruptCheckpoint(f"compressed data cannot be read: {error}") from error
     if len(raw) != size:
         raise CorruptCheckpoint(f"compressed data does not hold the {size} bytes it should")
     return raw
+
+
+_UNKNOWN_SIZE = -1
 
 
 def _read(reader: zstandard.ZstdDecompressionReader, size: int) -> bytes:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Callable
+from typing import Callable, Optional
 
 import numpy as np
 
@@ -30,7 +30,8 @@ from input_checkpoint.errors import (
     ObjectNotFound,
 )
 from input_checkpoint.manifest import Header, Manifest
-from input_checkpoint.reading import Extent, chunks_in, in_parallel, read_chunks
+from input_checkpoint.parallel import in_parallel
+from input_checkpoint.reading import Extent, chunks_in, read_chunks
 from input_checkpoint.refs import CheckpointRef
 from input_checkpoint.table import Column
 
@@ -223,7 +224,9 @@ class _WorkerCopier:
             raise CorruptCheckpoint(f"its pack {pack.key} is missing") from error
         if len(data) != pack.size:
             raise CorruptCheckpoint(f"its pack {pack.key} has {len(data)} bytes instead of {pack.size}")
-        chunks_in(data, pack.key, manifest.table, Extent(number, 0, pack.size, tuple(rows)))
+        # One after another: together they can be far larger than the pack.
+        for _ in chunks_in(data, pack.key, manifest.table, Extent(number, 0, pack.size, tuple(rows))):
+            continue
         return data
 
     def _commit(self, stored: bytes, manifest: Manifest) -> None:
@@ -321,13 +324,22 @@ def _records(backend: Backend, worker: str) -> dict[str, bytes]:
 
 def _check_same_run(source: Mapping[str, bytes], target: Backend, worker: str, source_uri: str) -> None:
     there = _records(target, worker)
-    common = source.keys() & there.keys()
-    same = all(lineages.decode(source[key]) == lineages.decode(there[key]) for key in common)
-    if there and not (common and same):
+    found = {_same_run(source[key], there[key]) for key in source.keys() & there.keys()}
+    if there and (True not in found or False in found):
         raise DifferentHistory(
             f"{target.uri} already holds another run of worker {worker!r} than {source_uri}. Nothing was "
             "copied: choose an empty place, or one that was copied from there."
         )
+
+
+def _same_run(one: bytes, other: bytes) -> Optional[bool]:
+    """Whether two lineage records are of one run; None if a damaged one keeps it from being told."""
+    if one == other:
+        return True
+    try:
+        return lineages.decode(one) == lineages.decode(other)
+    except CorruptCheckpoint:
+        return None
 
 
 @contextlib.contextmanager

@@ -22,9 +22,11 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Optional, Union
 
+import numpy as np
 import tensorflow as tf
 
 from input_checkpoint.errors import CorruptCheckpoint, PipelineMismatch, SnapshotLost, UnsupportedPipeline
+from input_checkpoint.parallel import in_parallel
 from input_checkpoint.state import Element, IteratorState, Piece, StoredState
 from input_checkpoint.variants import join_variants, split_payload, split_variants
 
@@ -39,6 +41,8 @@ _POLICIES = {"warn": 0, "ignore": 1, "fail": 2}
 _SLICE_BYTES = 8 << 20
 _BLOCK_ELEMENTS = 4
 _LARGE_ELEMENT_BYTES = 64 << 20
+_DECODERS = 2
+"""Slices decoded at once, while the next ones are being read."""
 
 _SERIALIZE_ERRORS = (tf.errors.UnimplementedError, tf.errors.FailedPreconditionError)
 # What a machine that goes away or is short of memory brings about. TensorFlow answers some of them with a
@@ -183,18 +187,22 @@ class GraphIterators:
 
         Returns its key, and the positions at which its elements belong.
         """
+
+        def hold(piece: Piece) -> tuple[int, Sequence[int]]:
+            key = next(self._keys)
+            session.run(ops.hold_encoded, {ops.key: key, ops.encoded: join_variants(piece.elements)})
+            return key, piece.positions
+
         held: list[tuple[int, int]] = []
         positions = array("i")
-        for piece in _slices(state.pieces):
-            elements = [key + payload for key, payload in piece.elements]
-            key, weight = next(self._keys), 1
-            session.run(ops.hold_encoded, {ops.key: key, ops.encoded: join_variants(elements)})
-            positions.extend(piece.positions)
+        for key, places in in_parallel(hold, _slices(state.pieces), _DECODERS):
+            positions.extend(places)
+            weight = 1
             while held and held[-1][1] <= weight:
                 left, left_weight = held.pop()
                 key, weight = self._join(session, ops, left, key), weight + left_weight
             held.append((key, weight))
-        if not held or sorted(positions) != list(range(state.count)):
+        if not held or not _is_permutation(positions, state.count):
             raise CorruptCheckpoint(f"the state of iterator {ops.name!r} is incomplete")
         key = held.pop()[0]
         while held:
@@ -339,6 +347,11 @@ def _slices(pieces: Iterable[Piece]) -> Iterator[Piece]:
                 positions, elements, size = [], [], 0
     if elements:
         yield Piece(positions, elements)
+
+
+def _is_permutation(positions: Sequence[int], count: int) -> bool:
+    """Whether each position from 0 to ``count`` - 1 is there once."""
+    return len(positions) == count and np.array_equal(np.sort(positions), np.arange(count))
 
 
 def _unsupported(error: Any) -> str:

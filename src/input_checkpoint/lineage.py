@@ -14,9 +14,12 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Optional
 
+from input_checkpoint import timestamps
 from input_checkpoint.chunks import digest
 from input_checkpoint.errors import UNREADABLE_JSON, CorruptCheckpoint
 from input_checkpoint.refs import CheckpointRef, lineage_key
+
+_NO_STEP_IS_LATER = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,37 @@ class Lineage:
         return sorted(ref for ref in refs if self.holds(ref))
 
 
+@dataclass(frozen=True)
+class LostLineage(Lineage):
+    """Stands in for a run whose record cannot be read. Its number is certain, its ancestors are a guess.
+
+    So it supersedes older writers as any other, and one can go on from its history; but nothing may be given
+    up on its word.
+    """
+
+
+def lost(
+    worker: str, number: int, before: Optional[Lineage], present: Iterable[CheckpointRef]
+) -> LostLineage:
+    """Return the stand-in for a lineage whose record cannot be read.
+
+    What it wrote itself is certainly of its history. From where it was started is not known; steps grow, so
+    it cannot have been from a step past its own first one.
+
+    Args:
+        worker: whose.
+        number: of the lineage.
+        before: the lineage opened before it, or None if there was none.
+        present: the worker's checkpoints.
+    """
+    if before is None:
+        return LostLineage(worker, number, ())
+    own = [ref.step for ref in present if ref.lineage == number]
+    last = min(own) - 1 if own else _NO_STEP_IS_LATER
+    older = [Ancestor(each.lineage, min(each.last_step, last)) for each in before.ancestors]
+    return LostLineage(worker, number, (Ancestor(before.number, last), *older))
+
+
 def successor(
     worker: str,
     newest: Optional[Lineage],
@@ -111,7 +145,7 @@ def abandoned(newest: Lineage, refs: Sequence[CheckpointRef]) -> list[Checkpoint
 def encode(lineage: Lineage) -> bytes:
     """Return the bytes of a lineage record: JSON with the checksum of its content."""
     fields = asdict(lineage)
-    fields["created"] = lineage.created.isoformat()
+    fields["created"] = timestamps.encode(lineage.created)
     text = json.dumps(fields, sort_keys=True)
     return json.dumps({"lineage": fields, "digest": digest(text.encode()).hex()}, indent=1).encode()
 
@@ -135,7 +169,7 @@ def decode(data: bytes) -> Lineage:
                 for ancestor in fields["ancestors"]
             ),
             write_id=str(fields["write_id"]),
-            created=datetime.fromisoformat(fields["created"]),
+            created=timestamps.decode(fields["created"]),
             host=str(fields["host"]),
             pid=int(fields["pid"]),
         )

@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 
+from input_checkpoint import timestamps
 from input_checkpoint.chunks import DIGEST_BYTES, digest
 from input_checkpoint.errors import UNREADABLE_JSON, CorruptCheckpoint
 from input_checkpoint.refs import CheckpointRef, parse_pack_key
@@ -49,6 +50,10 @@ class CheckpointInfo:
     """Names of the iterators, as in the TensorFlow graph."""
     host: str
     pid: int
+    packs: tuple[PackEntry, ...] = field(default=(), repr=False)
+    """Every stored object that its data lies in, also those that it shares with other checkpoints."""
+    table_bytes: int = 0
+    """Size of the list of its chunks, which is most of its manifest."""
 
     @property
     def ref(self) -> CheckpointRef:
@@ -110,6 +115,8 @@ class Header:
             iterators=tuple(entry.name for entry in self.iterators),
             host=self.host,
             pid=self.pid,
+            packs=self.packs,
+            table_bytes=self.table_bytes,
         )
 
 
@@ -147,7 +154,7 @@ class Manifest:
 def encode(header: Header, table: bytes) -> bytes:
     """Return the bytes of a manifest; ``table`` is the encoded chunk table."""
     fields = asdict(header)
-    fields["created"] = header.created.isoformat()
+    fields["created"] = timestamps.encode(header.created)
     text = json.dumps(fields, separators=(",", ":"), sort_keys=True).encode()
     return _PREFIX.pack(MAGIC, len(text), digest(text)) + text + table
 
@@ -206,7 +213,7 @@ def _header(fields: Mapping[str, Any]) -> Header:
     return Header(
         ref=CheckpointRef(str(ref["worker"]), int(ref["lineage"]), int(ref["step"])),
         write_id=str(fields["write_id"]),
-        created=datetime.fromisoformat(fields["created"]),
+        created=timestamps.decode(fields["created"]),
         host=str(fields["host"]),
         pid=int(fields["pid"]),
         iterators=tuple(

@@ -17,8 +17,9 @@ CONCURRENCY = 4
 class PackWriter:
     """Joins chunks into packs and uploads several packs at once.
 
-    At most ``concurrency`` full packs are in flight and one is being filled, so memory stays under
-    ``(concurrency + 1) * pack_bytes`` plus one chunk; `add` waits when the storage is slower than its caller.
+    At most ``concurrency`` full packs are in flight and one is being filled. One of those in flight may be
+    there twice, in pieces and joined: memory stays under ``(concurrency + 2) * pack_bytes`` plus one chunk.
+    `add` waits when the storage is slower than its caller.
 
     Args:
         backend: where to put the packs.
@@ -39,6 +40,7 @@ class PackWriter:
         self._pack_bytes = pack_bytes
         self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="input-checkpoint-put")
         self._free = threading.BoundedSemaphore(concurrency)
+        self._joining = threading.Lock()
         self._uploads: list[Future[None]] = []
         self._sizes: dict[str, int] = {}
         self._key = pack_key(0)
@@ -84,14 +86,16 @@ class PackWriter:
         key = self._key
         self._sizes[key] = self._size
         self._key = self._pack_key(len(self._sizes))
-        data = b"".join(self._pieces)
-        self._pieces, self._size = [], 0
+        pieces, self._pieces, self._size = self._pieces, [], 0
         self._free.acquire()
         self._raise_failure()
-        self._uploads.append(self._executor.submit(self._put, key, data))
+        self._uploads.append(self._executor.submit(self._put, key, pieces))
 
-    def _put(self, key: str, data: bytes) -> None:
+    def _put(self, key: str, pieces: list[bytes]) -> None:
         try:
+            with self._joining:
+                data = b"".join(pieces)
+                pieces.clear()
             self._backend.put(key, data)
         finally:
             self._free.release()

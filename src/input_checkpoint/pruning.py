@@ -10,10 +10,10 @@ from typing import Callable, Optional
 
 from input_checkpoint import lineage as lineages
 from input_checkpoint import pins, refs
-from input_checkpoint.backend import Backend, ObjectInfo
+from input_checkpoint.backend import ObjectInfo
+from input_checkpoint.catalog import Catalog
 from input_checkpoint.errors import CheckpointNotFound, CorruptCheckpoint
-from input_checkpoint.lineage import Lineage
-from input_checkpoint.manifest import Header
+from input_checkpoint.lineage import Lineage, LostLineage
 from input_checkpoint.refs import CheckpointRef
 from input_checkpoint.retention import RetentionPolicy, joined
 from input_checkpoint.saving import LineageSaver, SaveInFlight
@@ -70,9 +70,7 @@ class Pruner:
     follow one another without a pause would otherwise let nothing be removed.
 
     Args:
-        backend: where.
-        header: reads the header of a manifest.
-        list_present: lists the worker's checkpoints, from old to new.
+        catalog: what there is, and where.
         newest: the worker's newest lineage.
         check_may_delete: called before anything is deleted; raises if it must not be.
         set_free: what earlier prunes of this process have left.
@@ -81,17 +79,14 @@ class Pruner:
 
     def __init__(
         self,
-        backend: Backend,
-        header: Callable[[CheckpointRef], Header],
-        list_present: Callable[[], Sequence[CheckpointRef]],
+        catalog: Catalog,
         newest: Lineage,
         check_may_delete: Callable[[], None],
         set_free: SetFree,
         own: Optional[LineageSaver] = None,
     ) -> None:
-        self._backend = backend
-        self._header = header
-        self._list_present = list_present
+        self._catalog = catalog
+        self._backend = catalog.backend
         self._newest = newest
         self._check_may_delete = check_may_delete
         self._set_free = set_free
@@ -99,7 +94,7 @@ class Pruner:
 
     def prune(self, policy: RetentionPolicy, orphan_age: float, dry_run: bool) -> PruneReport:
         """See `CheckpointStore.prune`."""
-        present = self._list_present()
+        present = self._present()
         kept = self._kept(policy, present)
         removed = tuple(ref for ref in present if ref not in kept)
         if not dry_run:
@@ -111,7 +106,7 @@ class Pruner:
             return PruneReport(kept, removed, ())
         # Asked after the announcements: a save that has begun since then builds on nothing that is gone.
         own = self._own.in_flight() if self._own else None
-        remaining = kept if dry_run else self._list_present()
+        remaining = kept if dry_run else self._present()
         freed = {*removed, *self._set_free.refs}
         unneeded = self._unneeded(
             [info for info in packs if not _needs(own, info)], remaining, freed, orphan_age
@@ -123,14 +118,28 @@ class Pruner:
             self._delete(self._outlived_lineages(remaining))
         return PruneReport(kept, removed, tuple(unneeded))
 
+    def _present(self) -> Sequence[CheckpointRef]:
+        return self._catalog.refs(self._newest.worker)
+
     def _kept(self, policy: RetentionPolicy, present: Sequence[CheckpointRef]) -> dict[CheckpointRef, str]:
+        if isinstance(self._newest, LostLineage):
+            # Neither what it has left behind is known, nor what there is for the policy to choose from.
+            kept = dict.fromkeys(present, f"the record of lineage {self._newest.number} cannot be read")
+        else:
+            kept = self._kept_of_line(policy, self._newest.history(present), present)
+        return joined((kept, self._pinned(present)))
+
+    def _kept_of_line(
+        self, policy: RetentionPolicy, history: Sequence[CheckpointRef], present: Sequence[CheckpointRef]
+    ) -> dict[CheckpointRef, str]:
         given_up = set(lineages.abandoned(self._newest, present))
-        history = self._newest.history(present)
-        kept = {ref: "not yet given up" for ref in present if ref not in {*given_up, *history}}
+        judged = {*given_up, *history}
+        kept = {ref: "not yet given up" for ref in present if ref not in judged}
+        self._catalog.fetch_headers(history)
         readable = []
         for ref in history:
             try:
-                readable.append(self._header(ref).info)
+                readable.append(self._catalog.header(ref).info)
             except CorruptCheckpoint:
                 kept[ref] = "its manifest cannot be read"
             except CheckpointNotFound:
@@ -138,7 +147,7 @@ class Pruner:
         kept.update(policy.keep(readable))
         if history:
             kept.setdefault(history[-1], "the newest")
-        return joined((kept, self._pinned(present)))
+        return kept
 
     def _pinned(self, present: Sequence[CheckpointRef]) -> dict[CheckpointRef, str]:
         # Asked for last: reading headers and listing a model directory take time, in which a pin may come.
@@ -164,9 +173,11 @@ class Pruner:
     ) -> list[str]:
         named: set[str] = set()
         damaged: list[CheckpointRef] = []
-        for ref in remaining:
+        committed = set(remaining)
+        self._catalog.fetch_headers(committed)
+        for ref in committed:
             try:
-                named.update(pack.key for pack in self._header(ref).packs)
+                named.update(pack.key for pack in self._catalog.header(ref).packs)
             except CorruptCheckpoint:
                 damaged.append(ref)
             except CheckpointNotFound:
@@ -174,7 +185,7 @@ class Pruner:
         unneeded = []
         for pack in packs:
             maker = refs.parse_pack_key(pack.key)
-            if maker is None or maker in remaining or pack.key in named:
+            if maker is None or maker in committed or pack.key in named:
                 continue
             if any(maker <= ref for ref in damaged):
                 # What a damaged manifest names is unknown to us, but not to the writer that goes on from it.
@@ -184,7 +195,9 @@ class Pruner:
         return unneeded
 
     def _outlived_lineages(self, remaining: Collection[CheckpointRef]) -> list[str]:
-        """Return records of lineages of which nothing is left."""
+        """Return records of lineages of which nothing is left. All are evidence while the newest is lost."""
+        if isinstance(self._newest, LostLineage):
+            return []
         needed = {self._newest.number, *(ref.lineage for ref in remaining)}
         keys = [info.key for info in self._backend.list(refs.lineages_prefix(self._newest.worker))]
         numbers = {key: refs.parse_lineage_key(key) for key in keys}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Callable, TypeVar
 
 import numpy as np
 
@@ -15,16 +13,16 @@ from input_checkpoint.compression import decompress
 from input_checkpoint.errors import CorruptCheckpoint, ObjectNotFound
 from input_checkpoint.manifest import IteratorRows, Manifest
 from input_checkpoint.packs import CONCURRENCY
+from input_checkpoint.parallel import in_parallel
 from input_checkpoint.state import Element, Piece
 from input_checkpoint.table import ChunkTable, Column
 
 READ_BYTES = 8 << 20
-"""Largest range asked for at once, unless a single chunk is larger."""
+"""Bytes of an extent, as they are stored and as they come out, unless a single chunk is larger."""
+READ_ROWS = 1 << 14
+"""Chunks of an extent: what is kept of each in memory is more than its bytes."""
 WASTE = 0.25
 """Bytes that may be read in vain, as a share of those needed, to save requests."""
-
-_Result = TypeVar("_Result")
-_Argument = TypeVar("_Argument")
 
 
 @dataclass(frozen=True)
@@ -37,28 +35,41 @@ class Extent:
     rows: tuple[int, ...]
 
 
-def plan_reads(table: ChunkTable, waste: float = WASTE, most: int = READ_BYTES) -> list[Extent]:
+def plan_reads(
+    table: ChunkTable, waste: float = WASTE, most: int = READ_BYTES, most_rows: int = READ_ROWS
+) -> list[Extent]:
     """Decide which ranges to read for the rows of a table.
 
     Neighbours are read together. So are chunks with a gap in between, smallest gaps first, as long as the
-    gaps add up to no more than ``waste`` of the bytes needed.
+    gaps add up to no more than ``waste`` of the bytes needed. Rows that share a chunk may come to lie in
+    several extents, which then read it again each: no state takes more requests than one of the same size
+    that neither shares nor compresses anything.
 
     Args:
         table: the chunks wanted.
         waste: share of the needed bytes that may be read in vain.
-        most: bytes of an extent.
+        most: bytes of an extent, and of all its rows once they are decompressed. A chunk that is larger is
+            alone.
+        most_rows: rows of an extent.
     """
     if not len(table):
         return []
     order = np.lexsort((table.stored, table.offset, table.pack))
     pack, start = table.pack[order], table.offset[order]
     end = start + table.stored[order]
+    unpacked = np.concatenate(([0], np.cumsum(table.raw[order])))
     gap = np.maximum(0, start[1:] - end[:-1])
     apart = (pack[1:] != pack[:-1]) | ~_bridged(gap, pack[1:] == pack[:-1], waste * int(table.stored.sum()))
     extents: list[Extent] = []
     first = 0
     for row in range(1, len(order) + 1):
-        if row < len(order) and not apart[row - 1] and end[row] - start[first] <= most:
+        if (
+            row < len(order)
+            and not apart[row - 1]
+            and end[row] - start[first] <= most
+            and unpacked[row + 1] - unpacked[first] <= most
+            and row - first < most_rows
+        ):
             continue
         rows = tuple(order[first:row].tolist())
         extents.append(Extent(int(pack[first]), int(start[first]), int(end[first:row].max()), rows))
@@ -81,26 +92,53 @@ def read_pieces(
 ) -> Iterator[Piece]:
     """Yield all elements of one iterator, in pieces as they lie in the packs.
 
+    Memory stays under ``concurrency + 2`` extents, however well the state is compressed and however much of
+    it is the same.
+
     Raises:
         CorruptCheckpoint: a pack is missing or cut short, or a chunk is not what it should be.
     """
-    counts = np.maximum(rows.elements.elements, 1)
-    positions = np.concatenate(([0], np.cumsum(counts)))
-    if int(positions[-1]) != rows.entry.elements:
-        raise CorruptCheckpoint("its chunks do not add up to its number of elements")
-    alone = rows.elements.elements == 0
-    key_numbers = np.cumsum(alone) - 1
+    check_counts(rows)
+    positions = np.concatenate(([0], np.cumsum(np.maximum(rows.elements.elements, 1))))
+    key_numbers = np.cumsum(rows.elements.elements == 0) - 1
     keys = _read_keys(backend, manifest, rows.keys, concurrency)
-    if len(keys) != int(alone.sum()):
-        raise CorruptCheckpoint("it has not one key for each large payload")
     for chunks in read_chunks(backend, manifest, rows.elements, concurrency):
         places: list[int] = []
         elements: list[Element] = []
         for row, data in chunks:
             count = int(rows.elements.elements[row])
-            places.extend(range(int(positions[row]), int(positions[row + 1])))
+            # Before the places: until it is unframed, the number of elements is no more than a claim.
             elements += unframe_elements(data, count) if count else [(keys[key_numbers[row]], data)]
+            places.extend(range(int(positions[row]), int(positions[row + 1])))
         yield Piece(places, elements)
+
+
+def check_counts(rows: IteratorRows) -> None:
+    """Check that an iterator's rows claim to hold as many elements and keys as they should.
+
+    Raises:
+        CorruptCheckpoint: they do not.
+    """
+    if int(np.maximum(rows.elements.elements, 1).sum()) != rows.entry.elements:
+        raise CorruptCheckpoint("its chunks do not add up to its number of elements")
+    if int(rows.keys.elements.sum()) != int((rows.elements.elements == 0).sum()):
+        raise CorruptCheckpoint("it has not one key for each large payload")
+
+
+def parts_of(rows: IteratorRows) -> Column:
+    """Return how many parts each chunk of an iterator frames, keys first; -1 for a payload of its own."""
+    elements = rows.elements.elements
+    return np.concatenate((rows.keys.elements, np.where(elements == 0, -1, 2 * elements)))
+
+
+def check_frame(data: bytes, parts: int) -> None:
+    """Check that a chunk is what its row in `parts_of` says.
+
+    Raises:
+        CorruptCheckpoint: it is not.
+    """
+    if parts >= 0:
+        unframe_keys(data, parts)
 
 
 def read_chunks(
@@ -116,24 +154,6 @@ def read_chunks(
         return _read_extent(backend, manifest.header.packs[extent.pack].key, table, extent)
 
     yield from in_parallel(read, plan_reads(table), concurrency)
-
-
-def in_parallel(
-    work: Callable[[_Argument], _Result], items: Iterable[_Argument], concurrency: int
-) -> Iterator[_Result]:
-    """Yield ``work(item)`` in order; a few run ahead of the caller."""
-    with ThreadPoolExecutor(concurrency, thread_name_prefix="input-checkpoint-get") as executor:
-        pending: list[Future[_Result]] = []
-        try:
-            for item in items:
-                pending.append(executor.submit(work, item))
-                if len(pending) > concurrency:
-                    yield pending.pop(0).result()
-            while pending:
-                yield pending.pop(0).result()
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 def _read_keys(backend: Backend, manifest: Manifest, table: ChunkTable, concurrency: int) -> Sequence[bytes]:
@@ -152,16 +172,17 @@ def _read_extent(backend: Backend, pack: str, table: ChunkTable, extent: Extent)
         raise CorruptCheckpoint(f"its pack {pack} is missing") from error
     if len(data) != extent.end - extent.start:
         raise CorruptCheckpoint(f"its pack {pack} is cut short")
-    return chunks_in(data, pack, table, extent)
+    return list(chunks_in(data, pack, table, extent))
 
 
-def chunks_in(data: bytes, pack: str, table: ChunkTable, extent: Extent) -> list[tuple[int, bytes]]:
-    """Return the chunks in the bytes of an extent, with their row numbers, each checked.
+def chunks_in(data: bytes, pack: str, table: ChunkTable, extent: Extent) -> Iterator[tuple[int, bytes]]:
+    """Yield the chunks in the bytes of an extent, with their row numbers, each checked.
 
     Raises:
         CorruptCheckpoint: one is not what it should be.
     """
-    return [(row, _chunk(data, pack, table, extent, row)) for row in extent.rows]
+    for row in extent.rows:
+        yield row, _chunk(data, pack, table, extent, row)
 
 
 def _chunk(data: bytes, pack: str, table: ChunkTable, extent: Extent, row: int) -> bytes:

@@ -17,6 +17,7 @@ _LINEAGE_KEY = re.compile(r"lineages/([^/]+)/(\d{8,})\.json")
 _ANNOUNCEMENT_KEY = re.compile(r"saves/([^/]+)/(\d{8,})/(\d{12,})-[^/]+")
 _PIN_KEY = re.compile(r"pins/([^/]+)/(\d{8,})/(\d{12,})\.json")
 _PACK_KEY = re.compile(r"packs/([^/]+)/(\d{8,})/(\d{12,})-[^/]+\.pack")
+_TRACE = re.compile(r"(?:checkpoints|lineages|packs|saves)/([^/]+)/.+")
 
 
 _NO_LINEAGE = 99_999_999  # newer than any, so that every clean-up takes it seriously
@@ -70,14 +71,14 @@ def pins_prefix(worker: Optional[str] = None) -> str:
     return "pins/" if worker is None else f"pins/{worker}/"
 
 
-def packs_prefix(worker: str) -> str:
-    """Prefix of all packs of a worker."""
-    return f"packs/{worker}/"
+def packs_prefix(worker: Optional[str] = None) -> str:
+    """Prefix of all packs, of one worker or of all."""
+    return "packs/" if worker is None else f"packs/{worker}/"
 
 
-def lineages_prefix(worker: str) -> str:
-    """Prefix of all lineage records of a worker."""
-    return f"lineages/{worker}/"
+def lineages_prefix(worker: Optional[str] = None) -> str:
+    """Prefix of all lineage records, of one worker or of all."""
+    return "lineages/" if worker is None else f"lineages/{worker}/"
 
 
 def lineage_key(worker: str, number: int) -> str:
@@ -85,9 +86,9 @@ def lineage_key(worker: str, number: int) -> str:
     return f"{lineages_prefix(worker)}{number:08d}.json"
 
 
-def announcements_prefix(worker: str) -> str:
-    """Prefix of the announcements of a worker's saves in flight."""
-    return f"saves/{worker}/"
+def announcements_prefix(worker: Optional[str] = None) -> str:
+    """Prefix of the announcements of saves in flight, of one worker or of all."""
+    return "saves/" if worker is None else f"saves/{worker}/"
 
 
 def announcement_key(ref: CheckpointRef, write_id: str) -> str:
@@ -98,6 +99,16 @@ def announcement_key(ref: CheckpointRef, write_id: str) -> str:
 def hold_key(worker: str, name: str) -> str:
     """Key of the announcement of somebody who saves nothing but needs what is there, of no lineage."""
     return f"{announcements_prefix(worker)}{_NO_LINEAGE:08d}/{0:012d}-{name[:8]}"
+
+
+def worker_of(key: str) -> Optional[str]:
+    """Return the worker that has left an object, or None if it is no worker's or the name cannot be one.
+
+    >>> worker_of("packs/worker-3/00000001/notes"), worker_of("format.json")
+    ('worker-3', None)
+    """
+    match = _TRACE.fullmatch(key)
+    return match.group(1) if match and _WORKER.fullmatch(match.group(1)) else None
 
 
 def parse_announcement_key(key: str) -> Optional[CheckpointRef]:

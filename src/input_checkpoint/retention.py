@@ -151,12 +151,13 @@ class KeepSteps(RetentionPolicy):
 
 @dataclass(frozen=True)
 class KeepBytes(RetentionPolicy):
-    """Keeps the newest checkpoints as long as they add up to at most ``budget`` bytes.
+    """Keeps the newest checkpoints as long as they take up at most ``budget`` bytes.
 
-    The newest is kept whatever its size. What counts is what each save uploaded
-    (`CheckpointInfo.stored_bytes`). De-duplication makes that approximate, in both directions: data of a
-    removed checkpoint stays as long as a kept one shares it, and the first save of a run, which uploads
-    everything, counts for more than those that build on it.
+    The newest is kept whatever its size. What counts is what the storage holds for them: every pack that one
+    of them refers to, whole and once however many share it, and the list of chunks of each. What is kept for
+    another reason (a pin, another policy, history not yet given up) comes on top, as does the save that is
+    just being made. Packs also hold what only older checkpoints needed, so that in a long run the newest one
+    alone may take up twice the size of its state, and a budget below three times that size keeps little else.
 
     Args:
         budget: bytes, for each worker.
@@ -174,9 +175,11 @@ class KeepBytes(RetentionPolicy):
     def keep(self, checkpoints: Sequence[CheckpointInfo]) -> Kept:
         """See `RetentionPolicy.keep`."""
         kept: dict[CheckpointRef, str] = {}
+        counted: set[str] = set()
         total = 0
         for info in reversed(checkpoints):
-            total += info.stored_bytes
+            total += info.table_bytes + sum(pack.size for pack in info.packs if pack.key not in counted)
+            counted.update(pack.key for pack in info.packs)
             if total > self.budget:
                 if not kept:
                     kept[info.ref] = f"the newest, though {total:,} bytes are over {self.budget:,}"

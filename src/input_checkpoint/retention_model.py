@@ -37,7 +37,8 @@ class KeepWithModel(RetentionPolicy):
     model checkpoint (yet), everything stays, and a log message and the reason say so.
 
     Args:
-        model_dir: a local path, or any URI that fsspec knows. It is listed at every clean-up.
+        model_dir: a local path, or any URI that fsspec knows. It is listed at every clean-up. A relative path
+            is taken from the folder that is current now, whatever folder is later.
         storage_options: handed to the fsspec filesystem.
 
     Example:
@@ -51,6 +52,9 @@ class KeepWithModel(RetentionPolicy):
     def __post_init__(self) -> None:
         if not isinstance(self.model_dir, (str, os.PathLike)) or not os.fspath(self.model_dir):
             raise ValueError(f"KeepWithModel(model_dir) must be a path or a URI, got {self.model_dir!r}")
+        protocol, path = fsspec.core.split_protocol(os.fspath(self.model_dir))
+        if protocol in (None, "file", "local"):
+            object.__setattr__(self, "model_dir", os.path.abspath(os.path.expanduser(path)))
 
     def keep(self, checkpoints: Sequence[CheckpointInfo]) -> Kept:
         """See `RetentionPolicy.keep`."""

@@ -6,8 +6,9 @@ import contextlib
 import os
 import platform
 import uuid
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Callable, Optional
 
@@ -16,14 +17,16 @@ from input_checkpoint import refs
 from input_checkpoint.backend import Backend
 from input_checkpoint.chunks import Cut, cut, digest
 from input_checkpoint.compression import Compressor
-from input_checkpoint.errors import BackendError, ObjectExists, WriterSuperseded
-from input_checkpoint.index import ChunkIndex, pack_uses, packs_to_give_up
+from input_checkpoint.errors import BackendError, BackendUnavailable, ObjectExists, WriterSuperseded
+from input_checkpoint.index import ChunkIndex, ChunkRows, PackUse, packs_to_give_up
 from input_checkpoint.lineage import Lineage
 from input_checkpoint.manifest import Header, IteratorEntry, Manifest, PackEntry
 from input_checkpoint.packs import CONCURRENCY, PACK_BYTES, PackWriter
 from input_checkpoint.refs import CheckpointRef
 from input_checkpoint.state import IteratorState
-from input_checkpoint.table import Location, TableBuilder
+
+_BATCH_BYTES = 1 << 18
+_BATCH_CHUNKS = 1 << 8
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,7 @@ class LineageSaver:
 
     def learn(self, manifest: Manifest) -> None:
         """Let later saves build on a committed checkpoint."""
-        self._index.add(manifest)
-        packs = {pack.key: pack.size for pack in manifest.header.packs}
-        self._known = {**self._known, manifest.header.ref: packs}
-        self._index.forget_packs(packs_to_give_up(pack_uses(manifest), self._options.pack_bytes))
+        self._settle(manifest.header, self._index.learn(manifest))
 
     def save(self, step: int, iterators: Iterable[IteratorState]) -> Header:
         """Store and commit one checkpoint.
@@ -106,27 +106,40 @@ class LineageSaver:
         write_id = uuid.uuid4().hex
         with self._announced(ref, write_id):
             self._forget_removed()
-            manifest = self._upload(ref, write_id, iterators)
-            body = manifest.table.encode()
-            header = _sealed(manifest.header, body)
-            self._check_not_superseded()
-            self._commit(header, manifests.encode(header, body))
-        self.learn(Manifest(header, manifest.table))
+            with self._index.forgetting_on_failure():
+                stored = self._upload(ref, write_id, iterators)
+                header = self._commit(ref, write_id, stored)
+        self._settle(header, stored.chunks)
         return header
+
+    def _settle(self, header: Header, chunks: ChunkRows) -> None:
+        """Take a committed checkpoint for what later saves build on."""
+        live = self._index.live_bytes(chunks)
+        uses = {pack.key: PackUse(live.get(pack.key, 0), pack.size) for pack in header.packs}
+        self._index.settle(chunks, packs_to_give_up(uses, self._options.pack_bytes))
+        known = {**self._known, header.ref: {pack.key: pack.size for pack in header.packs}}
+        useful = self._index.packs
+        self._known = {ref: packs for ref, packs in known.items() if not useful.isdisjoint(packs)}
 
     @contextlib.contextmanager
     def _announced(self, ref: CheckpointRef, write_id: str) -> Iterator[None]:
         """Let everybody know that a save is in flight, so that no clean-up removes what it builds on."""
         key = refs.announcement_key(ref, write_id)
         self._current = (ref, key)
+        away = False
         try:
             self._backend.put(key, b"")
             yield
+        except BackendUnavailable:
+            away = True
+            raise
         finally:
             self._current = None
-            # If it stays, the worst is that clean-up by others waits until it is old.
-            with contextlib.suppress(BackendError):
-                self._backend.delete([key])
+            # If it stays, the worst is that clean-up by others waits until it is old; this run's own removes
+            # it. So a storage that has been waited for in vain is not waited for once more.
+            if not away:
+                with contextlib.suppress(BackendError):
+                    self._backend.delete([key])
 
     def _forget_removed(self) -> None:
         """Build only on checkpoints that are still there now that the save is announced (see `Pruner`)."""
@@ -140,41 +153,54 @@ class LineageSaver:
     def _known_packs(self) -> dict[str, int]:
         return {key: size for packs in self._known.values() for key, size in packs.items()}
 
-    def _upload(self, ref: CheckpointRef, write_id: str, iterators: Iterable[IteratorState]) -> Manifest:
+    def _upload(self, ref: CheckpointRef, write_id: str, iterators: Iterable[IteratorState]) -> _Stored:
         entries: list[IteratorEntry] = []
-        builders: list[TableBuilder] = []
-        packs: dict[str, int] = {}
+        parts: list[ChunkRows] = []
         with PackWriter(
             self._backend,
             lambda number: ref.pack_key(number, write_id[:8]),
             self._options.pack_bytes,
             self._options.concurrency,
         ) as writer:
-            sink = _Sink(writer, self._index, packs, Compressor() if self._options.compress else None)
+            sink = _Sink(writer, self._index, self._options.compress)
             for state in iterators:
-                keys, elements = TableBuilder(), TableBuilder()
-                for piece in cut(state.elements):
-                    sink.store(piece, keys if piece.is_keys else elements)
-                entries.append(_entry(state.name, keys, elements))
-                builders += [keys, elements]
-            new = writer.finish()
-        sizes = {**self._known_packs(), **new}
-        table = TableBuilder().build(*builders)
+                keys, elements = ChunkRows(), ChunkRows()
+                for batch in _batches(cut(state.elements)):
+                    sink.store(batch, keys if batch[0].is_keys else elements)
+                entries.append(self._entry(state.name, keys, elements))
+                parts += [keys, elements]
+            return _Stored(tuple(entries), ChunkRows.joined(parts), writer.finish())
+
+    def _entry(self, name: str, keys: ChunkRows, elements: ChunkRows) -> IteratorEntry:
+        return IteratorEntry(
+            name,
+            key_chunks=len(keys),
+            chunks=len(elements),
+            elements=elements.total_elements,
+            logical_bytes=self._index.raw_bytes(keys) + self._index.raw_bytes(elements),
+        )
+
+    def _commit(self, ref: CheckpointRef, write_id: str, stored: _Stored) -> Header:
+        body, packs = self._index.encode_table(stored.chunks)
+        sizes = {**self._known_packs(), **stored.packs}
         header = Header(
             ref=ref,
             write_id=write_id,
             created=datetime.now(timezone.utc),
             host=platform.node(),
             pid=os.getpid(),
-            iterators=tuple(entries),
-            packs=tuple(PackEntry(key, sizes[key], key in new) for key in packs),
-            chunks=len(table),
-            table_bytes=0,
-            table_digest="",
+            iterators=stored.entries,
+            packs=tuple(PackEntry(key, sizes[key], key in stored.packs) for key in packs),
+            chunks=len(stored.chunks),
+            table_bytes=len(body),
+            table_digest=digest(body).hex(),
         )
-        return Manifest(header, table)
+        data = manifests.encode(header, body)
+        self._check_not_superseded()
+        self._create(header, data)
+        return header
 
-    def _commit(self, header: Header, data: bytes) -> None:
+    def _create(self, header: Header, data: bytes) -> None:
         try:
             self._backend.create(header.ref.key, data)
         except ObjectExists:
@@ -187,47 +213,66 @@ class LineageSaver:
                 ) from None
 
 
-class _Sink:
-    """Stores what is new, and keeps the list of packs that a checkpoint refers to."""
+@dataclass(frozen=True)
+class _Stored:
+    """What a save has stored and not yet committed."""
 
-    def __init__(
-        self,
-        writer: PackWriter,
-        index: ChunkIndex,
-        packs: dict[str, int],
-        compressor: Optional[Compressor],
-    ) -> None:
+    entries: tuple[IteratorEntry, ...]
+    chunks: ChunkRows
+    packs: Mapping[str, int]
+    """Packs that were uploaded, with their sizes."""
+
+
+class _Sink:
+    """Stores what is new."""
+
+    def __init__(self, writer: PackWriter, index: ChunkIndex, compress: bool) -> None:
         self._writer = writer
         self._index = index
-        self._packs = packs
-        self._compressor = compressor
-        self._stored: dict[bytes, Location] = {}
+        self._compress = compress
+        # One a kind: keys shrink also where payloads do not.
+        self._compressors: defaultdict[tuple[bool, bool], Compressor] = defaultdict(Compressor)
 
-    def store(self, piece: Cut, table: TableBuilder) -> None:
-        """Add a chunk to the table, and to a pack unless it is stored already."""
-        name = digest(piece.data)
-        place = self._index.find(name) or self._stored.get(name)
-        if place is None:
-            data = self._compressor.compress(piece.data) if self._compressor else piece.data
-            place = self._stored[name] = self._writer.add(data, len(piece.data))
-        number = self._packs.setdefault(place.pack, len(self._packs))
-        table.add(name, number, place, piece.elements)
+    def store(self, batch: Sequence[Cut], chunks: ChunkRows) -> None:
+        """Add chunks of one kind to those of the checkpoint, and to packs unless they are stored already."""
+        names = [digest(piece.data) for piece in batch]
+        rows = list(map(self._index.find, names))
+        new = {name: piece.data for name, row, piece in zip(names, rows, batch) if row < 0}
+        added = {
+            name: self._index.add(name, self._writer.add(packed, len(data)))
+            for (name, data), packed in zip(new.items(), self._packed(batch[0], list(new.values())))
+        }
+        for name, row, piece in zip(names, rows, batch):
+            chunks.add(added[name] if row < 0 else row, piece.elements)
+
+    def _packed(self, like: Cut, contents: Sequence[bytes]) -> Sequence[bytes]:
+        if not self._compress or not contents:
+            return contents
+        return self._compressors[_kind(like)].compress(contents)
+
+
+def _batches(cuts: Iterable[Cut]) -> Iterator[list[Cut]]:
+    """Yield neighbouring chunks of one kind together, in bounded memory."""
+    batch: list[Cut] = []
+    size = 0
+    for piece in cuts:
+        if batch and (
+            size + len(piece.data) > _BATCH_BYTES
+            or len(batch) == _BATCH_CHUNKS
+            or _kind(piece) != _kind(batch[0])
+        ):
+            yield batch
+            batch, size = [], 0
+        batch.append(piece)
+        size += len(piece.data)
+    if batch:
+        yield batch
+
+
+def _kind(piece: Cut) -> tuple[bool, bool]:
+    return piece.is_keys, piece.elements > 0
 
 
 def described(host: str, pid: int, created: datetime) -> str:
     """Return who and when, for messages."""
     return f"host {host}, pid {pid}, {created:%Y-%m-%d %H:%M:%S %Z}"
-
-
-def _entry(name: str, keys: TableBuilder, elements: TableBuilder) -> IteratorEntry:
-    return IteratorEntry(
-        name,
-        key_chunks=len(keys),
-        chunks=len(elements),
-        elements=elements.elements,
-        logical_bytes=keys.raw_bytes + elements.raw_bytes,
-    )
-
-
-def _sealed(header: Header, body: bytes) -> Header:
-    return replace(header, table_bytes=len(body), table_digest=digest(body).hex())

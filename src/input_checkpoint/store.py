@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Callable, Optional, Union
 
 from input_checkpoint import format_version, refs
@@ -50,7 +50,7 @@ class CheckpointStore:
         self._backend = backend
         self._catalog = Catalog(backend)
         self._options = options
-        self._savers: dict[str, LineageSaver] = {}
+        self._savers: dict[tuple[str, int], LineageSaver] = {}
         self._set_free: defaultdict[str, SetFree] = defaultdict(SetFree)
 
     @classmethod
@@ -95,7 +95,9 @@ class CheckpointStore:
         A checkpoint whose manifest is damaged is left out here; loading it raises `CorruptCheckpoint`.
         """
         infos = []
-        for ref in self._catalog.refs(worker):
+        found = self._catalog.refs(worker)
+        self._catalog.fetch_headers(found)
+        for ref in found:
             with contextlib.suppress(CorruptCheckpoint, CheckpointNotFound):
                 infos.append(self.info(ref))
         return infos
@@ -104,9 +106,11 @@ class CheckpointStore:
         """Return the checkpoints that this worker can resume from, from old to new.
 
         Those that an older lineage wrote past the step from which its successor restarted are not among them.
+        If the newest lineage's record is damaged, which those are is guessed, and a warning names the record.
         """
-        newest = self.newest_lineage(worker)
-        return newest.history(self._catalog.refs(worker)) if newest else []
+        present = self._catalog.refs(worker)
+        newest = self._catalog.newest_lineage(worker, present)
+        return newest.history(present) if newest else []
 
     def newest(self, worker: str) -> CheckpointInfo:
         """Return the newest checkpoint of the worker's history.
@@ -129,7 +133,10 @@ class CheckpointStore:
         return self._catalog.header(ref).info
 
     def newest_lineage(self, worker: str) -> Optional[Lineage]:
-        """Return the lineage that was opened last, or None if there is none."""
+        """Return the lineage that was opened last, or None if there is none.
+
+        If its record is damaged, what can be said without it: see `LostLineage`.
+        """
         return self._catalog.newest_lineage(worker)
 
     def open_lineage(self, worker: str, parent: Optional[CheckpointRef]) -> Lineage:
@@ -142,18 +149,16 @@ class CheckpointStore:
         """
         refs.check_worker(worker)
         while True:
-            newest = self.newest_lineage(worker)
+            present = self._catalog.refs(worker)
+            newest = self._catalog.newest_lineage(worker, present)
             line = newest
             if newest and parent and not newest.holds(parent):
                 # Back to what the newest run had left behind: the history is the one of that time.
-                line = self._catalog.lineage(worker, parent.lineage)
-            lineage = lineages.successor(worker, newest, parent, self._catalog.refs(worker), line)
-            try:
-                self._backend.create(lineage.key, lineages.encode(lineage))
-            except ObjectExists:
-                if lineages.decode(self._backend.get(lineage.key)) != lineage:
-                    continue
-            return lineage
+                line = self._line_of(parent, present)
+            lineage = lineages.successor(worker, newest, parent, present, line)
+            if self._created(lineage):
+                self._forget_savers_before(lineage)
+                return lineage
 
     def save(self, lineage: Lineage, step: int, iterators: Iterable[IteratorState]) -> CheckpointInfo:
         """Store and commit one checkpoint. It is visible completely or not at all.
@@ -216,11 +221,14 @@ class CheckpointStore:
 
         The newest checkpoint of each worker's history stays in any case: that is the one that a run resumed
         from, until it has committed a newer one. So does every pinned one, also where the history has left it
-        behind. Manifests go before the data they name, and data only while no save is in flight.
+        behind. Manifests go before the data they name, and data only while no save is in flight. While the
+        record of a worker's newest lineage is damaged, it is not known what its history is: all of its
+        checkpoints stay until the next run has begun, and only what crashes have left is removed.
 
         Args:
             policy: what to keep.
-            worker: only this one; None means every worker of the store.
+            worker: only this one; None means every worker of the store, also those that have died before
+                they committed anything.
             dry_run: only report.
             lineage: the caller's own, if the caller is a writer: it then stops if it has been superseded,
                 and a save of its own that is going on meanwhile is no obstacle.
@@ -232,7 +240,7 @@ class CheckpointStore:
         """
         reports = [
             self._prune_worker(policy, name, dry_run, lineage, orphan_age)
-            for name in ([worker] if worker is not None else self.workers())
+            for name in ([worker] if worker is not None else self._catalog.workers())
         ]
         return PruneReport(
             kept={ref: reason for report in reports for ref, reason in report.kept.items()},
@@ -331,15 +339,34 @@ class CheckpointStore:
         return pinning.read(self._backend, worker)
 
     def workers(self) -> list[str]:
-        """Return the names of all workers that have committed something."""
+        """Return the names of all workers that have committed something that is still there."""
         return sorted({ref.worker for ref in self._catalog.refs()})
 
     def close(self) -> None:
         """Release the backend."""
         self._backend.close()
 
+    def _line_of(self, parent: CheckpointRef, present: Collection[CheckpointRef]) -> Lineage:
+        if any(ref.lineage == parent.lineage for ref in present):
+            return self._catalog.lineage_of(parent)
+        return self._catalog.lineage(parent.worker, parent.lineage)
+
+    def _created(self, lineage: Lineage) -> bool:
+        """Put a lineage's record into the store. False if its number is taken."""
+        try:
+            self._backend.create(lineage.key, lineages.encode(lineage))
+        except ObjectExists:
+            try:
+                return lineages.decode(self._backend.get(lineage.key)) == lineage
+            except CorruptCheckpoint:
+                return False
+        return True
+
     def _saver(self, lineage: Lineage) -> LineageSaver:
-        if lineage.key not in self._savers:
+        name = lineage.worker, lineage.number
+        if name not in self._savers:
+            # A superseded one that was forgotten would else upload everything once more before it is told.
+            self._check_not_superseded(lineage)
             saver = LineageSaver(
                 self._backend,
                 lineage,
@@ -351,30 +378,40 @@ class CheckpointStore:
                 # What cannot be read cannot be built on either: the first save is then a full one.
                 with contextlib.suppress(CorruptCheckpoint, CheckpointNotFound):
                     saver.learn(self._catalog.manifest(lineage.parent))
-            self._savers[lineage.key] = saver
-        return self._savers[lineage.key]
+            self._savers[name] = saver
+        return self._savers[name]
+
+    def _forget_savers_before(self, lineage: Lineage) -> None:
+        """Free what the savers of superseded lineages remember: an entry for every chunk."""
+        for worker, number in tuple(self._savers):
+            if worker == lineage.worker and number < lineage.number:
+                self._savers.pop((worker, number), None)
 
     def _check_not_superseded(self, lineage: Lineage) -> None:
-        self._check_newest(lineage, self.newest_lineage(lineage.worker))
-
-    def _check_newest(self, lineage: Lineage, newest: Optional[Lineage]) -> None:
-        if newest is None or newest.number <= lineage.number:
-            return
-        raise WriterSuperseded(
-            f"{self.uri}: a newer run of worker {lineage.worker!r} has taken over "
-            f"({described(newest.host, newest.pid, newest.created)}). This one (lineage {lineage.number}) "
-            "can no longer save. Stop it, or give it a URI of its own."
-        )
-
-    def _check_no_run_has_begun(self, newest: Lineage) -> None:
-        # A run that restarts from an older step may need just what the policy would remove.
-        now = self.newest_lineage(newest.worker)
-        if now is not None and now.number > newest.number:
+        newest = self._catalog.newest_number(lineage.worker)
+        if newest > lineage.number:
             raise WriterSuperseded(
-                f"{self.uri}: a new run of worker {newest.worker!r} has begun while its checkpoints were "
-                f"being pruned ({described(now.host, now.pid, now.created)}). Nothing more was removed; "
+                f"{self.uri}: a newer run of worker {lineage.worker!r} has taken over "
+                f"({self._who_opened(lineage.worker, newest)}). This one (lineage {lineage.number}) "
+                "can no longer save. Stop it, or give it a URI of its own."
+            )
+
+    def _check_no_run_has_begun(self, worker: str, newest: int) -> None:
+        # A run that restarts from an older step may need just what the policy would remove.
+        now = self._catalog.newest_number(worker)
+        if now > newest:
+            raise WriterSuperseded(
+                f"{self.uri}: a new run of worker {worker!r} has begun while its checkpoints were "
+                f"being pruned ({self._who_opened(worker, now)}). Nothing more was removed; "
                 "prune again."
             )
+
+    def _who_opened(self, worker: str, number: int) -> str:
+        try:
+            found = self._catalog.lineage(worker, number)
+        except (CorruptCheckpoint, CheckpointNotFound):
+            return f"lineage {number}, whose record {refs.lineage_key(worker, number)} cannot be read"
+        return described(found.host, found.pid, found.created)
 
     def _prune_worker(
         self,
@@ -384,20 +421,18 @@ class CheckpointStore:
         lineage: Optional[Lineage],
         orphan_age: float,
     ) -> PruneReport:
-        newest = self.newest_lineage(worker)
-        if newest is None:
-            return PruneReport({}, (), ())
         own = None
         if lineage is not None and lineage.worker == worker:
-            self._check_newest(lineage, newest)
-            newest = lineage
-            own = self._savers.get(lineage.key)
+            self._check_not_superseded(lineage)
+            newest: Lineage = lineage
+            own = self._savers.get((worker, lineage.number))
+        else:
+            # Data without any record of a run: as if there had been one of which nothing is known.
+            newest = self._catalog.newest_lineage(worker) or lineages.lost(worker, 0, None, ())
         pruner = Pruner(
-            self._backend,
-            self._catalog.header,
-            lambda: self._catalog.refs(worker),
+            self._catalog,
             newest,
-            lambda: self._check_no_run_has_begun(newest),
+            lambda: self._check_no_run_has_begun(worker, newest.number),
             self._set_free[worker],
             own,
         )

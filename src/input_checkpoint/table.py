@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from input_checkpoint.chunks import DIGEST_BYTES
-from input_checkpoint.compression import compress, decompress
+from input_checkpoint.compression import compress_parts, decompress
 from input_checkpoint.errors import CorruptCheckpoint
 
 Column = npt.NDArray[Any]
@@ -25,6 +24,7 @@ _COLUMNS = (
     ("elements", np.dtype("<u4")),
 )
 ROW_BYTES = sum(dtype.itemsize for _, dtype in _COLUMNS)
+_ROWS_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -66,30 +66,53 @@ class ChunkTable:
 
     def locations(self, packs: Sequence[str]) -> Iterator[tuple[bytes, Location]]:
         """Yield the digest and the location of every chunk. ``packs`` are the manifest's."""
-        rows = zip(*(column.tolist() for column in (self.pack, self.offset, self.stored, self.raw)))
-        for name, (pack, offset, stored, raw) in zip(self.digest, rows):
-            yield name.tobytes(), Location(packs[pack], offset, stored, raw)
+        for start in range(0, len(self), _ROWS_AT_ONCE):
+            part = self.slice(start, start + _ROWS_AT_ONCE)
+            rows = zip(*(column.tolist() for column in (part.pack, part.offset, part.stored, part.raw)))
+            for name, (pack, offset, stored, raw) in zip(part.digest, rows):
+                yield name.tobytes(), Location(packs[pack], offset, stored, raw)
 
     def encode(self) -> bytes:
-        """Return the table as it is stored: its columns one after another, zstd-compressed.
+        """Return the table as it is stored, see `encode_table`."""
+        return encode_table(len(self), lambda name, rows: getattr(self, name)[rows])
 
-        An offset is stored as the jump from the end of the chunk before, a length as what compression took
-        off, so that the usual row is mostly zeros.
-        """
-        ends = np.concatenate(([0], (self.offset + self.stored)[:-1])) if len(self) else self.offset
-        columns = {
-            "digest": self.digest,
-            "pack": self.pack,
-            "jump": self.offset.astype("<i8") - ends.astype("<i8"),
-            "stored": self.stored,
-            "shrunk": self.raw - self.stored,
-            "elements": self.elements,
-        }
-        return compress(b"".join(columns[name].astype(dtype).tobytes() for name, dtype in _COLUMNS))
+
+def encode_table(count: int, column: Callable[[str, slice], Column]) -> bytes:
+    """Return a table of ``count`` rows as it is stored: its columns one after another, zstd-compressed.
+
+    An offset is stored as the jump from the end of the chunk before, a length as what compression took
+    off, so that the usual row is mostly zeros.
+
+    Args:
+        count: how many rows.
+        column: gives some rows of a column of `ChunkTable`. Asked for a few thousand at a time, so that the
+            whole table need not be in memory.
+    """
+
+    def parts() -> Iterator[bytes]:
+        for name, dtype in _COLUMNS:
+            for start in range(0, count, _ROWS_AT_ONCE):
+                rows = slice(start, min(count, start + _ROWS_AT_ONCE))
+                yield _stored_column(name, rows, column).astype(dtype, copy=False).tobytes()
+
+    return compress_parts(parts(), count * ROW_BYTES)
+
+
+def _stored_column(name: str, rows: slice, column: Callable[[str, slice], Column]) -> Column:
+    if name == "jump":
+        above = slice(max(0, rows.start - 1), rows.stop - 1)
+        jump = column("offset", rows).astype(np.int64)
+        jump[rows.start == 0 :] -= (column("offset", above) + column("stored", above)).astype(np.int64)
+        return jump
+    if name == "shrunk":
+        return column("raw", rows) - column("stored", rows)
+    return column(name, rows)
 
 
 def decode_table(data: bytes, rows: int) -> ChunkTable:
     """Return the table of ``rows`` rows that `ChunkTable.encode` gave.
+
+    Takes 64 bytes a row, and none before it is certain that ``data`` can hold so many.
 
     Raises:
         CorruptCheckpoint: it is something else.
@@ -100,63 +123,15 @@ def decode_table(data: bytes, rows: int) -> ChunkTable:
     for name, dtype in _COLUMNS:
         columns[name] = np.frombuffer(raw, dtype, rows, start)
         start += dtype.itemsize * rows
-    stored = columns["stored"].astype(np.int64)
-    starts = np.concatenate(([0], np.cumsum(stored + columns["jump"])[:-1])) if rows else stored
-    offset = starts + columns["jump"]
+    offset: Column = np.cumsum(columns["jump"] + columns["stored"])
+    offset -= columns["stored"]
     if rows and int(offset.min()) < 0:
         raise CorruptCheckpoint("a chunk starts before its pack")
     return ChunkTable(
         digest=columns["digest"],
-        pack=columns["pack"].astype(np.int64),
+        pack=columns["pack"],
         offset=offset,
-        stored=stored,
-        raw=stored + columns["shrunk"],
+        stored=columns["stored"],
+        raw=np.add(columns["stored"], columns["shrunk"], dtype=np.int64),
         elements=columns["elements"].astype(np.int64),
     )
-
-
-class TableBuilder:
-    """Collects rows in little memory."""
-
-    def __init__(self) -> None:
-        self._digests = bytearray()
-        self._packs, self._offsets, self._stored, self._raw, self._elements = (array("q") for _ in range(5))
-
-    def __len__(self) -> int:
-        return len(self._packs)
-
-    @property
-    def elements(self) -> int:
-        """Sum of the column ``elements``, where a payload counts as one."""
-        return sum(count or 1 for count in self._elements)
-
-    @property
-    def raw_bytes(self) -> int:
-        """Sum of the column ``raw``."""
-        return sum(self._raw)
-
-    def add(self, digest: bytes, pack: int, location: Location, elements: int) -> None:
-        """Append a row. ``pack`` is the position of the location's pack in the manifest."""
-        self._digests += digest
-        self._packs.append(pack)
-        self._offsets.append(location.offset)
-        self._stored.append(location.stored)
-        self._raw.append(location.raw)
-        self._elements.append(elements)
-
-    def build(self, *others: TableBuilder) -> ChunkTable:
-        """Return the table of these rows and then those of ``others``."""
-        builders = (self, *others)
-        digests = b"".join(bytes(builder._digests) for builder in builders)
-
-        def column(name: str) -> Column:
-            return np.concatenate([np.array(getattr(builder, name), np.int64) for builder in builders])
-
-        return ChunkTable(
-            digest=np.frombuffer(digests, f"V{DIGEST_BYTES}"),
-            pack=column("_packs"),
-            offset=column("_offsets"),
-            stored=column("_stored"),
-            raw=column("_raw"),
-            elements=column("_elements"),
-        )

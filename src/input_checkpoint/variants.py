@@ -7,9 +7,11 @@ elements' sizes as varints, then the elements, each a ``VariantTensorDataProto``
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 from input_checkpoint.errors import CorruptCheckpoint
+from input_checkpoint.state import Element
 
 # Protocol buffer tags: (field number << 3) | wire type. tensorflow/core/framework/tensor.proto, types.proto.
 _DTYPE_TAG = 0x08
@@ -25,7 +27,7 @@ _TENSORS_TAG = 0x1A
 def split_variants(tensor: bytes) -> Iterator[bytes]:
     """Yield the encoded elements of an encoded vector of variants.
 
-    >>> list(split_variants(join_variants([b"ab", b""])))
+    >>> list(split_variants(join_variants([(b"a", b"b"), (b"", b"")])))
     [b'ab', b'']
     """
     dtype, count, start, end = _read_tensor(tensor)
@@ -58,20 +60,20 @@ def split_payload(element: bytes) -> tuple[bytes, bytes]:
     return element[:position], element[position:]
 
 
-def join_variants(elements: Sequence[bytes]) -> bytes:
-    """Return the encoded vector of variants that holds these encoded elements."""
+def join_variants(elements: Sequence[Element]) -> bytes:
+    """Return the encoded vector of variants that holds these elements, each a key and a payload."""
     dim = bytes([_DIM_SIZE_TAG]) + _varint(len(elements))
     shape = bytes([_DIM_TAG]) + _varint(len(dim)) + dim
-    sizes = b"".join(_varint(len(element)) for element in elements)
-    size = len(sizes) + sum(map(len, elements))
+    lengths = [len(key) + len(payload) for key, payload in elements]
+    sizes = b"".join(map(_varint, lengths))
     head = (
         bytes([_DTYPE_TAG, _DT_VARIANT, _SHAPE_TAG])
         + _varint(len(shape))
         + shape
         + bytes([_CONTENT_TAG])
-        + _varint(size)
+        + _varint(len(sizes) + sum(lengths))
     )
-    return b"".join((head, sizes, *elements))
+    return b"".join((head, sizes, *itertools.chain.from_iterable(elements)))
 
 
 def _read_tensor(tensor: bytes) -> tuple[int, int, int, int]:

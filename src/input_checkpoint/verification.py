@@ -13,8 +13,9 @@ from input_checkpoint.backend import Backend
 from input_checkpoint.catalog import Catalog
 from input_checkpoint.errors import CheckpointNotFound, CorruptCheckpoint
 from input_checkpoint.manifest import Manifest
-from input_checkpoint.reading import read_chunks
+from input_checkpoint.reading import check_counts, check_frame, parts_of, read_chunks
 from input_checkpoint.refs import CheckpointRef
+from input_checkpoint.table import Column
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def verify(
 
 
 class _Verification:
-    """Remembers which chunks were checked, so that shared ones are read once."""
+    """Checks all that a restore checks. Remembers which chunks are good: shared ones are read once."""
 
     def __init__(self, backend: Backend, share: float, concurrency: int) -> None:
         self._backend = backend
@@ -63,7 +64,8 @@ class _Verification:
         self._concurrency = concurrency
         self._sizes: dict[str, dict[str, int]] = {}
         self._chosen: dict[str, bool] = {}
-        self._good: set[tuple[str, int, bytes]] = set()
+        self._numbers: dict[str, int] = {}
+        self._good: set[bytes] = set()
         self.read_bytes = 0
 
     def checkpoint(self, ref: CheckpointRef, manifest: Manifest) -> None:
@@ -80,6 +82,8 @@ class _Verification:
                     f"instead of {pack.size}"
                 )
         try:
+            for rows in manifest.iterators():
+                check_counts(rows)
             self._read(manifest)
         except CorruptCheckpoint as error:
             raise CorruptCheckpoint(f"{self._backend.uri}: checkpoint {ref}: {error}") from error
@@ -92,17 +96,35 @@ class _Verification:
         return self._sizes[worker]
 
     def _read(self, manifest: Manifest) -> None:
-        places = [
-            (place.pack, place.offset, name) for name, place in manifest.table.locations(manifest.pack_keys)
-        ]
-        wanted = [
-            row for row, place in enumerate(places) if place not in self._good and self._is_chosen(place[0])
-        ]
-        table = manifest.table.take(np.array(wanted, np.int64))
+        parts = np.concatenate([np.zeros(0, np.int64), *map(parts_of, manifest.iterators())])
+        claims = self._claims(manifest, parts)
+        chosen = [self._is_chosen(key) for key in manifest.pack_keys]
+        wanted = {
+            claim: row
+            for row, claim in enumerate(claims)
+            if chosen[manifest.table.pack[row]] and claim not in self._good
+        }
+        rows = np.array(list(wanted.values()), np.int64)
+        table = manifest.table.take(rows)
         for chunks in read_chunks(self._backend, manifest, table, self._concurrency):
-            for row, _ in chunks:
-                self._good.add(places[wanted[row]])
+            for row, data in chunks:
+                check_frame(data, int(parts[rows[row]]))
+                self._good.add(claims[rows[row]])
                 self.read_bytes += int(table.stored[row])
+
+    def _claims(self, manifest: Manifest, parts: Column) -> list[bytes]:
+        """Return all that a manifest says of each of its chunks. One that is true need not be read again."""
+        table = manifest.table
+        packs = np.array([self._numbers.setdefault(key, len(self._numbers)) for key in manifest.pack_keys])
+        columns = (
+            table.offset,
+            table.stored,
+            table.raw,
+            parts,
+            packs[table.pack] if len(table) else table.pack,
+        )
+        numbers = np.stack(columns, axis=1).astype(np.int64)
+        return [name.tobytes() + row.tobytes() for name, row in zip(table.digest, numbers)]
 
     def _is_chosen(self, pack: str) -> bool:
         if pack not in self._chosen:

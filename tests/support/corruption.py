@@ -120,11 +120,8 @@ def _check(inner: Backend, checkpoints: list[refs.CheckpointRef]) -> None:
 
 def _check_history(store: ic.CheckpointStore) -> None:
     """A damaged lineage record never makes another history look right."""
-    try:
-        history = store.history(cycles.WORKER)
-    except ic.CorruptCheckpoint:
-        return
-    if len(store.verify(read_data=False).checked) == 5 and store.newest_lineage(cycles.WORKER).number == 2:
+    history = store.history(cycles.WORKER)
+    if len(store.verify(read_data=False).checked) == 5:
         assert [(ref.lineage, ref.step) for ref in history] == [(1, 10), (1, 20), (2, 30), (2, 40)]
 
 

@@ -74,6 +74,7 @@ class LocalBackend(Backend):
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
         self._root = _root_of(uri)
+        self._lasting: set[Path] = set()
         with self._errors("open", ""):
             is_file = self._root.exists() and not self._root.is_dir()
         if is_file:
@@ -124,7 +125,7 @@ class LocalBackend(Backend):
         self._path(key)
         aside = self._root / _ASIDE / uuid.uuid4().hex
         with self._errors("write", key):
-            aside.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder(aside.parent)
             try:
                 _write_synced(aside, data)
                 yield aside
@@ -135,7 +136,7 @@ class LocalBackend(Backend):
         path = self._path(key)
         for attempts_left in reversed(range(_FOLDER_ATTEMPTS)):
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                self._make_folder(path.parent)
                 give_name(aside, path)
                 break
             except (FileNotFoundError, FileExistsError):
@@ -143,6 +144,21 @@ class LocalBackend(Backend):
                 if not attempts_left:
                     raise
         _sync_folder(path.parent)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder that outlasts a power cut: its name, and those of the new ones above, are flushed."""
+        doubtful: list[Path] = []
+        for each in (folder, *folder.parents):
+            # One that is there may have been made a moment ago by a process that has not flushed it yet. What
+            # is above the root was there before us, or is missing.
+            if each.exists() and (each in self._lasting or self._root not in each.parents):
+                break
+            doubtful.append(each)
+        folder.mkdir(parents=True, exist_ok=True)
+        for each in reversed(doubtful):
+            with contextlib.suppress(PermissionError):  # a folder may be written to without being readable
+                _sync_folder(each.parent)
+            self._lasting.add(each)
 
     def _link(self, aside: Path, path: Path) -> None:
         try:
