@@ -34,6 +34,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = chosen_servers()
     if metafunc.definition.get_closest_marker("durable"):
         names = [name for name in names if SERVERS[name].durable]
+    if metafunc.definition.get_closest_marker("two_engines"):
+        names = [name for name in names if SERVERS[name].two_engines]
     params = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
     metafunc.parametrize("server", params, indirect=True, scope="session")
 

@@ -23,15 +23,14 @@ from integration.test_server_race import (  # noqa: F401
     test_objects_larger_than_any_clients_threshold_for_parts_are_created_by_one_writer_each,
 )
 
-_SERVERS = ("moto", "ceph", "azurite")
-
-pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="obstore needs Python 3.11")
+pytestmark = [
+    pytest.mark.two_engines,
+    pytest.mark.skipif(sys.version_info < (3, 11), reason="obstore needs Python 3.11"),
+]
 
 
 @pytest.fixture
 def place(server: Server) -> Place:
-    if server.name not in _SERVERS:
-        pytest.skip("there is only one engine for it")
     plain = server.place(uuid.uuid4().hex)
     return dataclasses.replace(plain, storage_options={**plain.storage_options, "engine": "obstore"})
 

@@ -999,7 +999,8 @@ class TestDamage:
             loaded(store, damaged)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 4 * MIB
+        # Far below billions, and above what a server in this process may take meanwhile.
+        assert peak < 64 * MIB
 
     def test_storage_that_does_not_answer_is_not_reported_as_damage(self, backend, damaged):
         failing = Failing(backend, "get", "packs/", BackendUnavailable("no answer"))

@@ -26,6 +26,7 @@ class Azurite(Server):
     """Keeps objects in files, so that they are there again after a `kill` and a `start`."""
 
     name = "azurite"
+    two_engines = True
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

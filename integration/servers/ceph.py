@@ -71,6 +71,7 @@ class Ceph(Server):
     """`kill` ends the gateway, which is what clients talk to; the cluster behind it stays up."""
 
     name = "ceph"
+    two_engines = True
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

@@ -15,6 +15,7 @@ class Moto(Server):
     """Keeps everything in memory: a kill empties it."""
 
     name = "moto"
+    two_engines = True
     durable = False
 
     def __init__(self, folder: Path) -> None:

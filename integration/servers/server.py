@@ -42,6 +42,8 @@ class Server(abc.ABC):
     """As `INTEGRATION` spells it."""
     durable = True
     """Whether what was stored is still there after `kill` and `start`."""
+    two_engines = False
+    """Whether its plugin has a second engine, obstore."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
