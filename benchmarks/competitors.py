@@ -234,22 +234,31 @@ class TrainingSession:
         return self._session._tf_sess()
 
 
+def consumed(batch: Any) -> Any:
+    """Return an operation that needs every byte of a batch.
+
+    TensorFlow finds out what is not needed: of ``tf.size(batch)``, whose shape is known, it makes a pipeline
+    of empty elements, and so a state of next to nothing.
+    """
+    return tf.reduce_sum(tf.strings.length(batch) if batch.dtype == tf.string else batch)
+
+
 @contextlib.contextmanager
 def training(
-    pipeline: Pipeline, hooks: Sequence[HookCompetitor], train: Any = tf.size
+    pipeline: Pipeline, hooks: Sequence[HookCompetitor], train: Any = None
 ) -> Iterator[TrainingSession]:
     """Open a session, fill the buffers, and let every competitor make its first save.
 
     Args:
         pipeline: to draw from.
         hooks: the competitors.
-        train: makes a step's operation from a batch.
+        train: makes a step's operation from a batch; None makes `consumed` of it.
     """
     with v1.Graph().as_default() as graph:
         iterator = v1.data.make_initializable_iterator(pipeline.dataset())
         v1.add_to_collection(v1.GraphKeys.TABLE_INITIALIZERS, iterator.initializer)
         step = v1.train.get_or_create_global_step()
-        with tf.control_dependencies([train(iterator.get_next())]):
+        with tf.control_dependencies([(train or consumed)(iterator.get_next())]):
             train_op = step.assign_add(1).op
         session = v1.train.MonitoredSession(hooks=hooks)
     # Outside of the graph, since others use TensorFlow eagerly meanwhile.
