@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,6 +91,61 @@ def test_small_elements_share_chunks_of_bounded_size():
     sizes = [len(c.data) for c in cut([(b"key %d" % n, bytes(100)) for n in range(20_000)])]
     assert 512 < max(sizes) < 2 << 10
     assert len(sizes) < 20_000 / 5
+
+
+def slots(count: int) -> list[bytes]:
+    """Keys as TensorFlow gives them to a shuffle buffer, in its order."""
+    name = b"Iterator::Root::Prefetch::BatchV2::Shuffle:buffer::%d@@num_components@@component[0]"
+    return sorted(b"\n\x14tensorflow::Iterator\x12U" + name % slot for slot in range(count))
+
+
+def changed(before: list[Element], after: list[Element], keys: bool = False) -> int:
+    """How many chunks are new."""
+    known = {c.data for c in cut(before)}
+    return sum(c.data not in known for c in cut(after) if c.is_keys == keys)
+
+
+@pytest.mark.parametrize(
+    ("payload_bytes", "shared_by"), [(0, 32), (8, 32), (90, 16), (140, 8), (200, 4), (330, 4), (500, 2)]
+)
+def test_the_smaller_the_payloads_the_more_share_a_chunk(payload_bytes, shared_by):
+    counts = [c.elements for c in cut([(key, bytes(payload_bytes)) for key in slots(10_000)])]
+    assert max(counts) == shared_by
+    assert counts.count(shared_by) > 0.85 * len(counts)
+
+
+def test_payloads_of_1_kib_have_a_chunk_each():
+    assert LARGE_PAYLOAD <= 1000
+
+
+def test_elements_that_all_have_the_same_key_share_chunks_too():
+    assert {c.elements for c in cut([(b"", bytes(90))] * 1600)} == {16}
+
+
+@pytest.mark.parametrize("size", [5, 87, 300, 600])
+def test_a_payload_replaced_by_one_of_another_size_changes_two_chunks_at_most(size):
+    chance = random.Random(size)
+    sizes = [chance.randrange(700) for _ in range(3000)]
+    items = [(key, chance.randbytes(n)) for key, n in zip(slots(3000), sizes)]
+    for place in chance.sample(range(3000), 20):
+        after = [*items[:place], (items[place][0], bytes(size)), *items[place + 1 :]]
+        # Where a large one makes place for a small one, the runs of its neighbours are cut anew.
+        assert changed(items, after) <= (2 if sizes[place] < LARGE_PAYLOAD else 8)
+
+
+@pytest.mark.parametrize("size", [8, 87, 200, 500])
+def test_elements_that_come_and_go_before_a_buffer_change_little_of_it(size):
+    chance = random.Random(size)
+    buffer = [(key, chance.randbytes(size)) for key in slots(20_000)]
+    fetched = [(b"Iterator::Root::Prefetch::%d" % n, chance.randbytes(size)) for n in range(3)]
+    assert changed(buffer, fetched + buffer) < 0.05 * len(list(cut(buffer)))
+
+
+def test_large_elements_that_come_and_go_change_few_chunks_of_keys():
+    buffer = [(key, bytes(1000)) for key in slots(20_000)]
+    after = [(b"Iterator::Root::Prefetch::0", bytes(1000)), *buffer[:7000], *buffer[7001:]]
+    assert 0 < changed(buffer, after, keys=True) <= 4
+    assert sum(c.is_keys for c in cut(buffer)) > 10
 
 
 def test_one_small_payload_that_is_replaced_changes_one_chunk_only():

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from input_checkpoint import CheckpointRef, CorruptCheckpoint
+from input_checkpoint import CheckpointRef, CorruptCheckpoint, InputCheckpointError
 from input_checkpoint.chunks import digest
 from input_checkpoint.compression import compress
 from input_checkpoint.manifest import (
@@ -70,8 +70,8 @@ def manifest(chunks: int = 6, packs: int = 2) -> Manifest:
             host="host.example",
             pid=4711,
             iterators=(
-                IteratorEntry("Iterator", 1, first - 1, 17, 500_000),
-                IteratorEntry("scope/Iterator_1", 0, chunks - first, 3, 40),
+                IteratorEntry("Iterator", 1, first - 1, max(17, first), 500_000),
+                IteratorEntry("scope/Iterator_1", 0, chunks - first, max(3, chunks - first), 40),
             ),
             packs=tuple(
                 PackEntry(REF.pack_key(number, "0123abcd"), per_pack * 90_000, number > 0)
@@ -123,6 +123,8 @@ def peak_of_refusing(data: bytes) -> int:
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
 u32 = st.integers(0, 2**32 - 1)
+enough = st.integers(12, 2**32 - 1)
+"""Elements for all the rows that a manifest has here."""
 
 
 @st.composite
@@ -145,8 +147,8 @@ def manifests(draw: st.DrawFn) -> Manifest:
         host=draw(texts),
         pid=draw(u32),
         iterators=(
-            IteratorEntry(draw(texts), cuts[0], cuts[1] - cuts[0], draw(u32), draw(u32)),
-            IteratorEntry(draw(texts), cuts[2] - cuts[1], len(rows) - cuts[2], draw(u32), draw(u32)),
+            IteratorEntry(draw(texts), cuts[0], cuts[1] - cuts[0], draw(enough), draw(u32)),
+            IteratorEntry(draw(texts), cuts[2] - cuts[1], len(rows) - cuts[2], draw(enough), draw(u32)),
         ),
         packs=tuple(packs),
         chunks=len(rows),
@@ -339,6 +341,51 @@ def test_a_huge_table_size_is_refused_without_taking_memory(size):
 def test_a_table_that_inflates_to_more_than_its_rows_is_refused_without_inflating_it():
     bomb = compress(bytes(64 * MIB))
     assert peak_of_refusing(with_table(manifest().header, bomb)) < MIB
+
+
+@pytest.mark.parametrize("elements", [17, 10**7 - 1])
+def test_a_small_table_that_claims_millions_of_rows_is_refused_without_inflating_it(elements):
+    rows = 10**7
+    forged = with_table(
+        manifest().header,
+        compress(bytes(40 * rows)),
+        chunks=rows,
+        iterators=(IteratorEntry("a", 0, rows, elements, 1),),
+    )
+    assert len(forged) < 16_000
+    assert peak_of_refusing(forged) < MIB
+
+
+def test_an_iterator_with_more_chunks_of_keys_than_elements_is_refused():
+    content = manifest(chunks=1)
+    with pytest.raises(CorruptCheckpoint, match="more chunks than elements"):
+        decode(
+            with_table(content.header, content.table.encode(), iterators=(IteratorEntry("a", 1, 0, 0, 1),))
+        )
+
+
+def test_reading_a_table_of_millions_of_rows_takes_little_more_memory_than_the_rows():
+    rows = 10**6
+    content = manifest(chunks=1)
+    repeated = content.table.take([0] * rows)
+    data = with_table(
+        content.header, repeated.encode(), chunks=rows, iterators=(IteratorEntry("a", 0, rows, rows, 1),)
+    )
+    tracemalloc.start()
+    try:
+        assert len(decode(data).table) == rows
+        assert tracemalloc.get_traced_memory()[1] < 80 * rows
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_header_larger_than_readers_accept_is_refused_before_anything_is_committed():
+    packs = tuple(PackEntry(REF.pack_key(number, "0123abcd"), 1, True) for number in range(220_000))
+    content = manifest()
+    with pytest.raises(InputCheckpointError, match=r"220000 packs.*pack_bytes"):
+        encode(replace(content.header, packs=packs), content.table.encode())
+    fitting = replace(content.header, packs=packs[:120_000])
+    assert decode_header(encode(fitting, b"")).packs == fitting.packs
 
 
 def test_a_table_that_is_not_compressed_data_is_refused():

@@ -6,6 +6,7 @@ A large payload is a chunk of its own. Small elements share one, as do the keys 
 from __future__ import annotations
 
 import itertools
+import math
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,17 +22,22 @@ DIGEST_BYTES = 16
 
 _RUN_BYTES = 1 << 10
 _KEY_BYTES = 32
-"""What an element's key is taken for, compressed and with its framing."""
+"""What an element's key and framing are taken for, compressed."""
+_BOILERPLATE_BYTES = 128
+"""Of a payload below this size most is what TensorFlow writes round every tensor, and compresses well."""
 _LONGEST_RUN = 32
 
 
 def _run_length(payload_bytes: int) -> int:
-    """Return how many elements of this size share a chunk: the power of two that comes next to 1 KiB."""
-    length = _LONGEST_RUN
-    # Not more than half as much again as the square root of two: the middle between two powers.
-    while length > 1 and length * (payload_bytes + _KEY_BYTES) > 1.414 * _RUN_BYTES:
-        length //= 2
-    return length
+    """Return how many elements of this size share a chunk: the power of two that comes next to 1 KiB.
+
+    Powers of two, since runs end where the position is a multiple of one: where sizes are mixed the ends of
+    long runs are ends of short ones too.
+    """
+    weight = payload_bytes + _KEY_BYTES
+    if payload_bytes < _BOILERPLATE_BYTES:
+        weight //= 2
+    return int(2 ** min(math.log2(_LONGEST_RUN), max(0, round(math.log2(_RUN_BYTES / weight)))))
 
 
 _RUN_LENGTHS = tuple(map(_run_length, range(_RUN_BYTES)))
@@ -39,12 +45,18 @@ _RUN_LENGTHS = tuple(map(_run_length, range(_RUN_BYTES)))
 LARGE_PAYLOAD = _RUN_LENGTHS.index(1)
 """From this size on a payload is a chunk of its own: an entry in the manifest then costs under 3 % of it."""
 
-_SHORTEST_STRETCH = 4
-_STRETCH = 16
+_SHORTEST_STRETCH = 64
+"""Elements after which positions may be counted anew."""
+_KEYS_TO_A_STRETCH = 128
+"""At one key in so many they are."""
+
 _FEWEST_KEYS = 256
 _USUAL_KEYS = 1024
 _MOST_KEYS = 4096
+
 _LENGTH_BYTES = 4
+_32_BITS = (1 << 32) - 1
+_GOLDEN = 0x9E3779B1
 
 
 @dataclass(frozen=True)
@@ -80,14 +92,14 @@ def cut(elements: Iterable[Element]) -> Iterator[Cut]:
     keys: list[bytes] = []
     for key, payload in elements:
         large = len(payload) >= LARGE_PAYLOAD
-        length = 1 if large else _RUN_LENGTHS[len(payload)]
-        if run and (large or (position >= _SHORTEST_STRETCH * length and _ends(key, _STRETCH * length))):
-            yield _run(run)
+        if large or (position >= _SHORTEST_STRETCH and _ends(key, _KEYS_TO_A_STRETCH)):
+            if run:
+                yield _run(run)
             run, position = [], 0
         if not large:
             run += (key, payload)
             position += 1
-            if not position % length:
+            if not position % _RUN_LENGTHS[len(payload)]:
                 yield _run(run)
                 run = []
             continue
@@ -103,8 +115,9 @@ def cut(elements: Iterable[Element]) -> Iterator[Cut]:
 
 
 def _ends(key: bytes, usual: int) -> bool:
-    """Whether something ends at a key, which is so for one in ``usual`` (a power of two)."""
-    return not zlib.crc32(key) & (usual - 1)
+    """Whether something ends at a key, which is so for about one in ``usual``."""
+    # A CRC is linear: of keys that differ in a number only, perhaps none has certain bits. Hence the product.
+    return not (zlib.crc32(key) * _GOLDEN & _32_BITS) * usual >> 32
 
 
 def _run(parts: Sequence[bytes]) -> Cut:

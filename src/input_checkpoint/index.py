@@ -195,10 +195,9 @@ class PackUse:
 def packs_to_give_up(uses: Mapping[str, PackUse], pack_bytes: int) -> set[str]:
     """Decide which packs the next save should no longer rely on.
 
-    Worn packs are given up, those with the fewest live bytes first, as far as `REWRITE_SHARE` goes. And
-    beyond three times as many packs as a fresh full save would make, those with the fewest live bytes are
-    given up in any case. So a restore after any number of saves opens few objects and reads little that it
-    does not need.
+    Beyond three times as many packs as a fresh full save would make, those with the fewest live bytes are
+    given up in any case. As far as `REWRITE_SHARE` goes after that, worn packs are too, in the same order. So
+    a restore after any number of saves opens few objects and reads little that it does not need.
 
     Args:
         uses: of every pack of the newest checkpoint.
@@ -208,7 +207,7 @@ def packs_to_give_up(uses: Mapping[str, PackUse], pack_bytes: int) -> set[str]:
     fewest_first = sorted(uses, key=lambda key: (uses[key].live, key))
     most = 3 * -(-total // pack_bytes) + 2
     given_up = set(fewest_first[: max(0, len(uses) - most)])
-    budget = REWRITE_SHARE * total
+    budget = REWRITE_SHARE * total - sum(uses[key].live for key in given_up)
     for key in fewest_first:
         use = uses[key]
         if key in given_up or use.live >= LEAST_LIVE_SHARE * use.size:

@@ -19,7 +19,7 @@ import numpy as np
 
 from input_checkpoint import timestamps
 from input_checkpoint.chunks import DIGEST_BYTES, digest
-from input_checkpoint.errors import UNREADABLE_JSON, CorruptCheckpoint
+from input_checkpoint.errors import UNREADABLE_JSON, CorruptCheckpoint, InputCheckpointError
 from input_checkpoint.refs import CheckpointRef, parse_pack_key
 from input_checkpoint.table import ChunkTable, decode_table
 
@@ -152,10 +152,20 @@ class Manifest:
 
 
 def encode(header: Header, table: bytes) -> bytes:
-    """Return the bytes of a manifest; ``table`` is the encoded chunk table."""
+    """Return the bytes of a manifest; ``table`` is the encoded chunk table.
+
+    Raises:
+        InputCheckpointError: the header would be larger than a reader accepts.
+    """
     fields = asdict(header)
     fields["created"] = timestamps.encode(header.created)
     text = json.dumps(fields, separators=(",", ":"), sort_keys=True).encode()
+    if len(text) > _LARGEST_HEADER:
+        raise InputCheckpointError(
+            f"Checkpoint {header.ref} was not saved: it consists of {len(header.packs)} packs, more than a "
+            f"manifest can name ({len(text)} bytes, at most {_LARGEST_HEADER}). Make them larger: "
+            "SaveOptions(pack_bytes=...)."
+        )
     return _PREFIX.pack(MAGIC, len(text), digest(text)) + text + table
 
 
@@ -203,8 +213,10 @@ def decode(data: bytes) -> Manifest:
     body = data[header_end(data) :]
     if len(body) != header.table_bytes or digest(body).hex() != header.table_digest:
         raise CorruptCheckpoint("its chunk table fails its checksum")
+    # Before any memory is taken for the table: a few bytes can claim to inflate to millions of rows.
+    _check_header(header)
     table = decode_table(body, header.chunks)
-    _check_consistent(header, table)
+    _check_table(header, table)
     return Manifest(header, table)
 
 
@@ -235,18 +247,24 @@ def _header(fields: Mapping[str, Any]) -> Header:
     )
 
 
-def _check_consistent(header: Header, table: ChunkTable) -> None:
+def _check_header(header: Header) -> None:
     for pack in header.packs:
         made_by = parse_pack_key(pack.key)
         if made_by is None or made_by.worker != header.ref.worker or not 0 <= pack.size < 1 << 62:
             raise CorruptCheckpoint(f"it names a pack that cannot be: {pack.key!r}")
     numbers = [value for entry in header.iterators for value in (entry.key_chunks, entry.chunks)]
-    if min(numbers, default=0) < 0 or sum(numbers) != len(table):
+    if min(numbers, default=0) < 0 or sum(numbers) != header.chunks:
         raise CorruptCheckpoint("its iterators do not add up to its chunk table")
+    if any(entry.elements < max(entry.key_chunks, entry.chunks) for entry in header.iterators):
+        raise CorruptCheckpoint("an iterator has more chunks than elements")
+
+
+def _check_table(header: Header, table: ChunkTable) -> None:
     if not len(table):
         return
     if int(table.pack.max()) >= len(header.packs):
         raise CorruptCheckpoint("a chunk refers to a pack that is not listed")
-    sizes = np.array([pack.size for pack in header.packs], np.int64)[table.pack]
-    if bool((table.offset > sizes - table.stored).any()):
+    last = np.array([pack.size for pack in header.packs], np.int64)[table.pack]
+    last -= table.stored
+    if bool((table.offset > last).any()):
         raise CorruptCheckpoint("a chunk reaches past the end of its pack")
