@@ -29,7 +29,7 @@ servers:
 integration: $(VENV)/installed servers
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup integration
 
-# About ten minutes; the figures of docs/benchmarks.md are made by it.
+# What docs/benchmarks.md describes. About half an hour on two cores.
 bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet -e '.[bench]'
 	$(BIN)/python -m benchmarks --json .benchmarks.json --plots docs/benchmarks
