@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from gcs_scripted_server import HANG_UP, Said, refusal, resource, scripted_server
 
 from input_checkpoint import (
-    Backend,
     BackendError,
     BackendNotFound,
     BackendPermissionError,
@@ -27,19 +26,11 @@ from input_checkpoint import (
 from input_checkpoint.errors import ObjectExists
 from input_checkpoint_gcs import GcsBackend
 from tests.support.answering_server import write_self_signed_certificate
+from tests.support.operations import OPERATIONS, every_operation
 
 SECRET = "hunter2"
 STORED = resource(name="run/key", generation="1")
 
-OPERATIONS: dict[str, Callable[[Backend], object]] = {
-    "get": lambda backend: backend.get("key"),
-    "get of nothing": lambda backend: backend.get("key", 3, 3),
-    "put": lambda backend: backend.put("key", b"data"),
-    "create": lambda backend: backend.create("key", b"data"),
-    "list": lambda backend: list(backend.list()),
-    "delete": lambda backend: backend.delete(["key"]),
-}
-every_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS.keys())
 every_write = pytest.mark.parametrize("operation", [OPERATIONS["put"], OPERATIONS["create"]])
 
 
