@@ -67,14 +67,14 @@ _LOCAL = (FLOOR, OURS, TF_HOOK, TF_CHECKPOINT, TF_ASYNC)
 _HOOKS = (FLOOR, OURS, TF_HOOK)
 
 FULL = (
-    Contest(pipelines.pictures, 1_000, 7, _EVERYBODY),
-    Contest(pipelines.pictures, 10_000, 4, _LOCAL),
-    Contest(pipelines.tokens, 20_000, 5, _LOCAL),
+    Contest(pipelines.pictures, 1_000, 5, _EVERYBODY),
+    Contest(pipelines.pictures, 10_000, 3, _HOOKS),
+    Contest(pipelines.tokens, 20_000, 3, _LOCAL),
     Contest(pipelines.vectors, 100_000, 3, _HOOKS),
     Contest(pipelines.numbers, 1_000_000, 2, _HOOKS),
     Contest(pipelines.cached_pictures, 2_000, 5, _HOOKS),
     # TensorFlow's own hook does not survive this one.
-    Contest(pipelines.pictures, 24_000, 3, (FLOOR, OURS)),
+    Contest(pipelines.pictures, 24_000, 2, (FLOOR, OURS)),
 )
 QUICK = (
     Contest(pipelines.pictures, 200, 2, _EVERYBODY),

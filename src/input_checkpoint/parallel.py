@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Callable, TypeVar
+from typing import Callable, Optional, TypeVar
 
 _Result = TypeVar("_Result")
 _Argument = TypeVar("_Argument")
 
 
 def in_parallel(
-    work: Callable[[_Argument], _Result], items: Iterable[_Argument], concurrency: int
+    work: Callable[[_Argument], _Result],
+    items: Iterable[_Argument],
+    concurrency: int,
+    weigh: Optional[Callable[[_Argument], float]] = None,
+    most: float = float("inf"),
 ) -> Iterator[_Result]:
     """Yield ``work(item)`` in order; ``concurrency`` of them run ahead of the caller, and no more.
+
+    Args:
+        work: called in other threads.
+        items: gone through in the caller's.
+        concurrency: how many run at once.
+        weigh: says what an item and its result take, of memory for instance. None: nothing.
+        most: those that the caller has not been given yet weigh no more together, unless a single one does.
 
     >>> list(in_parallel(len, ["a", "bc", ""], concurrency=2))
     [1, 2, 0]
     """
     with ThreadPoolExecutor(concurrency, thread_name_prefix="input-checkpoint") as executor:
-        pending: list[Future[_Result]] = []
+        pending: deque[tuple[Future[_Result], float]] = deque()
+        load = 0.0
         try:
             for item in items:
-                pending.append(executor.submit(work, item))
-                if len(pending) > concurrency:
-                    yield pending.pop(0).result()
+                weight = weigh(item) if weigh else 0.0
+                while pending and (len(pending) > concurrency or load + weight > most):
+                    load -= pending[0][1]
+                    yield pending.popleft()[0].result()
+                pending.append((executor.submit(work, item), weight))
+                load += weight
             while pending:
-                yield pending.pop(0).result()
+                yield pending.popleft()[0].result()
         finally:
-            for future in pending:
+            for future, _ in pending:
                 future.cancel()

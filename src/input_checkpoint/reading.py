@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +18,23 @@ from input_checkpoint.parallel import in_parallel
 from input_checkpoint.state import Element, Piece
 from input_checkpoint.table import ChunkTable, Column
 
-READ_BYTES = 8 << 20
-"""Bytes of an extent, as they are stored and as they come out, unless a single chunk is larger."""
-READ_ROWS = 1 << 14
+READ_BYTES = 4 << 20
+"""Bytes of an extent, as they are stored and as they come out, unless a single chunk is larger. Less than a
+pack, so that decoding begins while the wire still carries the rest."""
+READ_ROWS = 1 << 13
 """Chunks of an extent: what is kept of each in memory is more than its bytes."""
-WASTE = 0.25
-"""Bytes that may be read in vain, as a share of those needed, to save requests."""
+SMALL_GAP = 32 << 10
+"""Reading across a gap of so many bytes takes less time than a request, on any link."""
+WASTE_ON_SMALL_GAPS = 0.25
+"""Bytes that may be read in vain in small gaps, as a share of those needed."""
+WASTE = 0.03
+"""Bytes that may be read in vain in all, unless they lie in small gaps: on a slow link they cost as much time
+as those needed, on a fast one they save requests."""
+EXTENTS_A_READER = 2
+"""Full extents in memory at once, for each that may be read at once: one under way, one to be decoded."""
+READERS = 3
+"""Ranges that are read at once where they are small, for each that may be: their way there and back takes
+longer than their bytes."""
 
 
 @dataclass(frozen=True)
@@ -33,21 +45,29 @@ class Extent:
     start: int
     end: int
     rows: tuple[int, ...]
+    weight: float = 1.0
+    """What it takes of memory, where 1 is as much as it may."""
 
 
 def plan_reads(
-    table: ChunkTable, waste: float = WASTE, most: int = READ_BYTES, most_rows: int = READ_ROWS
+    table: ChunkTable,
+    waste: float = WASTE,
+    waste_on_small_gaps: float = WASTE_ON_SMALL_GAPS,
+    most: int = READ_BYTES,
+    most_rows: int = READ_ROWS,
 ) -> list[Extent]:
     """Decide which ranges to read for the rows of a table.
 
     Neighbours are read together. So are chunks with a gap in between, smallest gaps first, as long as the
-    gaps add up to no more than ``waste`` of the bytes needed. Rows that share a chunk may come to lie in
-    several extents, which then read it again each: no state takes more requests than one of the same size
-    that neither shares nor compresses anything.
+    gaps add up to no more than ``waste`` of the bytes needed, or to ``waste_on_small_gaps`` where none is
+    larger than `SMALL_GAP`. Rows that share a chunk may come to lie in several extents, which then read it
+    again each: no state takes more requests than one of the same size that neither shares nor compresses
+    anything.
 
     Args:
         table: the chunks wanted.
         waste: share of the needed bytes that may be read in vain.
+        waste_on_small_gaps: the same if all gaps are small.
         most: bytes of an extent, and of all its rows once they are decompressed. A chunk that is larger is
             alone.
         most_rows: rows of an extent.
@@ -59,7 +79,9 @@ def plan_reads(
     end = start + table.stored[order]
     unpacked = np.concatenate(([0], np.cumsum(table.raw[order])))
     gap = np.maximum(0, start[1:] - end[:-1])
-    apart = (pack[1:] != pack[:-1]) | ~_bridged(gap, pack[1:] == pack[:-1], waste * int(table.stored.sum()))
+    needed = int(table.stored.sum())
+    same_pack = pack[1:] == pack[:-1]
+    apart = ~(same_pack & _bridged(gap, same_pack, waste * needed, waste_on_small_gaps * needed))
     extents: list[Extent] = []
     first = 0
     for row in range(1, len(order) + 1):
@@ -72,16 +94,20 @@ def plan_reads(
         ):
             continue
         rows = tuple(order[first:row].tolist())
-        extents.append(Extent(int(pack[first]), int(start[first]), int(end[first:row].max()), rows))
+        begin, finish = int(start[first]), int(end[first:row].max())
+        size = max(finish - begin, int(unpacked[row] - unpacked[first]))
+        weight = max(size / most, len(rows) / most_rows)
+        extents.append(Extent(int(pack[first]), begin, finish, rows, weight))
         first = row
     return extents
 
 
-def _bridged(gap: Column, same_pack: Column, budget: float) -> Column:
+def _bridged(gap: Column, same_pack: Column, budget: float, budget_of_small: float) -> Column:
     """Return for each gap whether to read across it: the smallest ones that fit into the budget."""
     cost = np.where(same_pack, gap, np.iinfo(np.int64).max // 4)
     by_cost = np.argsort(cost, kind="stable")
-    affordable = np.cumsum(cost[by_cost].astype(np.float64)) <= budget
+    spent = np.cumsum(cost[by_cost].astype(np.float64))
+    affordable = (spent <= budget) | ((spent <= budget_of_small) & (cost[by_cost] <= SMALL_GAP))
     bridged = np.zeros(len(gap), bool)
     bridged[by_cost[affordable]] = True
     return bridged
@@ -92,8 +118,10 @@ def read_pieces(
 ) -> Iterator[Piece]:
     """Yield all elements of one iterator, in pieces as they lie in the packs.
 
-    Memory stays under ``concurrency + 2`` extents, however well the state is compressed and however much of
-    it is the same.
+    Keys are read first, and payloads while they are on their way.
+
+    Memory stays under ``EXTENTS_A_READER * concurrency + 2`` extents, however well the state is compressed
+    and however much of it is the same.
 
     Raises:
         CorruptCheckpoint: a pack is missing or cut short, or a chunk is not what it should be.
@@ -101,8 +129,11 @@ def read_pieces(
     check_counts(rows)
     positions = np.concatenate(([0], np.cumsum(np.maximum(rows.elements.elements, 1))))
     key_numbers = np.cumsum(rows.elements.elements == 0) - 1
-    keys = _read_keys(backend, manifest, rows.keys, concurrency)
-    for chunks in read_chunks(backend, manifest, rows.elements, concurrency):
+    key_extents = plan_reads(rows.keys)
+    plans = [(rows.keys, key_extents), (rows.elements, plan_reads(rows.elements))]
+    reading = _read(backend, manifest, plans, concurrency)
+    keys = _keys(rows.keys, itertools.islice(reading, len(key_extents)))
+    for chunks in reading:
         places: list[int] = []
         elements: list[Element] = []
         for row, data in chunks:
@@ -149,15 +180,32 @@ def read_chunks(
     Raises:
         CorruptCheckpoint: a pack is missing or cut short, or a chunk fails its checksum.
     """
+    return _read(backend, manifest, [(table, plan_reads(table))], concurrency)
 
-    def read(extent: Extent) -> list[tuple[int, bytes]]:
+
+def _read(
+    backend: Backend,
+    manifest: Manifest,
+    plans: Iterable[tuple[ChunkTable, Sequence[Extent]]],
+    concurrency: int,
+) -> Iterator[list[tuple[int, bytes]]]:
+    """Yield the chunks of several tables, extent by extent, as planned."""
+
+    def read(wanted: tuple[ChunkTable, Extent]) -> list[tuple[int, bytes]]:
+        table, extent = wanted
         return _read_extent(backend, manifest.header.packs[extent.pack].key, table, extent)
 
-    yield from in_parallel(read, plan_reads(table), concurrency)
+    return in_parallel(
+        read,
+        [(table, extent) for table, extents in plans for extent in extents],
+        READERS * concurrency,
+        lambda wanted: wanted[1].weight,
+        EXTENTS_A_READER * concurrency,
+    )
 
 
-def _read_keys(backend: Backend, manifest: Manifest, table: ChunkTable, concurrency: int) -> Sequence[bytes]:
-    extents = read_chunks(backend, manifest, table, concurrency)
+def _keys(table: ChunkTable, extents: Iterable[list[tuple[int, bytes]]]) -> Sequence[bytes]:
+    """Return the keys of the large payloads, in order."""
     found = {row: data for chunks in extents for row, data in chunks}
     keys: list[bytes] = []
     for row in range(len(table)):

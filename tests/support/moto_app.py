@@ -15,8 +15,12 @@ import threading
 from collections.abc import Iterable
 from typing import Any, Callable
 
+import waitress
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import BaseWSGIServer, make_server
+
+_THREADS = 16
+_LARGEST_BODY = 8 << 30
 
 
 class OneConditionalWriteAtATime:
@@ -36,9 +40,26 @@ class OneConditionalWriteAtATime:
 
 def make_moto_server(port: int = 0) -> BaseWSGIServer:
     """Return the server, bound to a loopback port (0: a free one) and not yet serving."""
-    app = OneConditionalWriteAtATime(DomainDispatcherApplication(create_backend_app))
-    return make_server("127.0.0.1", port, app, threaded=True)
+    return make_server("127.0.0.1", port, _app(), threaded=True)
+
+
+def serve(port: int) -> None:
+    """Serve until the process ends, many requests a connection as S3 does; werkzeug closes it after each."""
+    waitress.serve(
+        _app(),
+        host="127.0.0.1",
+        port=port,
+        threads=_THREADS,
+        # In memory, as everything else that moto has.
+        inbuf_overflow=_LARGEST_BODY,
+        outbuf_overflow=_LARGEST_BODY,
+        max_request_body_size=_LARGEST_BODY,
+    )
+
+
+def _app() -> OneConditionalWriteAtATime:
+    return OneConditionalWriteAtATime(DomainDispatcherApplication(create_backend_app))
 
 
 if __name__ == "__main__":
-    make_moto_server(int(sys.argv[1])).serve_forever()
+    serve(int(sys.argv[1]))

@@ -1,0 +1,71 @@
+"""Work runs ahead of its caller, in order and no further than it may."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from input_checkpoint.parallel import in_parallel
+
+
+class Started:
+    """Work that notes what has begun."""
+
+    def __init__(self) -> None:
+        self.items: list[int] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, item: int) -> int:
+        with self._lock:
+            self.items.append(item)
+        return item
+
+    def count(self) -> int:
+        """How many have begun, once no more of them begin."""
+        time.sleep(0.05)
+        return len(self.items)
+
+
+def test_results_come_in_the_order_in_which_they_are_asked_for():
+    def slow_if_even(item: int) -> int:
+        time.sleep(0.01 * (item % 2 == 0))
+        return item
+
+    assert list(in_parallel(slow_if_even, range(9), 4)) == list(range(9))
+
+
+def test_no_more_runs_ahead_than_is_allowed():
+    work = Started()
+    results = in_parallel(work, range(20), 3)
+    next(results)
+    assert work.count() <= 1 + 1 + 3
+    results.close()
+
+
+def test_what_runs_ahead_weighs_no_more_than_is_allowed():
+    work = Started()
+    results = in_parallel(work, range(20), 8, lambda item: 1.0, most=3)
+    next(results)
+    assert work.count() == 3
+    results.close()
+
+
+def test_something_heavier_than_is_allowed_runs_alone():
+    work = Started()
+    results = in_parallel(work, [1, 50, 1], 8, float, most=3)
+    assert next(results) == 1
+    assert next(results) == 50
+    assert work.count() == 2
+    assert list(results) == [1]
+
+
+def test_an_error_comes_in_its_place():
+    def divide(item: int) -> float:
+        return 1 / item
+
+    results = in_parallel(divide, [1, 0, 2], 4)
+    assert next(results) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(results)
