@@ -1,7 +1,8 @@
 """How long until a save is stored for good, against the larger of what it cannot do without.
 
-These are the encoding by TensorFlow, and the wire: the bare upload of the bytes that are new, in objects of
-the size and as many at once as a save has. A save does both at the same time.
+These are the encoding by TensorFlow, from the operation on that takes the state into memory, and the wire:
+the bare upload of the bytes that are new, in objects of the size and as many at once as a save has. A save
+does both at the same time.
 """
 
 from __future__ import annotations
@@ -109,10 +110,11 @@ class _Runner:
         self._backend.look()
         started = time.perf_counter()
         snapshot = iterators.snapshot(session)
+        serialized = time.perf_counter() - started
         self._store.save(self._lineage, number, snapshot.states())
         durable = self._backend.committed_at - started
         new_bytes = self._backend.look().uploaded
-        encode = _seconds(lambda: _encode(snapshot))
+        encode = serialized + _seconds(lambda: _encode(snapshot))
         snapshot.release()
         wire = _seconds(lambda: self._put(number, new_bytes))
         self._store.prune(KeepLast(2), lineage=self._lineage)

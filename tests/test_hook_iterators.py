@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import input_checkpoint as ic
 from input_checkpoint import iterators
+from input_checkpoint.errors import SnapshotLost
 from input_checkpoint.iterators import GraphIterators
 from input_checkpoint.state import Piece, StoredState
 from tests.support.training import make_estimator, shuffled_ids, trained_on, uninterrupted
@@ -115,6 +116,31 @@ def test_a_piece_of_any_size_is_decoded_a_slice_at_a_time(monkeypatch: pytest.Mo
             held.restore(_Watched(session, feeds), [StoredState(held.names[0], len(state), [whole])])
             assert [session.run(following).tolist() for _ in range(300)] == expected
     assert max(feeds) < 3 * 4000 < sum(len(payload) for _, payload in state) / 10
+
+
+def test_a_snapshot_released_while_it_is_encoded_is_lost_and_nobody_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when the storage fails in the middle of a save, while TensorFlow encodes ahead."""
+    monkeypatch.setattr(iterators, "_SLICE_BYTES", 4000)
+    with v1.Graph().as_default() as graph:
+        noise = tf.data.Dataset.range(500).map(_noise)
+        iterator = v1.data.make_initializable_iterator(noise.shuffle(200, seed=3))
+        following = iterator.get_next()
+        held = GraphIterators(graph, iterators.external_state_policy(None))
+        with v1.Session() as session:
+            session.run(iterator.initializer)
+            session.run(following)
+            snapshot = held.snapshot(session)
+            (state,) = snapshot.states()
+            elements = iter(state.elements)
+            next(elements)
+            snapshot.release()
+            with pytest.raises(SnapshotLost, match="released"):
+                list(elements)
+            snapshot = held.snapshot(session)
+            assert len([one for state in snapshot.states() for one in state.elements]) > 200
+            snapshot.release()
 
 
 def _noise(number: Any) -> Any:

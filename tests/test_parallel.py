@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from input_checkpoint.parallel import in_parallel
+from input_checkpoint.parallel import in_parallel, one_ahead
 
 
 class Started:
@@ -69,3 +70,46 @@ def test_an_error_comes_in_its_place():
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+def test_the_next_item_is_drawn_while_the_caller_works_with_one() -> None:
+    drawn: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(10):
+            drawn.append(item)
+            yield item
+
+    ahead = one_ahead(items())
+    assert drawn == []
+    assert next(ahead) == 0
+    time.sleep(0.05)
+    assert drawn == [0, 1]
+    assert list(ahead) == list(range(1, 10))
+
+
+def test_what_drawing_raises_comes_in_its_place() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise OSError("no more")
+
+    ahead = one_ahead(items())
+    assert next(ahead) == 1
+    with pytest.raises(OSError, match="no more"):
+        next(ahead)
+
+
+def test_nothing_is_drawn_any_more_once_the_caller_has_stopped() -> None:
+    drawn: list[int] = []
+
+    def items() -> Iterator[int]:
+        while True:
+            drawn.append(len(drawn))
+            yield 0
+
+    ahead = one_ahead(items())
+    next(ahead)
+    ahead.close()
+    count = len(drawn)
+    time.sleep(0.05)
+    assert len(drawn) == count <= 2

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 import uuid
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +27,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_checkpoint.errors import CorruptCheckpoint, PipelineMismatch, SnapshotLost, UnsupportedPipeline
-from input_checkpoint.parallel import in_parallel
+from input_checkpoint.parallel import in_parallel, one_ahead
 from input_checkpoint.state import Element, IteratorState, Piece, StoredState
 from input_checkpoint.variants import join_variants, split_payload, split_variants
 
@@ -222,6 +223,8 @@ class Snapshot:
         self._session = session
         self._ops = ops
         self._key = key
+        self._lock = threading.Lock()
+        self._released = False
 
     def states(self) -> Iterator[IteratorState]:
         """Yield the encoded state of each iterator, as streams. May run in any thread."""
@@ -229,18 +232,29 @@ class Snapshot:
             yield IteratorState(ops.name, self._encode(ops))
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Give the memory back. What is being encoded meanwhile ends with `SnapshotLost`."""
         # A session that was closed in the meantime has given it back already.
-        with contextlib.suppress(*_SESSION_GONE):
+        with self._lock, contextlib.suppress(*_SESSION_GONE):
+            self._released = True
             self._session.run([ops.drop for ops in self._ops], {ops.key: self._key for ops in self._ops})
 
     def _run(self, fetches: Any, feeds: dict[Any, Any]) -> Any:
-        try:
-            return self._session.run(fetches, feeds)
-        except _SESSION_GONE as error:
-            raise SnapshotLost(f"the session was closed before its snapshot was encoded: {error}") from error
+        # TensorFlow would wait for ever for a vector that is held no more.
+        with self._lock:
+            if self._released:
+                raise SnapshotLost("the snapshot was released before it was encoded")
+            try:
+                return self._session.run(fetches, feeds)
+            except _SESSION_GONE as error:
+                raise SnapshotLost(
+                    f"the session was closed before its snapshot was encoded: {error}"
+                ) from error
 
     def _encode(self, ops: _IteratorOps) -> Iterator[Element]:
+        # TensorFlow encodes a slice while the one before is hashed, compressed and stored.
+        return itertools.chain.from_iterable(one_ahead(self._slices(ops)))
+
+    def _slices(self, ops: _IteratorOps) -> Iterator[list[Element]]:
         count = self._run(ops.count, {ops.key: self._key})
         start, block = 0, _BLOCK_ELEMENTS
         while start < count:
@@ -248,10 +262,9 @@ class Snapshot:
                 [ops.slice_end, ops.slice],
                 {ops.key: self._key, ops.start: start, ops.block: block},
             )
-            for text in encoded:
-                if len(text) > _LARGE_ELEMENT_BYTES:
-                    block = 1
-                yield from map(split_payload, split_variants(text))
+            if max(map(len, encoded)) > _LARGE_ELEMENT_BYTES:
+                block = 1
+            yield [split_payload(element) for text in encoded for element in split_variants(text)]
 
 
 class _IteratorOps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -46,3 +47,25 @@ def in_parallel(
         finally:
             for future, _ in pending:
                 future.cancel()
+
+
+def one_ahead(items: Iterable[_Result]) -> Iterator[_Result]:
+    """Yield items that another thread draws, one ahead of the caller.
+
+    >>> list(one_ahead(iter("abc")))
+    ['a', 'b', 'c']
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="input-checkpoint-ahead") as executor:
+        iterator = iter(items)
+        coming = executor.submit(_next_of, iterator)
+        try:
+            while found := coming.result():
+                coming = executor.submit(_next_of, iterator)
+                yield found[0]
+        finally:
+            coming.cancel()
+
+
+def _next_of(iterator: Iterator[_Result]) -> tuple[_Result, ...]:
+    """Return the next item, or nothing at the end: StopIteration must not come out of a generator."""
+    return tuple(itertools.islice(iterator, 1))
