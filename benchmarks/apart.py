@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Callable, Optional, TypeVar
+from typing import Any, Callable, TypeVar
+
+from input_checkpoint.parallel import in_parallel
 
 _Result = TypeVar("_Result")
 
@@ -17,12 +19,11 @@ def run(work: Callable[..., _Result], *arguments: Any) -> _Result:
         return executor.submit(work, *arguments).result()
 
 
-def run_unless_it_dies(work: Callable[..., _Result], *arguments: Any) -> Optional[_Result]:
-    """Like `run`; None if the process was killed, as TensorFlow is by states over 2 GB."""
-    try:
-        return run(work, *arguments)
-    except BrokenProcessPool:
-        return None
+def run_each(
+    work: Callable[..., _Result], several: Iterable[tuple[Any, ...]], at_once: int = 2
+) -> Iterator[_Result]:
+    """Like `run`, for several arguments and some at once: where nothing is timed."""
+    return in_parallel(lambda arguments: run(work, *arguments), several, at_once)
 
 
 def _be_quiet() -> None:

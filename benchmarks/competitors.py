@@ -48,6 +48,11 @@ class Competitor(abc.ABC):
     def save(self) -> None:
         """Save now. Returns when training may go on."""
 
+    def warm_up(self) -> None:
+        """Save once untold: TensorFlow prepares an operation when it is run first."""
+        self.save()
+        self.settle()
+
     def settle(self) -> None:  # noqa: B027 - most have nothing left to do
         """Wait for what goes on in the background."""
 
@@ -73,6 +78,9 @@ class HookCompetitor(Competitor, tf.estimator.SessionRunHook):  # type: ignore[m
         self.session.step()
         self.stalled = self._seconds
         self.durable = self._seconds
+
+    def warm_up(self) -> None:
+        """See `Competitor.warm_up`: hooks have saved when training began."""
 
     def begin(self) -> None:
         """Called by TensorFlow."""
@@ -164,6 +172,17 @@ class TensorFlowHook(HookCompetitor):
         """Return the prefix of the last save."""
         prefix: str = tf.train.latest_checkpoint(str(self._folder), "checkpoint_input")
         return prefix
+
+
+class Floor(HookCompetitor):
+    """What no save can do without, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__(FLOOR, SerializeHook())
+
+    def warm_up(self) -> None:
+        """See `Competitor.warm_up`."""
+        self.save()
 
 
 class SerializeHook(tf.estimator.SessionRunHook):  # type: ignore[misc]  # untyped base
@@ -266,7 +285,8 @@ def training(
         opened = TrainingSession(session, train_op, iterator, graph)
         for hook in hooks:
             hook.session = opened
-        opened.step()
+        for _ in range(pipeline.batches_to_fill):
+            opened.step()
         for hook in hooks:
             hook.settle()
         yield opened

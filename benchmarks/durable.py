@@ -12,22 +12,19 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Callable
-
-import tensorflow as tf
+from typing import Callable
 
 from benchmarks import apart, competitors, pipelines, places
 from benchmarks.competitors import OURS, OURS_S3
 from benchmarks.observed import ObservedBackend
 from benchmarks.pipelines import Pipeline
+from benchmarks.raw_session import RawSession, raw_session
 from benchmarks.report import Figure, Goal
 from input_checkpoint import Backend, CheckpointStore, KeepLast, open_backend
 from input_checkpoint.backends_builtin import LocalBackend
-from input_checkpoint.iterators import GraphIterators, external_state_policy
+from input_checkpoint.iterators import Snapshot
 from input_checkpoint.packs import CONCURRENCY, PACK_BYTES
 from integration.servers.server import Place
-
-v1 = tf.compat.v1
 
 NAME = "durable"
 SECONDS = "until durable [s]"
@@ -56,9 +53,9 @@ class Run:
 
 
 FULL = (
-    Run(pipelines.pictures, 1_000, 10, 6),
-    Run(pipelines.pictures, 1_000, 150, 4),
-    Run(pipelines.tokens, 20_000, 100, 5),
+    Run(pipelines.pictures, 1_000, 10, 5),
+    Run(pipelines.pictures, 1_000, 150, 3),
+    Run(pipelines.tokens, 20_000, 100, 3),
     Run(pipelines.vectors, 50_000, 50, 3),
 )
 QUICK = (Run(pipelines.pictures, 200, 5, 2),)
@@ -74,25 +71,19 @@ def measure(quick: bool) -> Iterator[Figure]:
 def train(run: Run, remote: Place, name: str) -> list[Figure]:
     """Let the places take turns."""
     pipeline = run.make(run.elements)
-    with places.folder() as folder, v1.Graph().as_default() as graph:
-        iterator = v1.data.make_initializable_iterator(pipeline.dataset())
-        step = iterator.get_next().op
-        iterators = GraphIterators(graph, external_state_policy("fail"))
+    with places.folder() as folder, raw_session(pipeline) as opened:
         runners = [
             _Runner(OURS, LocalBackend(str(folder))),
             _Runner(OURS_S3, open_backend(f"{remote.uri}/{name}", remote.storage_options)),
         ]
         figures = []
-        with v1.Session() as session:
-            session.run([iterator.initializer])
-            for number, runner in competitors.turns(runners, run.rounds + 1):
-                for _ in range(run.steps):
-                    session.run(step)
-                found = runner.save(number, session, iterators)
-                case = f"{pipeline.name}, {run.steps} steps of {pipeline.batch}"
-                case += ", slow S3" if runner.name == OURS_S3 else ", disk"
-                if number:  # the first one is full in any case
-                    figures += [Figure(NAME, case, who, SECONDS, number, one) for who, one in found.items()]
+        for number, runner in competitors.turns(runners, run.rounds + 1):
+            opened.draw(run.steps)
+            found = runner.save(number, opened)
+            case = f"{pipeline.name}, {run.steps} steps of {pipeline.batch}"
+            case += ", slow S3" if runner.name == OURS_S3 else ", disk"
+            if number:  # the first one is full in any case
+                figures += [Figure(NAME, case, who, SECONDS, number, one) for who, one in found.items()]
         return figures
 
 
@@ -105,11 +96,11 @@ class _Runner:
         self._store = CheckpointStore.open(self._backend, create=True)
         self._lineage = self._store.open_lineage("main", parent=None)
 
-    def save(self, number: int, session: Any, iterators: GraphIterators) -> dict[str, float]:
+    def save(self, number: int, opened: RawSession) -> dict[str, float]:
         """Save, then encode and upload apart. Returns seconds."""
         self._backend.look()
         started = time.perf_counter()
-        snapshot = iterators.snapshot(session)
+        snapshot = opened.iterators.snapshot(opened.session)
         serialized = time.perf_counter() - started
         self._store.save(self._lineage, number, snapshot.states())
         durable = self._backend.committed_at - started
@@ -132,7 +123,7 @@ class _Runner:
                 future.result()
 
 
-def _encode(snapshot: Any) -> None:
+def _encode(snapshot: Snapshot) -> None:
     for state in snapshot.states():
         for _ in state.elements:
             pass

@@ -12,19 +12,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Callable
 
-import tensorflow as tf
-
 from benchmarks import apart, pipelines, places
 from benchmarks.observed import ObservedBackend
 from benchmarks.pipelines import Pipeline
+from benchmarks.raw_session import raw_session
 from benchmarks.report import Figure, Goal, aligned, exponent, number
 from input_checkpoint import CheckpointRef, CheckpointStore, IteratorState, KeepAll, KeepLast
 from input_checkpoint.backends_builtin import LocalBackend, MemoryBackend
-from input_checkpoint.iterators import GraphIterators, external_state_policy
 from input_checkpoint.lineage import Lineage
 from input_checkpoint.state import Element
-
-v1 = tf.compat.v1
 
 NAME = "growth"
 EXPONENT = "exponent"
@@ -58,7 +54,7 @@ class Sizes:
     rounds: int
 
 
-FULL = Sizes((500, 2_000, 8_000), (10_000, 50_000, 250_000), (1, 10, 100, 1_000), (1, 10, 100, 1_000), 2)
+FULL = Sizes((500, 2_000, 8_000), (5_000, 25_000, 125_000), (1, 10, 100, 1_000), (1, 10, 100, 1_000), 2)
 QUICK = Sizes((100, 300), (1_000, 4_000), (1, 10, 50), (1, 10, 50), 1)
 
 
@@ -132,24 +128,19 @@ def save_each(several: Sequence[Pipeline]) -> list[Costs]:
 
 
 def _save_all(pipeline: Pipeline) -> Costs:
-    with places.folder() as folder, v1.Graph().as_default() as graph:
-        iterator = v1.data.make_initializable_iterator(pipeline.dataset())
-        step = iterator.get_next().op
-        iterators = GraphIterators(graph, external_state_policy("fail"))
-        with v1.Session() as session:
-            session.run([iterator.initializer])
-            session.run(step)
-            iterators.snapshot(session).release()  # TensorFlow prepares an operation when it is run first
-            store = CheckpointStore.open(LocalBackend(str(folder)), create=True)
-            lineage = store.open_lineage("main", parent=None)
-            started = time.perf_counter()
-            snapshot = iterators.snapshot(session)
-            stalled = time.perf_counter()
-            store.save(lineage, 1, snapshot.states())
-            saved = time.perf_counter()
-            snapshot.release()
-            iterators.restore(session, store.load(store.newest("main")))
-            restored = time.perf_counter()
+    with places.folder() as folder, raw_session(pipeline) as opened:
+        session, iterators = opened.session, opened.iterators
+        iterators.snapshot(session).release()  # TensorFlow prepares an operation when it is run first
+        store = CheckpointStore.open(LocalBackend(str(folder)), create=True)
+        lineage = store.open_lineage("main", parent=None)
+        started = time.perf_counter()
+        snapshot = iterators.snapshot(session)
+        stalled = time.perf_counter()
+        store.save(lineage, 1, snapshot.states())
+        saved = time.perf_counter()
+        snapshot.release()
+        iterators.restore(session, store.load(store.newest("main")))
+        restored = time.perf_counter()
     return {"stall": stalled - started, "save": saved - started, "restore": restored - saved}
 
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
-
-import tensorflow as tf
+from typing import Callable
 
 from benchmarks import apart, pipelines, places
 from benchmarks.competitors import OURS, OURS_S3, TF_HOOK
+from benchmarks.raw_session import RawSession, raw_session
 from benchmarks.report import Figure, Goal
 from benchmarks.slow_link import Link
 from input_checkpoint import CheckpointStore, open_backend
-from input_checkpoint.iterators import GraphIterators, external_state_policy
 from integration.servers.server import Place
-
-v1 = tf.compat.v1
 
 NAME = "memory"
 EXTRA = "extra memory of a save [bytes]"
@@ -49,7 +46,7 @@ class Run:
     who: tuple[str, ...]
 
 
-FULL = Run((2_500, 10_000, 24_000), 2, (OURS, OURS_S3, TF_HOOK))
+FULL = Run((2_500, 24_000), 2, (OURS, OURS_S3, TF_HOOK))
 QUICK = Run((200, 800), 1, (OURS, OURS_S3))
 
 
@@ -61,14 +58,11 @@ def measure(quick: bool) -> Iterator[Figure]:
     run = QUICK if quick else FULL
     with places.slow_s3(_FAST_LINK) as remote:
         found: dict[str, list[list[float]]] = {}
-        for number in range(run.rounds):
-            for size in run.sizes:
-                for who in run.who:
-                    figure = _measure_one(who, size, number, remote)
-                    if figure:
-                        yield figure
-                        rounds = found.setdefault(who, [[] for _ in range(run.rounds)])
-                        rounds[number].append(figure.value)
+        tasks = [(who, size, number) for number in range(run.rounds) for size in run.sizes for who in run.who]
+        extras = apart.run_each(save_once, [(who, size, remote) for who, size, _ in tasks])
+        for (who, size, number), extra in zip(tasks, extras):
+            yield Figure(NAME, pipelines.pictures(size).name, who, EXTRA, number, extra)
+            found.setdefault(who, [[] for _ in range(run.rounds)])[number].append(extra)
         for who, rounds in found.items():
             for number, values in enumerate(rounds):
                 yield Figure(NAME, "pictures", who, FLAT, number, values[-1] / values[0])
@@ -78,42 +72,25 @@ def measure(quick: bool) -> Iterator[Figure]:
                 yield Figure(NAME, pipelines.pictures(size).name, BOUND, EXTRA, number, float(512 << 20))
 
 
-def _measure_one(who: str, size: int, number: int, remote: Place) -> Optional[Figure]:
-    case = pipelines.pictures(size).name
-    extra = apart.run_unless_it_dies(save_once, who, size, remote)
-    if extra is None:
-        print(f"{who} is killed by TensorFlow at {case}: the encoding of its state passes 2 GB")
-        return None
-    return Figure(NAME, case, who, EXTRA, number, extra)
-
-
 def save_once(who: str, size: int, remote: Place) -> float:
     """Return the bytes that a save takes at most, beyond what was there before."""
-    with places.folder() as folder, v1.Graph().as_default() as graph:
-        iterator = v1.data.make_initializable_iterator(pipelines.pictures(size).dataset())
-        step = iterator.get_next().op
-        iterators = GraphIterators(graph, external_state_policy("fail"))
-        saver = v1.train.Saver([tf.data.experimental.make_saveable_from_iterator(iterator)], sharded=True)
-        with v1.Session() as session:
-            session.run([iterator.initializer])
-            session.run(step)
-            if who == TF_HOOK:
-                return _extra(lambda: saver.save(session, str(folder / "input.ckpt"), write_meta_graph=False))
-            uri, options = (
-                (str(folder), None) if who == OURS else (f"{remote.uri}/{size}", remote.storage_options)
-            )
-            store = CheckpointStore.open(open_backend(uri, options), create=True)
-            return _extra(lambda: _save(store, iterators, session))
+    with places.folder() as folder, raw_session(pipelines.pictures(size)) as opened:
+        if who == TF_HOOK:
+            return _extra(lambda: opened.save_as_tensorflow_does(folder))
+        there = f"{remote.uri}/{uuid.uuid4().hex}"
+        uri, options = (str(folder), None) if who == OURS else (there, remote.storage_options)
+        store = CheckpointStore.open(open_backend(uri, options), create=True)
+        return _extra(lambda: _save(store, opened))
 
 
-def _save(store: CheckpointStore, iterators: GraphIterators, session: Any) -> None:
-    snapshot = iterators.snapshot(session)
+def _save(store: CheckpointStore, opened: RawSession) -> None:
+    snapshot = opened.iterators.snapshot(opened.session)
     lineage = store.open_lineage("main", parent=None)
     store.save(lineage, 1, snapshot.states())
     snapshot.release()
 
 
-def _extra(work: Any) -> float:
+def _extra(work: Callable[[], object]) -> float:
     # "5" lets the kernel begin anew with the peak: proc(5).
     _RESET.write_text("5")
     before = _peak()

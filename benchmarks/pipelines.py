@@ -41,6 +41,8 @@ class Pipeline:
     batch: int
     """Elements that one step takes."""
     make: Callable[[Pipeline], Any] = field(repr=False, compare=False)
+    batches_to_fill: int = 1
+    """Batches after which it holds everything that it will: a shuffle buffer is full before the first."""
 
     @property
     def state_bytes(self) -> int:
@@ -67,7 +69,8 @@ def pictures(count: int, batch: int = 32) -> Pipeline:
 
 def cached_pictures(count: int, batch: int = 32) -> Pipeline:
     """JPEG pictures behind ``cache()``, all of them in it."""
-    return Pipeline(f"cache {_thousands(count)}", count, 100_000, batch, _cached_pictures)
+    whole = -(-count // batch) + 1
+    return Pipeline(f"cache {_thousands(count)}", count, 100_000, batch, _cached_pictures, whole)
 
 
 def tokens(count: int, batch: int = 32) -> Pipeline:

@@ -14,20 +14,18 @@ from pathlib import Path
 from typing import Any, Callable
 
 import s3fs
-import tensorflow as tf
 
 from benchmarks import apart, competitors, pipelines, places
 from benchmarks.competitors import OURS, OURS_S3, TF_HOOK
 from benchmarks.observed import ObservedBackend
 from benchmarks.pipelines import Pipeline
+from benchmarks.raw_session import RawSession, raw_session
 from benchmarks.report import Figure, Goal
 from input_checkpoint import Backend, CheckpointStore, KeepLast, open_backend
 from input_checkpoint.backends_builtin import LocalBackend
-from input_checkpoint.iterators import GraphIterators, external_state_policy
 from input_checkpoint.packs import CONCURRENCY, PACK_BYTES
+from input_checkpoint.state import StoredState
 from integration.servers.server import Place
-
-v1 = tf.compat.v1
 
 NAME = "restore"
 SECONDS = "restore [s]"
@@ -35,10 +33,13 @@ READ = "read [bytes]"
 SPEED = "state a second [bytes/s]"
 TF_GET = "s3fs.get + TensorFlow's hook"
 BARE = "bare parallel read"
+FROM_MEMORY = "TensorFlow alone, from memory"
 STATE = "the state"
 
 GOALS = (
     Goal(NAME, SECONDS, OURS, TF_HOOK, 0.5),
+    Goal(NAME, SECONDS, OURS, FROM_MEMORY),
+    Goal(NAME, SECONDS, FROM_MEMORY, TF_HOOK),
     Goal(NAME, SPEED, OURS_S3, BARE, 0.8, at_most=False),
     Goal(NAME, SECONDS, OURS_S3, TF_GET),
     Goal(NAME, READ, OURS, STATE, 1.5),
@@ -60,11 +61,11 @@ class Run:
 
 
 FULL = (
-    Run(pipelines.pictures, 1_000, 7, remote=True),
+    Run(pipelines.pictures, 1_000, 5, remote=True),
     Run(pipelines.pictures, 10_000, 3, remote=False, saves=3),
-    Run(pipelines.tokens, 20_000, 5, remote=True),
+    Run(pipelines.tokens, 20_000, 3, remote=True),
     Run(pipelines.vectors, 100_000, 3, remote=False, saves=2),
-    Run(pipelines.cached_pictures, 2_000, 5, remote=False),
+    Run(pipelines.cached_pictures, 2_000, 5, remote=False, saves=2),
 )
 QUICK = (Run(pipelines.pictures, 200, 2, remote=True),)
 
@@ -79,29 +80,21 @@ def measure(quick: bool) -> Iterator[Figure]:
 def train_and_restore(run: Run, remote: Place, name: str) -> list[Figure]:
     """Save, then let everybody restore in turn."""
     pipeline = run.make(run.elements)
-    with places.folder() as folder, v1.Graph().as_default() as graph:
-        iterator = v1.data.make_initializable_iterator(pipeline.dataset())
-        step = iterator.get_next().op
-        iterators = GraphIterators(graph, external_state_policy("fail"))
-        saver = v1.train.Saver([tf.data.experimental.make_saveable_from_iterator(iterator)], sharded=True)
-        local = LocalBackend(str(folder / "ours"))
+    with places.folder() as folder, raw_session(pipeline) as opened:
         there = open_backend(f"{remote.uri}/{name}", remote.storage_options)
-        with v1.Session() as session:
-            session.run([iterator.initializer])
-            stores = [_Restorer(OURS, session, iterators, local)]
-            if run.remote:
-                stores.append(_Restorer(OURS_S3, session, iterators, there))
-            for number in range(run.saves):
-                for _ in range(run.steps):
-                    session.run(step)
-                for store in stores:
-                    store.save(number)
-            (folder / "tensorflow").mkdir()
-            prefix = saver.save(session, str(folder / "tensorflow" / "input.ckpt"), write_meta_graph=False)
-            readers: list[Any] = [*stores, _TensorFlow(TF_HOOK, session, saver, prefix)]
-            if run.remote:
-                readers += [_Fetched(session, saver, prefix, remote, name), _Bare(there, stores[-1])]
-            return _take_turns(pipeline.name, readers, run.rounds)
+        stores = [_Restorer(OURS, opened, LocalBackend(str(folder / "ours")))]
+        if run.remote:
+            stores.append(_Restorer(OURS_S3, opened, there))
+        for number in range(run.saves):
+            opened.draw(run.steps)
+            for store in stores:
+                store.save(number)
+        (folder / "tensorflow").mkdir()
+        prefix = opened.save_as_tensorflow_does(folder / "tensorflow")
+        readers: list[Any] = [*stores, _TensorFlow(opened, prefix), _FromMemory(opened, stores[0].load())]
+        if run.remote:
+            readers += [_Fetched(opened, prefix, remote, name), _Bare(there, stores[-1])]
+        return _take_turns(pipeline.name, readers, run.rounds)
 
 
 def _take_turns(case: str, readers: list[Any], rounds: int) -> list[Figure]:
@@ -124,18 +117,17 @@ def _take_turns(case: str, readers: list[Any], rounds: int) -> list[Figure]:
 class _Restorer:
     """This library, from one place."""
 
-    def __init__(self, name: str, session: Any, iterators: GraphIterators, backend: Backend) -> None:
+    def __init__(self, name: str, opened: RawSession, backend: Backend) -> None:
         self.name = name
         self.state_bytes = 0
-        self._session = session
-        self._iterators = iterators
+        self._opened = opened
         self._backend = ObservedBackend(backend)
         self._store = CheckpointStore.open(self._backend, create=True)
         self._lineage = self._store.open_lineage("main", parent=None)
 
     def save(self, number: int) -> None:
         """Save and clean up."""
-        snapshot = self._iterators.snapshot(self._session)
+        snapshot = self._opened.iterators.snapshot(self._opened.session)
         info = self._store.save(self._lineage, number, snapshot.states())
         snapshot.release()
         self._store.prune(KeepLast(2), lineage=self._lineage)
@@ -144,23 +136,43 @@ class _Restorer:
     def restore(self) -> int:
         """Restore as a new process would; return how many bytes were read."""
         self._backend.look()
-        store = CheckpointStore.open(self._backend)
-        self._iterators.restore(self._session, store.load(store.newest("main")))
+        self._opened.iterators.restore(self._opened.session, self.load())
         return self._backend.look().downloaded
+
+    def load(self) -> Iterator[StoredState]:
+        """Read what would be restored."""
+        store = CheckpointStore.open(self._backend)
+        return store.load(store.newest("main"))
 
 
 class _TensorFlow:
     """TensorFlow's saver, as its hook uses it."""
 
-    def __init__(self, name: str, session: Any, saver: Any, prefix: str) -> None:
-        self.name = name
-        self._session = session
-        self._saver = saver
+    name = TF_HOOK
+
+    def __init__(self, opened: RawSession, prefix: str) -> None:
+        self._opened = opened
         self._prefix = prefix
 
     def restore(self) -> int:
         """Restore."""
-        self._saver.restore(self._session, self._prefix)
+        self._opened.saver.restore(self._opened.session, self._prefix)
+        return 0
+
+
+class _FromMemory:
+    """A state that is in memory already. No restore can do without: decoding and `DeserializeIterator`."""
+
+    name = FROM_MEMORY
+
+    def __init__(self, opened: RawSession, states: Iterator[StoredState]) -> None:
+        self._opened = opened
+        self._states = [(state.name, state.count, list(state.pieces)) for state in states]
+
+    def restore(self) -> int:
+        """Restore."""
+        states = (StoredState(name, count, iter(pieces)) for name, count, pieces in self._states)
+        self._opened.iterators.restore(self._opened.session, states)
         return 0
 
 
@@ -169,9 +181,8 @@ class _Fetched:
 
     name = TF_GET
 
-    def __init__(self, session: Any, saver: Any, prefix: str, remote: Place, name: str) -> None:
-        self._session = session
-        self._saver = saver
+    def __init__(self, opened: RawSession, prefix: str, remote: Place, name: str) -> None:
+        self._opened = opened
         self._prefix = Path(prefix)
         self._remote = f"{remote.uri}/{name}/tensorflow"
         self._filesystem = s3fs.S3FileSystem(skip_instance_cache=True, **remote.storage_options)
@@ -186,7 +197,7 @@ class _Fetched:
         folder.mkdir()
         for file in self._files:
             self._filesystem.get(f"{self._remote}/{file}", str(folder / file))
-        self._saver.restore(self._session, str(folder / self._prefix.name))
+        self._opened.saver.restore(self._opened.session, str(folder / self._prefix.name))
         return 0
 
 

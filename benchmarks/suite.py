@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from benchmarks import report
 from benchmarks.report import Figure, Ratio
@@ -19,8 +19,10 @@ from benchmarks.report import Figure, Ratio
 MEASUREMENTS = ("stall", "throughput", "upload", "durable", "restore", "memory", "growth")
 
 
-def run(names: Sequence[str], quick: bool) -> tuple[list[Figure], list[Ratio]]:
-    """Make the measurements of these names and tell each one's figures when it is done."""
+def run(
+    names: Sequence[str], quick: bool, keep: Callable[[list[Figure], list[Ratio]], object]
+) -> tuple[list[Figure], list[Ratio]]:
+    """Make the measurements of these names; tell and keep what is there whenever one is done."""
     figures: list[Figure] = []
     ratios: list[Ratio] = []
     for name in names:
@@ -35,6 +37,7 @@ def run(names: Sequence[str], quick: bool) -> tuple[list[Figure], list[Ratio]]:
         print(f"({time.monotonic() - started:.0f} s)", flush=True)
         figures += found
         ratios += compared
+        keep(figures, ratios)
     return figures, ratios
 
 
@@ -66,14 +69,17 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     options = parser.parse_args(arguments)
     # Its messages on missing graphics cards would stand between the tables.
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    figures, ratios = run(options.only or MEASUREMENTS, options.quick)
+
+    def keep(figures: list[Figure], ratios: list[Ratio]) -> None:
+        if options.json:
+            options.json.write_text(report.raw(figures, ratios, machine()))
+
+    figures, ratios = run(options.only or MEASUREMENTS, options.quick, keep)
     missed = [ratio for ratio in ratios if ratio.met is False]
     judged = [ratio for ratio in ratios if ratio.met is not None]
     print(f"\n{len(judged) - len(missed)} of {len(judged)} goals met.")
     if missed:
         print(f"Missed:\n{report.ratio_table(missed)}")
-    if options.json:
-        options.json.write_text(report.raw(figures, ratios, machine()))
     if options.markdown:
         options.markdown.write_text(report.markdown(ratios) + "\n")
     if options.plots:

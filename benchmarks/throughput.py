@@ -6,6 +6,7 @@ the save does behind training within. The intervals of all competitors take turn
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ GOALS = (
 )
 
 _DEVICE_SECONDS = 0.02
+_LEAST_LOST = 0.001
 _BATCH = 8
 
 
@@ -55,7 +57,7 @@ class Course:
     rounds: int
 
 
-FULL = Course(elements=1_000, interval=8.0, rounds=3)
+FULL = Course(elements=1_000, interval=6.0, rounds=3)
 QUICK = Course(elements=200, interval=1.0, rounds=2)
 
 
@@ -107,8 +109,7 @@ def _take_turns(
     figures = []
     names = [NOBODY, *(hook.name for hook in hooks)]
     by_name = {hook.name: hook for hook in hooks}
-    alone: dict[int, float] = {}
-    spent: list[tuple[int, str, float]] = []
+    spent: dict[str, list[float]] = {name: [] for name in names}
     for number, name in competitors.turns(names, course.rounds):
         started = time.perf_counter()
         if name == NOBODY:
@@ -119,13 +120,13 @@ def _take_turns(
             # Whatever is not done by now belongs to this interval as well.
             by_name[name].settle()
         seconds = time.perf_counter() - started
-        spent.append((number, name, seconds))
-        if name == NOBODY:
-            alone[number] = seconds
-    for number, name, seconds in spent:
+        spent[name].append(seconds)
         figures.append(Figure(NAME, case, name, STEPS, number, steps / seconds))
-        if name != NOBODY:
-            figures.append(Figure(NAME, case, name, LOST, number, max(1e-4, seconds - alone[number])))
+    # Of medians, since a single interval varies by more than a save takes.
+    alone = statistics.median(spent.pop(NOBODY))
+    for name, several in spent.items():
+        lost = max(_LEAST_LOST, statistics.median(several) - alone)
+        figures.append(Figure(NAME, case, name, LOST, 0, lost))
     return figures
 
 

@@ -5,22 +5,18 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Callable
-
-import tensorflow as tf
+from typing import Callable
 
 from benchmarks import apart, pipelines
 from benchmarks.competitors import OURS, TF_HOOK
 from benchmarks.observed import ObservedBackend
 from benchmarks.pipelines import Pipeline
+from benchmarks.raw_session import RawSession, raw_session
 from benchmarks.report import Figure, Goal
 from input_checkpoint import CheckpointStore, IteratorState, KeepLast
 from input_checkpoint.backends_builtin import MemoryBackend
 from input_checkpoint.chunks import digest
-from input_checkpoint.iterators import GraphIterators, external_state_policy
 from input_checkpoint.state import Element
-
-v1 = tf.compat.v1
 
 NAME = "upload"
 UPLOADED = "uploaded a save [bytes]"
@@ -48,8 +44,8 @@ class Run:
 
 
 FULL = (
-    *(Run(pipelines.pictures, 1_000, steps, 20) for steps in (1, 3, 10, 31)),
-    *(Run(pipelines.tokens, 5_000, steps, 20) for steps in (2, 8, 31)),
+    *(Run(pipelines.pictures, 1_000, steps, 16) for steps in (1, 3, 10, 31)),
+    *(Run(pipelines.tokens, 5_000, steps, 16) for steps in (2, 8, 31)),
     *(Run(pipelines.vectors, 20_000, steps, 12) for steps in (1, 4, 16)),
     Run(pipelines.cached_pictures, 1_000, 10, 12),
 )
@@ -86,26 +82,19 @@ class Watched:
 
 def measure(quick: bool) -> Iterator[Figure]:
     """Yield the figures, run by run."""
-    for run in QUICK if quick else FULL:
-        yield from apart.run(train, run)
+    runs = QUICK if quick else FULL
+    for figures in apart.run_each(train, [(run,) for run in runs]):
+        yield from figures
 
 
 def train(run: Run) -> list[Figure]:
     """Save again and again."""
     pipeline = run.make(run.elements)
-    with v1.Graph().as_default() as graph:
-        iterator = v1.data.make_initializable_iterator(pipeline.dataset())
-        step = iterator.get_next().op
-        iterators = GraphIterators(graph, external_state_policy("fail"))
-        with v1.Session() as session:
-            session.run([iterator.initializer])
-            session.run(step)
-            return _save_often(run, pipeline, session, step, iterators)
+    with raw_session(pipeline) as opened:
+        return _save_often(run, pipeline, opened)
 
 
-def _save_often(
-    run: Run, pipeline: Pipeline, session: Any, step: Any, iterators: GraphIterators
-) -> list[Figure]:
+def _save_often(run: Run, pipeline: Pipeline, opened: RawSession) -> list[Figure]:
     backend = ObservedBackend(MemoryBackend(f"memory://{uuid.uuid4().hex}"))
     store = CheckpointStore.open(backend, create=True)
     lineage = store.open_lineage("main", parent=None)
@@ -115,15 +104,14 @@ def _save_often(
     for number in range(run.saves + 1):
         watched.begin()
         backend.look()
-        snapshot = iterators.snapshot(session)
+        snapshot = opened.iterators.snapshot(opened.session)
         store.save(lineage, number, watched.states(snapshot.states()))
         snapshot.release()
         uploaded = backend.look().uploaded
         store.prune(KeepLast(5), lineage=lineage)
         if number:  # the first one is full in any case
             figures += _figures(case, number, uploaded, watched)
-        for _ in range(run.steps):
-            session.run(step)
+        opened.draw(run.steps)
     return figures
 
 

@@ -1,0 +1,53 @@
+"""A pipeline in a plain session, without hooks: for measurements below the hook."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from benchmarks.pipelines import Pipeline
+from input_checkpoint.iterators import GraphIterators, external_state_policy
+
+v1 = tf.compat.v1
+
+
+@dataclass(frozen=True)
+class RawSession:
+    """A session whose pipeline has filled its buffers."""
+
+    session: Any
+    iterators: GraphIterators
+    saver: Any
+    """TensorFlow's, of the iterator's state, as its hook uses it."""
+    batch: Any
+    """The operation that draws a batch."""
+
+    def draw(self, batches: int) -> None:
+        """Draw so many batches."""
+        for _ in range(batches):
+            self.session.run(self.batch)
+
+    def save_as_tensorflow_does(self, folder: Path) -> str:
+        """Save with TensorFlow's saver into a folder; return the prefix of its files."""
+        prefix: str = self.saver.save(self.session, str(folder / "input.ckpt"), write_meta_graph=False)
+        return prefix
+
+
+@contextlib.contextmanager
+def raw_session(pipeline: Pipeline) -> Iterator[RawSession]:
+    """Open a session that draws from a pipeline."""
+    with v1.Graph().as_default() as graph:
+        iterator = v1.data.make_initializable_iterator(pipeline.dataset())
+        batch = iterator.get_next().op
+        saveable = tf.data.experimental.make_saveable_from_iterator(iterator)
+        iterators = GraphIterators(graph, external_state_policy("fail"))
+        with v1.Session() as session:
+            opened = RawSession(session, iterators, v1.train.Saver([saveable], sharded=True), batch)
+            session.run(iterator.initializer)
+            opened.draw(pipeline.batches_to_fill)
+            yield opened
