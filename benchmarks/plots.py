@@ -77,7 +77,7 @@ def _bars(
 def _curves(figures: Iterable[Figure], folder: Path) -> Optional[Path]:
     """Draw how costs grow, all on one scale: relative to the smallest size."""
     chosen = [one for one in figures if one.measurement == growth.NAME]
-    costs = [one for one in chosen if one.quantity not in (growth.GROWS, growth.STAYS)]
+    costs = [one for one in chosen if one.quantity not in growth.JUDGED]
     if not costs:
         return None
     subjects = list(dict.fromkeys(one.case for one in costs))
@@ -97,7 +97,8 @@ def _curve(axes: Any, subject: str, costs: Sequence[Figure]) -> None:
             statistics.median(one.value for one in costs if (one.quantity, one.who) == (cost, size))
             for size in sizes
         ]
-        axes.plot(amounts, [value / medians[0] for value in medians], marker="o", label=cost)
+        if medians[0]:
+            axes.plot(amounts, [value / medians[0] for value in medians], marker="o", label=cost)
     axes.plot(amounts, [amount / amounts[0] for amount in amounts], "k:", label=growth.LINEAR)
     axes.set_xscale("log")
     axes.set_yscale("log")

@@ -26,6 +26,8 @@ class RawSession:
     """TensorFlow's, of the iterator's state, as its hook uses it."""
     batch: Any
     """The operation that draws a batch."""
+    serialize: Any
+    """The operation that takes the state into memory, and throws it away."""
 
     def draw(self, batches: int) -> None:
         """Draw so many batches."""
@@ -45,9 +47,14 @@ def raw_session(pipeline: Pipeline) -> Iterator[RawSession]:
         iterator = v1.data.make_initializable_iterator(pipeline.dataset())
         batch = iterator.get_next().op
         saveable = tf.data.experimental.make_saveable_from_iterator(iterator)
-        iterators = GraphIterators(graph, external_state_policy("fail"))
+        policy = external_state_policy("fail")
+        iterators = GraphIterators(graph, policy)
+        serialize = tf.raw_ops.SerializeIterator(
+            resource_handle=iterator._iterator_resource, external_state_policy=policy
+        ).op
         with v1.Session() as session:
-            opened = RawSession(session, iterators, v1.train.Saver([saveable], sharded=True), batch)
+            saver = v1.train.Saver([saveable], sharded=True)
+            opened = RawSession(session, iterators, saver, batch, serialize)
             session.run(iterator.initializer)
             opened.draw(pipeline.batches_to_fill)
             yield opened

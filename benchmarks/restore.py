@@ -61,11 +61,11 @@ class Run:
 
 
 FULL = (
-    Run(pipelines.pictures, 1_000, 5, remote=True),
+    Run(pipelines.pictures, 1_000, 4, remote=True),
     Run(pipelines.pictures, 10_000, 3, remote=False, saves=3),
     Run(pipelines.tokens, 20_000, 3, remote=True),
     Run(pipelines.vectors, 100_000, 3, remote=False, saves=2),
-    Run(pipelines.cached_pictures, 2_000, 5, remote=False, saves=2),
+    Run(pipelines.cached_pictures, 2_000, 4, remote=False, saves=2),
 )
 QUICK = (Run(pipelines.pictures, 200, 2, remote=True),)
 

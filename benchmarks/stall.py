@@ -70,7 +70,7 @@ FULL = (
     Contest(pipelines.pictures, 1_000, 5, _EVERYBODY),
     Contest(pipelines.pictures, 10_000, 3, _HOOKS),
     Contest(pipelines.tokens, 20_000, 3, _LOCAL),
-    Contest(pipelines.vectors, 100_000, 3, _HOOKS),
+    Contest(pipelines.vectors, 100_000, 2, _HOOKS),
     # TensorFlow takes ten seconds and more to save this one, every time.
     Contest(pipelines.numbers, 1_000_000, 1, _HOOKS),
     Contest(pipelines.cached_pictures, 2_000, 5, _HOOKS),
