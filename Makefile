@@ -3,6 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
+FIGURES ?= .benchmarks
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard backends/*/pyproject.toml))
 PROJECTS := pyproject.toml $(wildcard backends/*/pyproject.toml)
 
@@ -29,10 +30,11 @@ servers:
 integration: $(VENV)/installed servers
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup integration
 
-# What docs/benchmarks.md describes. About half an hour on two cores.
+# What docs/benchmarks.md describes. About a quarter of an hour on two cores.
 bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet -e '.[bench]'
-	$(BIN)/python -m benchmarks --json .benchmarks.json --plots docs/benchmarks
+	mkdir -p $(FIGURES)
+	$(BIN)/python -m benchmarks --json $(FIGURES)/raw.json --plots $(FIGURES) --markdown $(FIGURES)/ratios.md
 
 $(VENV)/installed: $(PROJECTS) scripts/find-python
 	@python=$$(scripts/find-python) && $$python -m venv --clear $(VENV)

@@ -152,7 +152,7 @@ def raw(figures: Sequence[Figure], ratios: Sequence[Ratio], machine: dict[str, A
         for ratio in ratios
     ]
     content = {"machine": machine, "ratios": judged, "figures": [asdict(figure) for figure in figures]}
-    return json.dumps(content, indent=1)
+    return json.dumps(content, separators=(",", ":"))
 
 
 def number(value: float) -> str:

@@ -67,7 +67,7 @@ _LOCAL = (FLOOR, OURS, TF_HOOK, TF_CHECKPOINT, TF_ASYNC)
 _HOOKS = (FLOOR, OURS, TF_HOOK)
 
 FULL = (
-    Contest(pipelines.pictures, 1_000, 5, _EVERYBODY),
+    Contest(pipelines.pictures, 1_000, 7, _EVERYBODY),
     Contest(pipelines.pictures, 10_000, 3, _HOOKS),
     Contest(pipelines.tokens, 20_000, 3, _LOCAL),
     Contest(pipelines.vectors, 100_000, 2, _HOOKS),

@@ -57,7 +57,7 @@ class Course:
     rounds: int
 
 
-FULL = Course(elements=1_000, interval=6.0, rounds=3)
+FULL = Course(elements=1_000, interval=8.0, rounds=3)
 QUICK = Course(elements=200, interval=1.0, rounds=2)
 
 
