@@ -251,10 +251,12 @@ class Snapshot:
                 ) from error
 
     def _encode(self, ops: _IteratorOps) -> Iterator[Element]:
-        # TensorFlow encodes a slice while the one before is hashed, compressed and stored.
-        return itertools.chain.from_iterable(one_ahead(self._slices(ops)))
+        # TensorFlow encodes a slice while the one before is taken apart, hashed, compressed and stored.
+        for encoded in one_ahead(self._encoded_slices(ops)):
+            for text in encoded:
+                yield from map(split_payload, split_variants(text))
 
-    def _slices(self, ops: _IteratorOps) -> Iterator[list[Element]]:
+    def _encoded_slices(self, ops: _IteratorOps) -> Iterator[Sequence[bytes]]:
         count = self._run(ops.count, {ops.key: self._key})
         start, block = 0, _BLOCK_ELEMENTS
         while start < count:
@@ -264,7 +266,7 @@ class Snapshot:
             )
             if max(map(len, encoded)) > _LARGE_ELEMENT_BYTES:
                 block = 1
-            yield [split_payload(element) for text in encoded for element in split_variants(text)]
+            yield encoded
 
 
 class _IteratorOps:
