@@ -20,6 +20,7 @@ import input_checkpoint as ic
 from benchmarks.observed import ObservedBackend
 from benchmarks.pipelines import Pipeline
 from input_checkpoint import CheckpointInputPipelineHook
+from input_checkpoint.iterators import external_state_policy
 from integration.servers.server import Place
 
 v1 = tf.compat.v1
@@ -31,8 +32,6 @@ TF_HOOK = "TensorFlow's hook"
 TF_PUT = "TensorFlow's hook + s3fs.put"
 TF_CHECKPOINT = "tf.train.Checkpoint"
 TF_ASYNC = "tf.train.Checkpoint, async"
-
-_FAIL = 2  # tensorflow/core/framework/dataset_options.proto, ExternalStatePolicy
 
 
 class Competitor(abc.ABC):
@@ -191,10 +190,7 @@ class SerializeHook(tf.estimator.SessionRunHook):  # type: ignore[misc]  # untyp
     def begin(self) -> None:
         """Called by TensorFlow."""
         resources = v1.get_default_graph().get_collection("iterators")
-        self._ops = [
-            tf.raw_ops.SerializeIterator(resource_handle=one, external_state_policy=_FAIL).op
-            for one in resources
-        ]
+        self._ops = [serialize_op(one) for one in resources]
 
     def after_run(self, run_context: Any, run_values: Any) -> None:
         """Called by TensorFlow."""
@@ -251,6 +247,12 @@ class TrainingSession:
     def raw_session(self) -> Any:
         """Return TensorFlow's session, without the hooks."""
         return self._session._tf_sess()
+
+
+def serialize_op(resource: Any) -> Any:
+    """Return the operation that takes an iterator's state into memory, and throws it away."""
+    policy = external_state_policy("fail")
+    return tf.raw_ops.SerializeIterator(resource_handle=resource, external_state_policy=policy).op
 
 
 def consumed(batch: Any) -> Any:

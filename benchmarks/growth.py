@@ -35,7 +35,7 @@ GROWS = "grows"
 STAYS = "should stay"
 NOT_OURS = "grows by itself"
 
-JUDGED = (GROWS, STAYS, NOT_OURS)
+EXPONENTS = (GROWS, STAYS, NOT_OURS)
 
 GOALS = (
     Goal(NAME, GROWS, EXPONENT, LINEAR, 1.1),
@@ -99,7 +99,7 @@ def _series(
 
 def table(figures: Sequence[Figure]) -> str:
     """Return what was measured, one row a cost and one column a size."""
-    costs = [one for one in figures if one.quantity not in JUDGED]
+    costs = [one for one in figures if one.quantity not in EXPONENTS]
     rows: list[tuple[str, ...]] = []
     for what in dict.fromkeys(one.case for one in costs):
         sizes = list(dict.fromkeys(one.who for one in costs if one.case == what))

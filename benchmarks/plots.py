@@ -77,7 +77,7 @@ def _bars(
 def _curves(figures: Iterable[Figure], folder: Path) -> Optional[Path]:
     """Draw how costs grow, all on one scale: relative to the smallest size."""
     chosen = [one for one in figures if one.measurement == growth.NAME]
-    costs = [one for one in chosen if one.quantity not in growth.JUDGED]
+    costs = [one for one in chosen if one.quantity not in growth.EXPONENTS]
     if not costs:
         return None
     subjects = list(dict.fromkeys(one.case for one in costs))

@@ -10,6 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from benchmarks.competitors import serialize_op
 from benchmarks.pipelines import Pipeline
 from input_checkpoint.iterators import GraphIterators, external_state_policy
 
@@ -27,7 +28,7 @@ class RawSession:
     batch: Any
     """The operation that draws a batch."""
     serialize: Any
-    """The operation that takes the state into memory, and throws it away."""
+    """See `serialize_op`."""
 
     def draw(self, batches: int) -> None:
         """Draw so many batches."""
@@ -47,11 +48,8 @@ def raw_session(pipeline: Pipeline) -> Iterator[RawSession]:
         iterator = v1.data.make_initializable_iterator(pipeline.dataset())
         batch = iterator.get_next().op
         saveable = tf.data.experimental.make_saveable_from_iterator(iterator)
-        policy = external_state_policy("fail")
-        iterators = GraphIterators(graph, policy)
-        serialize = tf.raw_ops.SerializeIterator(
-            resource_handle=iterator._iterator_resource, external_state_policy=policy
-        ).op
+        iterators = GraphIterators(graph, external_state_policy("fail"))
+        serialize = serialize_op(iterator._iterator_resource)
         with v1.Session() as session:
             saver = v1.train.Saver([saveable], sharded=True)
             opened = RawSession(session, iterators, saver, batch, serialize)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,20 +103,13 @@ def test_the_place_beside_the_model_directory_is_never_in_it(
 def test_a_piece_of_any_size_is_decoded_a_slice_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """One tensor of more than 2 GB kills the process, and a piece may expand to that."""
     monkeypatch.setattr(iterators, "_SLICE_BYTES", 4000)
-    with v1.Graph().as_default() as graph:
-        noise = tf.data.Dataset.range(500).map(_noise)
-        iterator = v1.data.make_initializable_iterator(noise.shuffle(200, seed=3))
-        following = iterator.get_next()
-        held = GraphIterators(graph, iterators.external_state_policy(None))
-        with v1.Session() as session:
-            session.run(iterator.initializer)
-            session.run(following)
-            (state,) = [list(state.elements) for state in held.snapshot(session).states()]
-            expected = [session.run(following).tolist() for _ in range(300)]
-            whole = Piece(list(range(len(state))), state)
-            feeds: list[int] = []
-            held.restore(_Watched(session, feeds), [StoredState(held.names[0], len(state), [whole])])
-            assert [session.run(following).tolist() for _ in range(300)] == expected
+    with _noise_shuffled() as (session, held, following):
+        (state,) = [list(state.elements) for state in held.snapshot(session).states()]
+        expected = [session.run(following).tolist() for _ in range(300)]
+        whole = Piece(list(range(len(state))), state)
+        feeds: list[int] = []
+        held.restore(_Watched(session, feeds), [StoredState(held.names[0], len(state), [whole])])
+        assert [session.run(following).tolist() for _ in range(300)] == expected
     assert max(feeds) < 3 * 4000 < sum(len(payload) for _, payload in state) / 10
 
 
@@ -123,6 +118,22 @@ def test_a_snapshot_released_while_it_is_encoded_is_lost_and_nobody_waits_for_it
 ) -> None:
     """As when the storage fails in the middle of a save, while TensorFlow encodes ahead."""
     monkeypatch.setattr(iterators, "_SLICE_BYTES", 4000)
+    with _noise_shuffled() as (session, held, _):
+        snapshot = held.snapshot(session)
+        (state,) = snapshot.states()
+        elements = iter(state.elements)
+        next(elements)
+        snapshot.release()
+        with pytest.raises(SnapshotLost, match="released"):
+            list(elements)
+        snapshot = held.snapshot(session)
+        assert len([one for state in snapshot.states() for one in state.elements]) > 200
+        snapshot.release()
+
+
+@contextlib.contextmanager
+def _noise_shuffled() -> Iterator[tuple[Any, GraphIterators, Any]]:
+    """A session whose shuffle buffer is full, its iterators, and the operation that draws an element."""
     with v1.Graph().as_default() as graph:
         noise = tf.data.Dataset.range(500).map(_noise)
         iterator = v1.data.make_initializable_iterator(noise.shuffle(200, seed=3))
@@ -131,16 +142,7 @@ def test_a_snapshot_released_while_it_is_encoded_is_lost_and_nobody_waits_for_it
         with v1.Session() as session:
             session.run(iterator.initializer)
             session.run(following)
-            snapshot = held.snapshot(session)
-            (state,) = snapshot.states()
-            elements = iter(state.elements)
-            next(elements)
-            snapshot.release()
-            with pytest.raises(SnapshotLost, match="released"):
-                list(elements)
-            snapshot = held.snapshot(session)
-            assert len([one for state in snapshot.states() for one in state.elements]) > 200
-            snapshot.release()
+            yield session, held, following
 
 
 def _noise(number: Any) -> Any:

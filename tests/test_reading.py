@@ -28,7 +28,7 @@ from input_checkpoint.reading import (
     read_chunks,
     read_pieces,
 )
-from input_checkpoint.state import IteratorState
+from input_checkpoint.state import Element, IteratorState
 from input_checkpoint.store import CheckpointStore
 from input_checkpoint.table import ChunkTable
 from tests.support import tables
@@ -53,10 +53,14 @@ def memory() -> MemoryBackend:
 @pytest.fixture
 def written(memory: MemoryBackend) -> Manifest:
     """`PIECES` in packs of four."""
+    return saved(memory, [(b"", piece) for piece in PIECES], STORE)
+
+
+def saved(memory: MemoryBackend, elements: Sequence[Element], options: SaveOptions) -> Manifest:
+    """Save a state; return its manifest."""
     CheckpointStore.open(memory, create=True)
-    store = CheckpointStore(memory, STORE)
-    state = IteratorState("Iterator", [(b"", piece) for piece in PIECES])
-    info = store.save(store.open_lineage("main", None), 1, [state])
+    store = CheckpointStore(memory, options)
+    info = store.save(store.open_lineage("main", None), 1, [IteratorState("Iterator", elements)])
     return decode(memory.get(info.ref.key))
 
 
@@ -90,27 +94,25 @@ def test_reading_everything_takes_one_get_a_pack(memory, written):
     assert sorted(recording.keys("get")) == sorted({pack.key for pack in written.header.packs})[:10]
 
 
-def test_only_a_few_reads_run_ahead(memory, written):
-    recording = Recording(memory)
-    reading = read_chunks(recording, written, rows_of(written, range(40)), concurrency=1)
+def reads_by_the_first_result(backend, manifest: Manifest, numbers: Sequence[int]) -> int:
+    """How many reads have begun when the caller has been given the first extent."""
+    recording = Recording(backend)
+    reading = read_chunks(recording, manifest, rows_of(manifest, numbers), concurrency=1)
     next(reading)
     time.sleep(0.05)
-    assert len(recording.calls) <= 1 + READERS
+    begun = len(recording.calls)
     reading.close()
+    return begun
+
+
+def test_only_a_few_reads_run_ahead(memory, written):
+    assert reads_by_the_first_result(memory, written, range(40)) <= 1 + READERS
 
 
 def test_reads_of_full_size_run_ahead_by_no_more_than_they_may_take_of_memory(memory):
     content = [random.Random(number).randbytes(READ_BYTES) for number in range(8)]
-    CheckpointStore.open(memory, create=True)
-    store = CheckpointStore(memory, SaveOptions(compress=False))
-    state = IteratorState("Iterator", [(b"", piece) for piece in content])
-    manifest = decode(memory.get(store.save(store.open_lineage("main", None), 1, [state]).ref.key))
-    recording = Recording(memory)
-    reading = read_chunks(recording, manifest, rows_of(manifest, range(8)), concurrency=1)
-    next(reading)
-    time.sleep(0.05)
-    assert len(recording.calls) <= 1 + EXTENTS_A_READER
-    reading.close()
+    manifest = saved(memory, [(b"", piece) for piece in content], SaveOptions(compress=False))
+    assert reads_by_the_first_result(memory, manifest, range(8)) <= 1 + EXTENTS_A_READER
 
 
 class HoldsTheFirstGet(Wrapped):
@@ -129,10 +131,7 @@ class HoldsTheFirstGet(Wrapped):
 
 
 def test_payloads_are_on_their_way_before_their_keys_have_come(memory):
-    CheckpointStore.open(memory, create=True)
-    store = CheckpointStore(memory, STORE)
-    state = IteratorState("Iterator", [(b"key", piece) for piece in PIECES])
-    manifest = decode(memory.get(store.save(store.open_lineage("main", None), 1, [state]).ref.key))
+    manifest = saved(memory, [(b"key", piece) for piece in PIECES], STORE)
     (rows,) = manifest.iterators()
     pieces = read_pieces(HoldsTheFirstGet(memory), manifest, rows)
     assert sum(len(piece.elements) for piece in pieces) == len(PIECES)
