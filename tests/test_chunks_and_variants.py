@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from input_checkpoint import CorruptCheckpoint
-from input_checkpoint.chunks import LARGE_PAYLOAD, cut, digest, frame, unframe, unframe_elements, unframe_keys
+from input_checkpoint.chunks import LARGE_PAYLOAD, cut, digest, frame, unframe, unframe_elements
 from input_checkpoint.state import Element
 from input_checkpoint.variants import join_variants, split_payload, split_variants
 
@@ -33,13 +33,14 @@ def alone(items: list[bytes]) -> list[Element]:
 
 @given(elements)
 def test_a_chunk_gives_back_its_elements(items):
-    assert unframe(frame(items)) == items
+    assert unframe(frame(items), len(items)) == items
 
 
-@given(st.binary(max_size=400))
-def test_arbitrary_bytes_are_a_chunk_or_are_refused_as_corrupt(data):
+@given(st.binary(max_size=400), st.integers(0, 100))
+@example(bytes(4), 0)
+def test_arbitrary_bytes_are_a_chunk_or_are_refused_as_corrupt(data, count):
     try:
-        items = unframe(data)
+        items = unframe(data, count)
     except CorruptCheckpoint:
         return
     assert frame(items) == data
@@ -50,25 +51,32 @@ def test_a_chunk_cut_short_is_refused(items, data):
     whole = frame(items)
     end = data.draw(st.integers(0, len(whole) - 1))
     with pytest.raises(CorruptCheckpoint):
-        unframe(whole[:end])
+        unframe(whole[:end], len(items))
 
 
 @given(elements, st.binary(min_size=1, max_size=20))
 def test_a_chunk_with_something_behind_it_is_refused(items, more):
     with pytest.raises(CorruptCheckpoint):
-        unframe(frame(items) + more)
+        unframe(frame(items) + more, len(items))
 
 
 @pytest.mark.parametrize("count", [1, 1000, 2**31, 2**32 - 1])
 def test_a_chunk_that_claims_more_elements_than_it_has_room_for_is_refused(count):
     with pytest.raises(CorruptCheckpoint):
-        unframe(count.to_bytes(4, "little"))
+        unframe(count.to_bytes(4, "little"), count)
+
+
+@given(elements, st.integers(0, 2**32 - 1))
+def test_a_chunk_of_another_number_of_elements_than_listed_is_refused(items, count):
+    assume(count != len(items))
+    with pytest.raises(CorruptCheckpoint):
+        unframe(frame(items), count)
 
 
 def put_together(cuts) -> list[tuple[bytes, bytes]]:
     """Elements from their chunks, as a reader would."""
     cuts = list(cuts)
-    keys = iter([key for c in cuts if c.is_keys for key in unframe_keys(c.data, c.elements)])
+    keys = iter([key for c in cuts if c.is_keys for key in unframe(c.data, c.elements)])
     found = []
     for c in cuts:
         if not c.is_keys:

@@ -161,6 +161,17 @@ def test_a_flipped_bit_in_a_pack_is_a_corrupt_checkpoint_that_says_where(memory,
         read(memory, written)
 
 
+@pytest.mark.parametrize("number", [0, 17, 39])
+def test_of_many_compressed_chunks_the_one_that_is_damaged_is_named(memory, number):
+    manifest = saved(memory, [(b"", piece) for piece in PIECES], SaveOptions())
+    pack, offset = manifest.header.packs[0].key, int(rows_of(manifest, [number]).offset[0])
+    damaged = bytearray(memory.get(pack))
+    damaged[offset + 1] ^= 0x10
+    memory.put(pack, damaged)
+    with pytest.raises(CorruptCheckpoint, match=rf"{pack}, bytes {offset} to \d+, is damaged"):
+        read(memory, manifest)
+
+
 def test_an_undamaged_chunk_is_read_from_a_damaged_pack(memory, written):
     pack = written.header.packs[0].key
     memory.put(pack, memory.get(pack)[:3000] + bytes(9000))

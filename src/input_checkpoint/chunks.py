@@ -127,26 +127,26 @@ def _run(parts: Sequence[bytes]) -> Cut:
 def frame(parts: Sequence[bytes]) -> bytes:
     """Join byte strings: their number, their lengths (all uint32, little-endian), then themselves.
 
-    >>> unframe(frame([b"ab", b""]))
+    >>> unframe(frame([b"ab", b""]), 2)
     [b'ab', b'']
     """
     head = struct.pack(f"<{1 + len(parts)}I", len(parts), *map(len, parts))
     return b"".join((head, *parts))
 
 
-def unframe(data: bytes) -> list[bytes]:
-    """Return what `frame` joined.
+def unframe(data: bytes, count: int) -> list[bytes]:
+    """Return what `frame` joined, which should be ``count`` parts.
 
     Raises:
-        CorruptCheckpoint: this is nothing that `frame` makes.
+        CorruptCheckpoint: this is nothing that `frame` makes of so many.
     """
-    if len(data) < _LENGTH_BYTES:
-        raise CorruptCheckpoint("a chunk is shorter than its own header")
-    count = int.from_bytes(data[:_LENGTH_BYTES], "little")
     start = _LENGTH_BYTES * (1 + count)
+    # Before memory is taken for it: a number of parts is no more than a claim.
     if start > len(data):
-        raise CorruptCheckpoint(f"a chunk of {len(data)} bytes claims {count} parts")
-    lengths = struct.unpack_from(f"<{count}I", data, _LENGTH_BYTES)
+        raise CorruptCheckpoint(f"a chunk of {len(data)} bytes cannot hold the {count} parts that are listed")
+    found, *lengths = struct.unpack_from(f"<{1 + count}I", data)
+    if found != count:
+        raise CorruptCheckpoint(f"a chunk holds {found} parts where {count} are listed")
     bounds = list(itertools.accumulate(lengths, initial=start))
     if bounds[-1] != len(data):
         raise CorruptCheckpoint("the lengths in a chunk do not add up to its size")
@@ -159,17 +159,5 @@ def unframe_elements(data: bytes, count: int) -> list[Element]:
     Raises:
         CorruptCheckpoint: it does not.
     """
-    parts = unframe_keys(data, 2 * count)
-    return list(zip(parts[::2], parts[1::2]))
-
-
-def unframe_keys(data: bytes, count: int) -> list[bytes]:
-    """Return the parts of a chunk that should hold ``count`` of them.
-
-    Raises:
-        CorruptCheckpoint: it does not.
-    """
-    parts = unframe(data)
-    if len(parts) != count:
-        raise CorruptCheckpoint(f"a chunk holds {len(parts)} parts where {count} are listed")
-    return parts
+    parts = iter(unframe(data, 2 * count))
+    return list(zip(parts, parts))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import struct
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import zstandard
 
@@ -15,7 +17,8 @@ _TRIAL_BYTES = 1 << 20
 _PAUSE_BYTES = 64 << 20
 _WORTHWHILE = 0.9
 _STEP_BYTES = 1 << 18
-_MANY_AT_ONCE = "multi_compress_to_buffer" in zstandard.backend_features
+_MANY_AT_ONCE = {"multi_compress_to_buffer", "multi_decompress_to_buffer"} <= zstandard.backend_features
+_BATCH_BYTES = 1 << 20
 
 # The shortest block of a zstd frame takes 4 bytes and gives 128 KiB: RFC 8878, "RLE_Block".
 _MOST_FROM_A_BYTE = 1 << 15
@@ -91,7 +94,7 @@ def decompress(data: bytes, size: int) -> bytes:
     """
     try:
         claimed = zstandard.frame_content_size(data)
-        if claimed == size <= len(data) * _MOST_FROM_A_BYTE + _MOST_IN_A_BLOCK:
+        if claimed == size <= _most_from(data):
             raw = _decompressors.zstd.decompress(data, max_output_size=size)
         elif claimed == _UNKNOWN_SIZE:
             raw = _read(zstandard.ZstdDecompressor().stream_reader(data), size)
@@ -102,6 +105,58 @@ def decompress(data: bytes, size: int) -> bytes:
     if len(raw) != size:
         raise CorruptCheckpoint(f"compressed data does not hold the {size} bytes it should")
     return raw
+
+
+def decompress_each(packed: Iterable[tuple[bytes, int]]) -> Iterator[bytes]:
+    """Yield what `decompress` returns for each pair of data and size, in much less time if they are small.
+
+    Holds a megabyte of them in memory, unless a single one is larger.
+
+    >>> list(decompress_each([(compress(b"a" * 1000), 1000), (compress(b"b"), 1)])) == [b"a" * 1000, b"b"]
+    True
+
+    Raises:
+        CorruptCheckpoint: the next one cannot be decompressed.
+    """
+    batch: list[tuple[bytes, int]] = []
+    total = 0
+    for data, size in packed:
+        if batch and total + size > _BATCH_BYTES:
+            yield from _unpacked(batch)
+            batch, total = [], 0
+        batch.append((data, size))
+        total += size
+    yield from _unpacked(batch)
+
+
+def _unpacked(batch: Sequence[tuple[bytes, int]]) -> Iterable[bytes]:
+    one_by_one = itertools.starmap(decompress, batch)
+    if len(batch) < 2 or not _MANY_AT_ONCE or not all(itertools.starmap(_claims, batch)):
+        return one_by_one
+    contents, sizes = zip(*batch)
+    try:
+        # For the same reason as in `Compressor`.
+        unpacked = _decompressors.zstd.multi_decompress_to_buffer(
+            list(contents), decompressed_sizes=struct.pack(f"={len(sizes)}Q", *sizes)
+        )
+    except zstandard.ZstdError:
+        return one_by_one  # which finds out which one it is
+    return (unpacked[number].tobytes() for number in range(len(sizes)))
+
+
+def _claims(data: bytes, size: int) -> bool:
+    """Whether ``data`` says that it holds ``size`` bytes, and can; never if that is none.
+
+    Several empty ones at once end the process: seen with zstandard 0.25.
+    """
+    try:
+        return bool(0 < size == zstandard.frame_content_size(data) <= _most_from(data))
+    except zstandard.ZstdError:
+        return False
+
+
+def _most_from(data: bytes) -> int:
+    return len(data) * _MOST_FROM_A_BYTE + _MOST_IN_A_BLOCK
 
 
 _UNKNOWN_SIZE = -1

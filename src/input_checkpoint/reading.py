@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from input_checkpoint.backend import Backend
-from input_checkpoint.chunks import digest, unframe_elements, unframe_keys
-from input_checkpoint.compression import decompress
+from input_checkpoint.chunks import DIGEST_BYTES, digest, unframe, unframe_elements
+from input_checkpoint.compression import decompress_each
 from input_checkpoint.errors import CorruptCheckpoint, ObjectNotFound
 from input_checkpoint.manifest import IteratorRows, Manifest
 from input_checkpoint.packs import CONCURRENCY
@@ -134,13 +134,20 @@ def read_pieces(
     reading = _read(backend, manifest, plans, concurrency)
     keys = _keys(rows.keys, itertools.islice(reading, len(key_extents)))
     for chunks in reading:
+        which = [row for row, _ in chunks]
+        counts = rows.elements.elements[which].tolist()
+        firsts = positions[which].tolist()
+        numbers = key_numbers[which].tolist()
         places: list[int] = []
         elements: list[Element] = []
-        for row, data in chunks:
-            count = int(rows.elements.elements[row])
+        for (_, data), count, first, number in zip(chunks, counts, firsts, numbers):
+            if not count:
+                places.append(first)
+                elements.append((keys[number], data))
+                continue
             # Before the places: until it is unframed, the number of elements is no more than a claim.
-            elements += unframe_elements(data, count) if count else [(keys[key_numbers[row]], data)]
-            places.extend(range(int(positions[row]), int(positions[row + 1])))
+            elements += unframe_elements(data, count)
+            places += range(first, first + count)
         yield Piece(places, elements)
 
 
@@ -169,7 +176,7 @@ def check_frame(data: bytes, parts: int) -> None:
         CorruptCheckpoint: it is not.
     """
     if parts >= 0:
-        unframe_keys(data, parts)
+        unframe(data, parts)
 
 
 def read_chunks(
@@ -191,17 +198,20 @@ def _read(
 ) -> Iterator[list[tuple[int, bytes]]]:
     """Yield the chunks of several tables, extent by extent, as planned."""
 
-    def read(wanted: tuple[ChunkTable, Extent]) -> list[tuple[int, bytes]]:
+    def fetch(wanted: tuple[ChunkTable, Extent]) -> tuple[ChunkTable, Extent, bytes]:
         table, extent = wanted
-        return _read_extent(backend, manifest.header.packs[extent.pack].key, table, extent)
+        return table, extent, _fetched(backend, manifest.header.packs[extent.pack].key, extent)
 
-    return in_parallel(
-        read,
+    fetched = in_parallel(
+        fetch,
         [(table, extent) for table, extents in plans for extent in extents],
         READERS * concurrency,
         lambda wanted: wanted[1].weight,
         EXTENTS_A_READER * concurrency,
     )
+    # In one thread: small chunks are a matter of Python, and several threads would stand in each other's way.
+    for table, extent, data in fetched:
+        yield list(chunks_in(data, manifest.header.packs[extent.pack].key, table, extent))
 
 
 def _keys(table: ChunkTable, extents: Iterable[list[tuple[int, bytes]]]) -> Sequence[bytes]:
@@ -209,18 +219,18 @@ def _keys(table: ChunkTable, extents: Iterable[list[tuple[int, bytes]]]) -> Sequ
     found = {row: data for chunks in extents for row, data in chunks}
     keys: list[bytes] = []
     for row in range(len(table)):
-        keys += unframe_keys(found[row], int(table.elements[row]))
+        keys += unframe(found[row], int(table.elements[row]))
     return keys
 
 
-def _read_extent(backend: Backend, pack: str, table: ChunkTable, extent: Extent) -> list[tuple[int, bytes]]:
+def _fetched(backend: Backend, pack: str, extent: Extent) -> bytes:
     try:
         data = backend.get(pack, extent.start, extent.end)
     except ObjectNotFound as error:
         raise CorruptCheckpoint(f"its pack {pack} is missing") from error
     if len(data) != extent.end - extent.start:
         raise CorruptCheckpoint(f"its pack {pack} is cut short")
-    return list(chunks_in(data, pack, table, extent))
+    return data
 
 
 def chunks_in(data: bytes, pack: str, table: ChunkTable, extent: Extent) -> Iterator[tuple[int, bytes]]:
@@ -229,20 +239,19 @@ def chunks_in(data: bytes, pack: str, table: ChunkTable, extent: Extent) -> Iter
     Raises:
         CorruptCheckpoint: one is not what it should be.
     """
-    for row in extent.rows:
-        yield row, _chunk(data, pack, table, extent, row)
-
-
-def _chunk(data: bytes, pack: str, table: ChunkTable, extent: Extent, row: int) -> bytes:
-    start = int(table.offset[row]) - extent.start
-    stored, raw = int(table.stored[row]), int(table.raw[row])
-    content = data[start : start + stored]
-    try:
-        if stored != raw:
-            content = decompress(content, raw)
-        if digest(content) != table.digest[row].tobytes():
-            raise CorruptCheckpoint("it fails its checksum")
-    except CorruptCheckpoint as error:
-        place = f"bytes {extent.start + start} to {extent.start + start + stored}"
-        raise CorruptCheckpoint(f"a chunk in its pack {pack}, {place}, is damaged: {error}") from error
-    return content
+    part = table.take(list(extent.rows))
+    names = part.digest.tobytes()
+    starts, stored, raw = ((part.offset - extent.start).tolist(), part.stored.tolist(), part.raw.tolist())
+    places = list(zip(starts, stored, raw))
+    unpacked = decompress_each(
+        (data[start : start + size], raw_size) for start, size, raw_size in places if size != raw_size
+    )
+    for number, (row, (start, size, raw_size)) in enumerate(zip(extent.rows, places)):
+        try:
+            content = data[start : start + size] if size == raw_size else next(unpacked)
+            if digest(content) != names[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]:
+                raise CorruptCheckpoint("it fails its checksum")
+        except CorruptCheckpoint as error:
+            place = f"bytes {extent.start + start} to {extent.start + start + size}"
+            raise CorruptCheckpoint(f"a chunk in its pack {pack}, {place}, is damaged: {error}") from error
+        yield row, content
