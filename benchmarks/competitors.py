@@ -179,10 +179,6 @@ class Floor(HookCompetitor):
     def __init__(self) -> None:
         super().__init__(FLOOR, SerializeHook())
 
-    def warm_up(self) -> None:
-        """See `Competitor.warm_up`."""
-        self.save()
-
 
 class SerializeHook(tf.estimator.SessionRunHook):  # type: ignore[misc]  # untyped base
     """Takes the state into memory and throws it away: no save can take less of the training thread."""
@@ -191,6 +187,10 @@ class SerializeHook(tf.estimator.SessionRunHook):  # type: ignore[misc]  # untyp
         """Called by TensorFlow."""
         resources = v1.get_default_graph().get_collection("iterators")
         self._ops = [serialize_op(one) for one in resources]
+
+    def after_create_session(self, session: Any, coord: Any) -> None:
+        """Called by TensorFlow."""
+        session.run(self._ops)
 
     def after_run(self, run_context: Any, run_values: Any) -> None:
         """Called by TensorFlow."""

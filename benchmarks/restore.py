@@ -61,11 +61,11 @@ class Run:
 
 
 FULL = (
-    Run(pipelines.pictures, 1_000, 4, remote=True),
+    Run(pipelines.pictures, 1_000, 3, remote=True),
     Run(pipelines.pictures, 10_000, 3, remote=False, saves=3),
     Run(pipelines.tokens, 20_000, 3, remote=True),
     Run(pipelines.vectors, 100_000, 3, remote=False, saves=2),
-    Run(pipelines.cached_pictures, 2_000, 4, remote=False, saves=2),
+    Run(pipelines.cached_pictures, 2_000, 3, remote=False, saves=2),
 )
 QUICK = (Run(pipelines.pictures, 200, 2, remote=True),)
 
@@ -140,9 +140,9 @@ class _Restorer:
         return self._backend.look().downloaded
 
     def load(self) -> Iterator[StoredState]:
-        """Read what would be restored."""
+        """Read what would be restored, as the hook does."""
         store = CheckpointStore.open(self._backend)
-        return store.load(store.newest("main"))
+        return store.load(store.history("main")[-1])
 
 
 class _TensorFlow:
