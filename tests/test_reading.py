@@ -20,7 +20,6 @@ from input_checkpoint.chunks import digest
 from input_checkpoint.compression import compress
 from input_checkpoint.manifest import Manifest, decode
 from input_checkpoint.reading import (
-    EXTENTS_A_READER,
     READ_BYTES,
     READ_ROWS,
     READERS,
@@ -109,10 +108,10 @@ def test_only_a_few_reads_run_ahead(memory, written):
     assert reads_by_the_first_result(memory, written, range(40)) <= 1 + READERS
 
 
-def test_reads_of_full_size_run_ahead_by_no_more_than_they_may_take_of_memory(memory):
-    content = [random.Random(number).randbytes(READ_BYTES) for number in range(8)]
+def test_of_larger_chunks_fewer_are_read_ahead_so_that_memory_stays_bounded(memory):
+    content = [random.Random(number).randbytes(2 * READ_BYTES) for number in range(8)]
     manifest = saved(memory, [(b"", piece) for piece in content], SaveOptions(compress=False))
-    assert reads_by_the_first_result(memory, manifest, range(8)) <= 1 + EXTENTS_A_READER
+    assert reads_by_the_first_result(memory, manifest, range(8)) <= 1 + READERS // 2
 
 
 class HoldsTheFirstGet(Wrapped):
@@ -231,8 +230,8 @@ def test_chunks_that_unpack_to_much_are_split_so_that_memory_stays_bounded():
 
 
 def test_a_chunk_repeated_many_times_is_split_so_that_memory_stays_bounded():
-    extents = plan_reads(table_of(*((0, 0, 1 << 20) for _ in range(40))))
-    assert [len(extent.rows) for extent in extents] == [4] * 10
+    extents = plan_reads(table_of(*((0, 0, READ_BYTES // 2) for _ in range(40))))
+    assert [len(extent.rows) for extent in extents] == [2] * 20
 
 
 def test_a_chunk_larger_than_an_extent_is_alone():

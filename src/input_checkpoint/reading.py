@@ -18,10 +18,10 @@ from input_checkpoint.parallel import in_parallel
 from input_checkpoint.state import Element, Piece
 from input_checkpoint.table import ChunkTable, Column
 
-READ_BYTES = 4 << 20
+READ_BYTES = 2 << 20
 """Bytes of an extent, as they are stored and as they come out, unless a single chunk is larger. Less than a
 pack, so that decoding begins while the wire still carries the rest."""
-READ_ROWS = 1 << 13
+READ_ROWS = 1 << 12
 """Chunks of an extent: what is kept of each in memory is more than its bytes."""
 SMALL_GAP = 32 << 10
 """Reading across a gap of so many bytes takes less time than a request, on any link."""
@@ -30,11 +30,8 @@ WASTE_ON_SMALL_GAPS = 0.25
 WASTE = 0.03
 """Bytes that may be read in vain in all, unless they lie in small gaps: on a slow link they cost as much time
 as those needed, on a fast one they save requests."""
-EXTENTS_A_READER = 2
-"""Full extents in memory at once, for each that may be read at once: one under way, one to be decoded."""
 READERS = 3
-"""Ranges that are read at once where they are small, for each that may be: their way there and back takes
-longer than their bytes."""
+"""Extents that are read at once, for each pack that may be uploaded at once. They are a quarter as large."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,7 @@ def read_pieces(
 
     Keys are read first, and payloads while they are on their way.
 
-    Memory stays under ``EXTENTS_A_READER * concurrency + 2`` extents, however well the state is compressed
+    Memory stays under ``READERS * concurrency + 2`` extents, however well the state is compressed
     and however much of it is the same.
 
     Raises:
@@ -202,13 +199,9 @@ def _read(
         table, extent = wanted
         return table, extent, _fetched(backend, manifest.header.packs[extent.pack].key, extent)
 
-    fetched = in_parallel(
-        fetch,
-        [(table, extent) for table, extents in plans for extent in extents],
-        READERS * concurrency,
-        lambda wanted: wanted[1].weight,
-        EXTENTS_A_READER * concurrency,
-    )
+    at_once = READERS * concurrency
+    wanted = [(table, extent) for table, extents in plans for extent in extents]
+    fetched = in_parallel(fetch, wanted, at_once, lambda one: one[1].weight, at_once)
     # In one thread: small chunks are a matter of Python, and several threads would stand in each other's way.
     for table, extent, data in fetched:
         yield list(chunks_in(data, manifest.header.packs[extent.pack].key, table, extent))

@@ -36,7 +36,7 @@ class SaveOptions:
     pack_bytes: int = PACK_BYTES
     """A pack is closed once it holds this many bytes."""
     concurrency: int = CONCURRENCY
-    """How many packs are uploaded, or large ranges read, at once; of small ranges three times as many."""
+    """How many packs are uploaded at once. Of ranges, a quarter as large, three times as many are read."""
     compress: bool = True
     """Whether to try zstd. It leaves off by itself where it does not pay."""
 
