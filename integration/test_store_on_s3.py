@@ -9,8 +9,18 @@ import pytest
 from aiobotocore.session import AioSession
 
 from input_checkpoint import Backend, open_backend
+
+# The same tests and fixtures, over the backend below.
+from tests.store.conftest import lineage, memory, store  # noqa: F401
+from tests.store.test_commit import *  # noqa: F403
+from tests.store.test_damage import *  # noqa: F403
+from tests.store.test_lineages import *  # noqa: F403
+from tests.store.test_listing import *  # noqa: F403
+from tests.store.test_opening import *  # noqa: F403
+from tests.store.test_pruning import *  # noqa: F403
+from tests.store.test_saving_and_loading import *  # noqa: F403
+from tests.store.test_verifying import *  # noqa: F403
 from tests.support.s3_server import S3Server
-from tests.test_store import *  # noqa: F403 - the same tests, over the fixture below
 
 
 @pytest.fixture(scope="module")

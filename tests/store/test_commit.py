@@ -1,0 +1,112 @@
+"""A checkpoint is visible completely or not at all, and only while nobody newer writes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from input_checkpoint import (
+    BackendUnavailable,
+    CheckpointNotFound,
+    CheckpointRef,
+    CheckpointStore,
+    IteratorState,
+    SaveOptions,
+    WriterSuperseded,
+)
+from input_checkpoint.state import Element
+from tests.support.stores import (
+    die_before_commit,
+    loaded,
+    pack_keys,
+    save,
+    some_state,
+    state_of,
+    steps,
+)
+from tests.support.wrappers import Failing, LosingAnswers, Recording
+
+
+class TestCommit:
+    def test_a_checkpoint_exists_from_its_manifest_on(self, backend, store, lineage):
+        die_before_commit(backend, lineage, 10)
+        assert (store.checkpoints(), store.history("main"), store.workers()) == ([], [], [])
+        assert pack_keys(backend)
+        with pytest.raises(CheckpointNotFound):
+            store.newest("main")
+
+    def test_the_manifest_is_written_after_the_last_pack_is_stored(self, backend, store, lineage):
+        recording = Recording(backend)
+        small_packs = CheckpointStore(recording, SaveOptions(pack_bytes=1, concurrency=4))
+        states = [IteratorState(f"Iterator_{number}", [(b"", b"%d" % number)]) for number in range(10)]
+        info = small_packs.save(lineage, 10, states)
+        kinds = ("packs/", "checkpoints/")
+        writes = [
+            call for call in recording.calls if call[0] in ("put", "create") and call[1].startswith(kinds)
+        ]
+        assert [verb for verb, _ in writes] == ["put"] * 10 + ["create"]
+        assert writes[-1] == ("create", info.ref.key)
+
+    def test_a_pack_that_cannot_be_stored_leaves_no_checkpoint(self, backend, store, lineage):
+        failing = CheckpointStore(Failing(backend, "put", "packs/", BackendUnavailable("no answer")))
+        with pytest.raises(BackendUnavailable, match="no answer"):
+            save(failing, lineage, 10)
+        assert store.checkpoints() == []
+
+    def test_a_state_that_cannot_be_read_to_its_end_leaves_no_checkpoint(self, backend, store, lineage):
+        def elements() -> Iterator[Element]:
+            yield b"", b"first"
+            raise RuntimeError("the session is gone")
+
+        with pytest.raises(RuntimeError, match="the session is gone"):
+            store.save(lineage, 10, [IteratorState("Iterator", elements())])
+        assert store.checkpoints() == []
+
+    def test_a_lost_answer_is_not_mistaken_for_another_writer(self, backend, store, lineage):
+        (ref,) = save(CheckpointStore(LosingAnswers(backend)), lineage, 10)
+        assert loaded(store, ref) == [("Iterator", state_of(b"10"))]
+
+    def test_another_writers_manifest_supersedes_this_writer(self, backend, store, lineage):
+        store.save(lineage, 10, some_state(b"theirs"))
+        with pytest.raises(WriterSuperseded, match=r"step 10 .* another writer"):
+            CheckpointStore(backend).save(lineage, 10, some_state(b"ours"))
+        assert loaded(store, CheckpointRef("main", 1, 10)) == [("Iterator", state_of(b"theirs"))]
+
+    def test_another_writers_manifest_supersedes_this_writer_though_an_answer_was_lost(
+        self, backend, store, lineage
+    ):
+        store.save(lineage, 10, some_state(b"theirs"))
+        with pytest.raises(WriterSuperseded):
+            CheckpointStore(LosingAnswers(backend)).save(lineage, 10, some_state(b"ours"))
+
+    def test_the_writer_of_an_older_lineage_is_superseded_at_its_next_commit(self, store, lineage):
+        (ref,) = save(store, lineage, 10)
+        store.open_lineage("main", parent=ref)
+        with pytest.raises(WriterSuperseded):
+            save(store, lineage, 20)
+
+    def test_the_writer_of_an_older_lineage_is_told_before_it_uploads_everything_again(
+        self, store, lineage, backend
+    ):
+        (ref,) = save(store, lineage, 10)
+        store.open_lineage("main", parent=ref)
+        before = pack_keys(backend)
+        with pytest.raises(WriterSuperseded):
+            save(store, lineage, 20)
+        assert pack_keys(backend) == before
+
+    def test_what_a_superseded_run_has_saved_is_not_remembered_for_its_saves(self, store, lineage):
+        (ref,) = save(store, lineage, 10)
+        second = store.open_lineage("main", parent=ref)
+        save(store, second, 20)
+        assert list(store._savers) == [("main", 2)]
+
+    def test_the_writer_of_an_older_lineage_cannot_make_itself_visible_in_the_history(self, store, lineage):
+        (ref,) = save(store, lineage, 10)
+        successor = store.open_lineage("main", parent=ref)
+        with contextlib.suppress(WriterSuperseded):
+            save(store, lineage, 20)
+        save(store, successor, 15)
+        assert steps(store.history("main")) == [(1, 10), (2, 15)]

@@ -1,0 +1,92 @@
+"""Stores and states for the tests of the store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Optional
+
+import numpy as np
+import pytest
+
+from input_checkpoint import (
+    Backend,
+    BackendUnavailable,
+    CheckpointRef,
+    CheckpointStore,
+    IteratorState,
+    RetentionPolicy,
+)
+from input_checkpoint import manifest as manifests
+from input_checkpoint.chunks import digest
+from input_checkpoint.lineage import Lineage
+from input_checkpoint.manifest import PackEntry
+from input_checkpoint.state import Element
+from tests.support.wrappers import Failing
+
+MIB = 1 << 20
+STATE = [
+    ("Iterator", [(b"slot 1", b"one"), (b"slot 2", b""), (b"slot 3", b"three" * 1000)]),
+    ("scope/Iterator_1", [(b"", b"counter")]),
+]
+
+
+class KeepNothing(RetentionPolicy):
+    """Keeps nothing, so that only what the store itself insists on stays."""
+
+    def keep(self, checkpoints):
+        return {}
+
+
+def some_state(content: bytes = b"") -> list[IteratorState]:
+    return [IteratorState("Iterator", state_of(content))]
+
+
+def state_of(content: bytes) -> list[Element]:
+    return [(b"slot 1", b"element"), (b"slot 2", content)]
+
+
+def save(store: CheckpointStore, lineage: Lineage, *steps: int) -> list[CheckpointRef]:
+    return [store.save(lineage, step, some_state(b"%d" % step)).ref for step in steps]
+
+
+def loaded(store: CheckpointStore, checkpoint) -> list[tuple[str, list[Element]]]:
+    return [(state.name, state.in_order()) for state in store.load(checkpoint)]
+
+
+def steps(refs) -> list[tuple[int, int]]:
+    return [(ref.lineage, ref.step) for ref in refs]
+
+
+def pack_keys(backend: Backend) -> list[str]:
+    return [info.key for info in backend.list("packs/")]
+
+
+def die_before_commit(backend: Backend, lineage: Lineage, step: int) -> list[str]:
+    """Save as a process does that dies between its last pack and its manifest; return the packs it leaves."""
+    before = set(pack_keys(backend))
+    died = BackendUnavailable("died")
+    uncommitted = Failing(backend, "create", "checkpoints/", died)
+    dying = CheckpointStore(Failing(uncommitted, "delete", "saves/", died))
+    with pytest.raises(BackendUnavailable, match="died"):
+        dying.save(lineage, step, some_state(b"lost"))
+    return sorted(set(pack_keys(backend)) - before)
+
+
+def tamper(backend: Backend, ref: CheckpointRef, pack: Optional[PackEntry] = None, **row: int) -> None:
+    """Rewrite a manifest to one iterator of one chunk, with checksums that are right."""
+    content = manifests.decode(backend.get(ref.key))
+    changes = {name: np.array([value], np.uint64) for name, value in row.items()}
+    table = replace(content.table.slice(0, 1), **changes)
+    body = table.encode()
+    entry = replace(content.header.iterators[0], key_chunks=0, chunks=1)
+    if "elements" in row:
+        entry = replace(entry, elements=row["elements"])
+    header = replace(
+        content.header,
+        iterators=(entry,),
+        packs=(pack or content.header.packs[0],),
+        chunks=1,
+        table_bytes=len(body),
+        table_digest=digest(body).hex(),
+    )
+    backend.put(ref.key, manifests.encode(header, body))
