@@ -79,7 +79,7 @@ class HookCompetitor(Competitor, tf.estimator.SessionRunHook):  # type: ignore[m
         self.durable = self._seconds
 
     def warm_up(self) -> None:
-        """See `Competitor.warm_up`: hooks have saved when training began."""
+        """See `Competitor.warm_up`: hooks have saved when training began; `Floor` warms up for all."""
 
     def begin(self) -> None:
         """Called by TensorFlow."""
@@ -179,6 +179,14 @@ class Floor(HookCompetitor):
     def __init__(self) -> None:
         super().__init__(FLOOR, SerializeHook())
 
+    def warm_up(self) -> None:
+        """See `Competitor.warm_up`.
+
+        Hooks saved when the buffers were empty. This one takes the first full state, which finds memory that
+        nobody has used yet: of a million elements it takes half as long as all that come after.
+        """
+        self.save()
+
 
 class SerializeHook(tf.estimator.SessionRunHook):  # type: ignore[misc]  # untyped base
     """Takes the state into memory and throws it away: no save can take less of the training thread."""
@@ -187,10 +195,6 @@ class SerializeHook(tf.estimator.SessionRunHook):  # type: ignore[misc]  # untyp
         """Called by TensorFlow."""
         resources = v1.get_default_graph().get_collection("iterators")
         self._ops = [serialize_op(one) for one in resources]
-
-    def after_create_session(self, session: Any, coord: Any) -> None:
-        """Called by TensorFlow."""
-        session.run(self._ops)
 
     def after_run(self, run_context: Any, run_values: Any) -> None:
         """Called by TensorFlow."""
