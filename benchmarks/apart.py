@@ -12,10 +12,15 @@ from input_checkpoint.parallel import in_parallel
 
 _Result = TypeVar("_Result")
 
+# Forked from a process that has imported everything and run nothing: TensorFlow's import alone takes longer
+# than many a measurement.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["benchmarks.competitors"])
+
 
 def run(work: Callable[..., _Result], *arguments: Any) -> _Result:
     """Return what a function of a module returns, called in a fresh process."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _be_quiet) as executor:
+    with ProcessPoolExecutor(1, _CONTEXT, _be_quiet) as executor:
         return executor.submit(work, *arguments).result()
 
 
