@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from input_checkpoint.backend import Backend
-from input_checkpoint.chunks import DIGEST_BYTES, digest, unframe, unframe_elements
+from input_checkpoint.chunks import digest, unframe, unframe_elements
 from input_checkpoint.compression import decompress_each
 from input_checkpoint.errors import CorruptCheckpoint, ObjectNotFound
 from input_checkpoint.manifest import IteratorRows, Manifest
@@ -233,18 +233,16 @@ def chunks_in(data: bytes, pack: str, table: ChunkTable, extent: Extent) -> Iter
         CorruptCheckpoint: one is not what it should be.
     """
     part = table.take(list(extent.rows))
-    names = part.digest.tobytes()
-    starts, stored, raw = ((part.offset - extent.start).tolist(), part.stored.tolist(), part.raw.tolist())
-    places = list(zip(starts, stored, raw))
+    places = list(zip((part.offset - extent.start).tolist(), part.stored.tolist(), part.raw.tolist()))
     unpacked = decompress_each(
-        (data[start : start + size], raw_size) for start, size, raw_size in places if size != raw_size
+        (data[start : start + stored], raw) for start, stored, raw in places if stored != raw
     )
-    for number, (row, (start, size, raw_size)) in enumerate(zip(extent.rows, places)):
+    for row, name, (start, stored, raw) in zip(extent.rows, part.digest, places):
         try:
-            content = data[start : start + size] if size == raw_size else next(unpacked)
-            if digest(content) != names[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]:
+            content = data[start : start + stored] if stored == raw else next(unpacked)
+            if digest(content) != name.tobytes():
                 raise CorruptCheckpoint("it fails its checksum")
         except CorruptCheckpoint as error:
-            place = f"bytes {extent.start + start} to {extent.start + start + size}"
+            place = f"bytes {extent.start + start} to {extent.start + start + stored}"
             raise CorruptCheckpoint(f"a chunk in its pack {pack}, {place}, is damaged: {error}") from error
         yield row, content
