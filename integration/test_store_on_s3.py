@@ -9,18 +9,35 @@ import pytest
 from aiobotocore.session import AioSession
 
 from input_checkpoint import Backend, open_backend
+from tests.store.conftest import lineage, memory, store
+from tests.store.test_commit import TestCommit
+from tests.store.test_damage import TestDamage, TestForgery
+from tests.store.test_lineages import TestDamagedLineageRecord, TestGoingBack, TestLineages
+from tests.store.test_listing import TestListing
+from tests.store.test_opening import TestOpening
+from tests.store.test_pruning import TestPruning
+from tests.store.test_saving_and_loading import TestMemory, TestSavingAndLoading
+from tests.store.test_verifying import TestVerifying
+from tests.support.s3_server import S3Server
 
 # The same tests and fixtures, over the backend below.
-from tests.store.conftest import lineage, memory, store  # noqa: F401
-from tests.store.test_commit import *  # noqa: F403
-from tests.store.test_damage import *  # noqa: F403
-from tests.store.test_lineages import *  # noqa: F403
-from tests.store.test_listing import *  # noqa: F403
-from tests.store.test_opening import *  # noqa: F403
-from tests.store.test_pruning import *  # noqa: F403
-from tests.store.test_saving_and_loading import *  # noqa: F403
-from tests.store.test_verifying import *  # noqa: F403
-from tests.support.s3_server import S3Server
+__all__ = [
+    "TestCommit",
+    "TestDamage",
+    "TestDamagedLineageRecord",
+    "TestForgery",
+    "TestGoingBack",
+    "TestLineages",
+    "TestListing",
+    "TestMemory",
+    "TestOpening",
+    "TestPruning",
+    "TestSavingAndLoading",
+    "TestVerifying",
+    "lineage",
+    "memory",
+    "store",
+]
 
 
 @pytest.fixture(scope="module")

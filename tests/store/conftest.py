@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from input_checkpoint import (
-    Backend,
-    CheckpointStore,
-)
+from input_checkpoint import Backend, CheckpointStore
 from input_checkpoint.backends_builtin import LocalBackend, MemoryBackend
 from input_checkpoint.lineage import Lineage
 

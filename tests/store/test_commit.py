@@ -17,15 +17,7 @@ from input_checkpoint import (
     WriterSuperseded,
 )
 from input_checkpoint.state import Element
-from tests.support.stores import (
-    die_before_commit,
-    loaded,
-    pack_keys,
-    save,
-    some_state,
-    state_of,
-    steps,
-)
+from tests.support.stores import die_before_commit, loaded, pack_keys, save, some_state, state_of, steps
 from tests.support.wrappers import Failing, LosingAnswers, Recording
 
 

@@ -15,15 +15,7 @@ from input_checkpoint import (
     IteratorState,
 )
 from input_checkpoint.manifest import PackEntry
-from tests.support.stores import (
-    MIB,
-    STATE,
-    loaded,
-    pack_keys,
-    save,
-    state_of,
-    tamper,
-)
+from tests.support.stores import MIB, STATE, loaded, pack_keys, save, state_of, tamper
 from tests.support.wrappers import Failing
 
 

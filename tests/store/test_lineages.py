@@ -7,20 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from input_checkpoint import (
-    CheckpointRef,
-    CheckpointStore,
-    KeepAll,
-    KeepLast,
-    WriterSuperseded,
-)
+from input_checkpoint import CheckpointRef, CheckpointStore, KeepAll, KeepLast, WriterSuperseded
 from input_checkpoint.lineage import Lineage
-from tests.support.stores import (
-    KeepNothing,
-    pack_keys,
-    save,
-    steps,
-)
+from tests.support.stores import KeepNothing, pack_keys, save, steps
 from tests.support.wrappers import LosingAnswers, Overtaken, contents
 
 

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from input_checkpoint import (
-    CheckpointNotFound,
-    CheckpointStore,
-    KeepLast,
-)
-from tests.support.stores import (
-    save,
-)
+from input_checkpoint import CheckpointNotFound, CheckpointStore, KeepLast
+from tests.support.stores import save
 from tests.support.wrappers import Recording
 
 

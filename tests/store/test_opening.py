@@ -6,14 +6,8 @@ import json
 
 import pytest
 
-from input_checkpoint import (
-    BackendNotFound,
-    CheckpointStore,
-    UnsupportedFormat,
-)
-from tests.support.stores import (
-    save,
-)
+from input_checkpoint import BackendNotFound, CheckpointStore, UnsupportedFormat
+from tests.support.stores import save
 from tests.support.wrappers import LosingAnswers, Recording, contents
 
 

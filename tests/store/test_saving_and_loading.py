@@ -18,13 +18,7 @@ from input_checkpoint import (
 from input_checkpoint import manifest as manifests
 from input_checkpoint.backends_builtin import LocalBackend
 from input_checkpoint.reading import READ_BYTES
-from tests.support.stores import (
-    MIB,
-    STATE,
-    loaded,
-    pack_keys,
-    save,
-)
+from tests.support.stores import MIB, STATE, loaded, pack_keys, save
 
 
 class TestSavingAndLoading:

@@ -6,20 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from input_checkpoint import (
-    Backend,
-    CheckpointRef,
-    CheckpointStore,
-    IteratorState,
-    SaveOptions,
-)
+from input_checkpoint import Backend, CheckpointRef, CheckpointStore, IteratorState, SaveOptions
 from input_checkpoint import manifest as manifests
-from tests.support.stores import (
-    pack_keys,
-    save,
-    some_state,
-    tamper,
-)
+from tests.support.stores import pack_keys, save, some_state, tamper
 from tests.support.wrappers import Recording
 
 
