@@ -15,7 +15,7 @@ from benchmarks.report import Figure
 matplotlib.use("svg")
 # The same figures give the same file.
 matplotlib.rcParams["svg.hashsalt"] = "input-checkpoint"
-# Letters as letters: a tenth of the size, and they can be searched.
+# Letters as letters: half the size, and they can be searched.
 matplotlib.rcParams["svg.fonttype"] = "none"
 
 from matplotlib import pyplot as plt  # noqa: E402 - the settings come first
