@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 import tracemalloc
 import uuid
@@ -15,7 +16,7 @@ from benchmarks.incremental import measure
 from input_checkpoint.backends_builtin import MemoryBackend
 from input_checkpoint.state import Element
 from tests.support.faults import Fail, FaultyBackend
-from tests.support.wrappers import Failing, Recording
+from tests.support.wrappers import BeforeWrites, Failing, Recording
 
 SMALL = ic.SaveOptions(pack_bytes=1 << 16, concurrency=1, compress=False)
 
@@ -73,6 +74,34 @@ class TestUploads:
         assert info.stored_bytes < 4 * 2100 + 3000 * 8 + 20
         (loaded,) = store.load(info)
         assert loaded.in_order() == [large(n % 3) for n in range(3000)]
+
+
+class TestOrder:
+    def test_encoding_begins_while_the_save_is_announced(self, memory):
+        encoding = threading.Event()
+
+        def elements() -> Iterator[Element]:
+            encoding.set()
+            yield b"key", b"payload"
+
+        def announced(key: str) -> None:
+            assert encoding.wait(10), f"{key} was written before anything was encoded"
+
+        store = ic.CheckpointStore.open(memory, create=True)
+        lineage = store.open_lineage("main", None)
+        observed = ic.CheckpointStore(BeforeWrites(memory, announced))
+        info = observed.save(lineage, 1, [ic.IteratorState("Iterator", elements())])
+        assert [state.in_order() for state in store.load(info)] == [[(b"key", b"payload")]]
+
+    def test_what_encoding_raises_at_once_takes_the_announcement_back(self, memory):
+        def elements() -> Iterator[Element]:
+            raise OSError("the session is gone")
+            yield
+
+        store = ic.CheckpointStore.open(memory, create=True)
+        with pytest.raises(OSError, match="the session is gone"):
+            store.save(store.open_lineage("main", None), 1, [ic.IteratorState("Iterator", elements())])
+        assert list(memory.list("saves/")) == []
 
 
 class TestMemory:

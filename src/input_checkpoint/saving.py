@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import platform
 import uuid
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Callable, Optional
 
@@ -104,10 +106,10 @@ class LineageSaver:
         """
         ref = CheckpointRef(self._lineage.worker, self._lineage.number, step)
         write_id = uuid.uuid4().hex
-        with self._announced(ref, write_id):
+        with _begun(iterators) as states, self._announced(ref, write_id):
             self._forget_removed()
             with self._index.forgetting_on_failure():
-                stored = self._upload(ref, write_id, iterators)
+                stored = self._upload(ref, write_id, states)
                 header = self._commit(ref, write_id, stored)
         self._settle(header, stored.chunks)
         return header
@@ -249,6 +251,29 @@ class _Sink:
         if not self._compress or not contents:
             return contents
         return self._compressors[_kind(like)].compress(contents)
+
+
+@contextlib.contextmanager
+def _begun(states: Iterable[IteratorState]) -> Iterator[Iterator[IteratorState]]:
+    """Yield the same states, whose encoding another thread sets going meanwhile.
+
+    So it does not wait for what a save has to ask the storage first.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="input-checkpoint-begin") as executor:
+        yield _once_there(executor.submit(_with_first_drawn, iter(states)))
+
+
+def _once_there(coming: Future[Iterator[IteratorState]]) -> Iterator[IteratorState]:
+    yield from coming.result()
+
+
+def _with_first_drawn(states: Iterator[IteratorState]) -> Iterator[IteratorState]:
+    """Return the same states, with the first element of the first one drawn."""
+    for state in states:
+        elements = iter(state.elements)
+        first = list(itertools.islice(elements, 1))
+        return itertools.chain([replace(state, elements=itertools.chain(first, elements))], states)
+    return states
 
 
 def _batches(cuts: Iterable[Cut]) -> Iterator[list[Cut]]:
