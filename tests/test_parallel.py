@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from input_checkpoint.parallel import in_parallel, one_ahead
+from input_checkpoint.parallel import both, in_parallel, one_ahead
 
 
 class Started:
@@ -70,6 +70,17 @@ def test_an_error_comes_in_its_place():
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+def test_both_of_two_run_at_the_same_time():
+    meeting = threading.Barrier(2)
+    assert sorted(both(lambda: meeting.wait(10), lambda: meeting.wait(10))) == [0, 1]
+
+
+@pytest.mark.parametrize(("one", "other"), [(0, 1), (1, 0)])
+def test_an_error_of_either_of_two_is_raised(one, other):
+    with pytest.raises(ZeroDivisionError):
+        both(lambda: 1 / one, lambda: 1 / other)
 
 
 def test_the_next_item_is_drawn_while_the_caller_works_with_one() -> None:

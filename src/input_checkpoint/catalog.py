@@ -14,7 +14,7 @@ from input_checkpoint.backend import Backend
 from input_checkpoint.errors import CheckpointNotFound, CorruptCheckpoint, ObjectNotFound
 from input_checkpoint.lineage import Lineage
 from input_checkpoint.manifest import Header, IteratorRows, Manifest
-from input_checkpoint.parallel import in_parallel
+from input_checkpoint.parallel import both, in_parallel
 from input_checkpoint.reading import read_pieces
 from input_checkpoint.refs import CheckpointRef
 from input_checkpoint.state import Piece
@@ -115,21 +115,16 @@ class Catalog:
         """Return the number of the lineage that was opened last, readable or not; 0 if there is none."""
         return max(self._lineage_numbers(worker), default=0)
 
-    def newest_lineage(
-        self, worker: str, present: Optional[Collection[CheckpointRef]] = None
-    ) -> Optional[Lineage]:
-        """Return the lineage that was opened last, or None if there is none.
+    def line(self, worker: str) -> tuple[list[CheckpointRef], Optional[Lineage]]:
+        """Return a worker's checkpoints, from old to new, and its lineage that was opened last (None: none).
 
-        If its record cannot be read, or is missing while its checkpoints are there, that is logged, and a
-        `LostLineage` stands in for it, whose ancestors are guessed from the newest record that can be read.
-
-        Args:
-            worker: whose.
-            present: its checkpoints, listed before; None means: list them.
+        If that one's record cannot be read, or is missing while its checkpoints are there, that is logged,
+        and a `LostLineage` stands in for it, whose ancestors are guessed from the newest record that can be
+        read.
         """
-        # The checkpoints before the records: a record is older than any checkpoint of its lineage.
-        present = self.refs(worker) if present is None else present
-        numbers = {*self._lineage_numbers(worker), *(ref.lineage for ref in present)}
+        present, listed = both(lambda: self.refs(worker), lambda: self._lineage_numbers(worker))
+        # A run that began between the two listings may be known by its checkpoints alone.
+        numbers = {*listed, *(ref.lineage for ref in present)}
         lost: list[int] = []
         newest: Optional[Lineage] = None
         for number in sorted(numbers, reverse=True):
@@ -139,10 +134,10 @@ class Catalog:
             lost.append(number)
         if lost and self.newest_number(worker) > lost[0]:
             # It was not damaged, but outlived and removed since it was listed.
-            return self.newest_lineage(worker)
+            return self.line(worker)
         for number in reversed(lost):
             newest = lineages.lost(worker, number, newest, present)
-        return newest
+        return present, newest
 
     def lineage(self, worker: str, number: int) -> Lineage:
         """Read one lineage record."""

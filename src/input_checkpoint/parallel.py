@@ -1,4 +1,4 @@
-"""Work done by several threads, in the order in which it is asked for."""
+"""Work done by several threads, its results in the order in which they are asked for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Callable, Optional, TypeVar
 
 _Result = TypeVar("_Result")
+_Other = TypeVar("_Other")
 _Argument = TypeVar("_Argument")
 
 
@@ -47,6 +48,17 @@ def in_parallel(
         finally:
             for future, _ in pending:
                 future.cancel()
+
+
+def both(one: Callable[[], _Result], other: Callable[[], _Other]) -> tuple[_Result, _Other]:
+    """Call two functions at the same time, and return what they return.
+
+    >>> both(lambda: 1, lambda: "a")
+    (1, 'a')
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="input-checkpoint-beside") as executor:
+        beside = executor.submit(other)
+        return one(), beside.result()
 
 
 def one_ahead(items: Iterable[_Result]) -> Iterator[_Result]:

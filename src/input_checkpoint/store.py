@@ -108,8 +108,7 @@ class CheckpointStore:
         Those that an older lineage wrote past the step from which its successor restarted are not among them.
         If the newest lineage's record is damaged, which those are is guessed, and a warning names the record.
         """
-        present = self._catalog.refs(worker)
-        newest = self._catalog.newest_lineage(worker, present)
+        present, newest = self._catalog.line(worker)
         return newest.history(present) if newest else []
 
     def newest(self, worker: str) -> CheckpointInfo:
@@ -137,7 +136,7 @@ class CheckpointStore:
 
         If its record is damaged, what can be said without it: see `LostLineage`.
         """
-        return self._catalog.newest_lineage(worker)
+        return self._catalog.line(worker)[1]
 
     def open_lineage(self, worker: str, parent: Optional[CheckpointRef]) -> Lineage:
         """Begin a new run of ``worker`` that continues ``parent`` (None: from the beginning of the input).
@@ -149,8 +148,7 @@ class CheckpointStore:
         """
         refs.check_worker(worker)
         while True:
-            present = self._catalog.refs(worker)
-            newest = self._catalog.newest_lineage(worker, present)
+            present, newest = self._catalog.line(worker)
             line = newest
             if newest and parent and not newest.holds(parent):
                 # Back to what the newest run had left behind: the history is the one of that time.
@@ -428,7 +426,7 @@ class CheckpointStore:
             own = self._savers.get((worker, lineage.number))
         else:
             # Data without any record of a run: as if there had been one of which nothing is known.
-            newest = self._catalog.newest_lineage(worker) or lineages.lost(worker, 0, None, ())
+            newest = self._catalog.line(worker)[1] or lineages.lost(worker, 0, None, ())
         pruner = Pruner(
             self._catalog,
             newest,

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Callable
 
 import pytest
 
-from input_checkpoint import CheckpointRef, CheckpointStore, KeepAll, KeepLast, WriterSuperseded
+from input_checkpoint import Backend, CheckpointRef, CheckpointStore, KeepAll, KeepLast, WriterSuperseded
 from input_checkpoint.lineage import Lineage
 from tests.support.stores import KeepNothing, pack_keys, save, steps
-from tests.support.wrappers import LosingAnswers, Overtaken, contents
+from tests.support.wrappers import LosingAnswers, Overtaken, Wrapped, contents
+
+
+class ListedBetween(Wrapped):
+    """Lists the lineages, then runs ``action``, then lists the checkpoints."""
+
+    def __init__(self, inner: Backend, action: Callable[[], object]) -> None:
+        super().__init__(inner)
+        self._action = action
+        self._listed = threading.Event()
+
+    def list(self, prefix=""):
+        if prefix.startswith("checkpoints/"):
+            assert self._listed.wait(10), "the lineages were not listed meanwhile"
+            self._action()
+        found = list(self.inner.list(prefix))
+        if prefix.startswith("lineages/"):
+            self._listed.set()
+        return iter(found)
 
 
 class TestLineages:
@@ -27,6 +46,15 @@ class TestLineages:
 
     def test_a_worker_that_never_ran_has_no_lineage(self, store):
         assert store.newest_lineage("main") is None
+
+    def test_a_run_that_begins_while_history_is_looked_up_is_part_of_it(self, backend, store, lineage):
+        _, twenty, _ = save(store, lineage, 10, 20, 30)
+
+        def restart() -> None:
+            save(store, store.open_lineage("main", parent=twenty), 25)
+
+        seen = CheckpointStore(ListedBetween(backend, restart)).history("main")
+        assert steps(seen) == steps(store.history("main")) == [(1, 10), (1, 20), (2, 25)]
 
     def test_a_lost_answer_does_not_open_a_second_lineage(self, backend, store):
         opened = CheckpointStore(LosingAnswers(backend)).open_lineage("main", None)
