@@ -55,7 +55,7 @@ class Run:
     elements: int
     rounds: int
     remote: bool
-    saves: int = 8
+    saves: int = 5
     steps: int = 3
     """From save to save."""
 
