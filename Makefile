@@ -30,7 +30,7 @@ servers:
 integration: $(VENV)/installed servers
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup integration
 
-# What docs/benchmarks.md describes. About a quarter of an hour on two cores.
+# What docs/benchmarks.md describes. About twelve minutes on two cores.
 bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet -e '.[bench]'
 	mkdir -p $(FIGURES)

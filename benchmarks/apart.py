@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, Callable, TypeVar
@@ -34,3 +35,5 @@ def run_each(
 def _be_quiet() -> None:
     # TensorFlow warns of everything that went with its second version.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    # And of data sets in graphs, which is what they are here.
+    warnings.filterwarnings("ignore", "To make it possible to preserve tf.data options")
