@@ -21,6 +21,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # The servers that the integration suite starts. INTEGRATION=moto,ceph narrows the choice, here and there.
 servers:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, Callable, TypeVar
 
-from input_checkpoint.parallel import in_parallel
+from input_checkpoint.parallel import map_ordered
 
 _Result = TypeVar("_Result")
 
@@ -29,7 +29,7 @@ def run_each(
     work: Callable[..., _Result], several: Iterable[tuple[Any, ...]], at_once: int = 2
 ) -> Iterator[_Result]:
     """Like `run`, for several arguments and some at once: where nothing is timed."""
-    return in_parallel(lambda arguments: run(work, *arguments), several, at_once)
+    return map_ordered(lambda arguments: run(work, *arguments), several, at_once)
 
 
 def _be_quiet() -> None:

@@ -20,7 +20,7 @@ import input_checkpoint as ic
 from benchmarks.observed import ObservedBackend
 from benchmarks.pipelines import Pipeline
 from input_checkpoint import CheckpointInputPipelineHook
-from input_checkpoint.iterators import external_state_policy
+from input_checkpoint.tensorflow.iterators import external_state_policy
 from integration.servers.server import Place
 
 v1 = tf.compat.v1

@@ -21,9 +21,9 @@ from benchmarks.pipelines import Pipeline
 from benchmarks.raw_session import RawSession, raw_session
 from benchmarks.report import Figure, Goal
 from input_checkpoint import Backend, CheckpointStore, KeepLast, open_backend
-from input_checkpoint.backends_builtin import LocalBackend
-from input_checkpoint.iterators import Snapshot
-from input_checkpoint.packs import CONCURRENCY, PACK_BYTES
+from input_checkpoint.backends.local import LocalBackend
+from input_checkpoint.store.pack_writer import CONCURRENCY, PACK_BYTES
+from input_checkpoint.tensorflow.iterators import Snapshot
 from integration.servers.server import Place
 
 NAME = "durable"

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from input_checkpoint import Backend, BackendError, open_backend
-from input_checkpoint.backend import Data, ObjectInfo
-from input_checkpoint.backends_builtin.object_store import FSSPEC, OBSTORE
-from input_checkpoint.packs import CONCURRENCY, PACK_BYTES
+from input_checkpoint.backends.base import Data, ObjectInfo
+from input_checkpoint.backends.engines import FSSPEC, OBSTORE
+from input_checkpoint.store.pack_writer import CONCURRENCY, PACK_BYTES
 from integration.servers.azurite import Azurite
 from integration.servers.ceph import Ceph
 from integration.servers.fake_gcs import FakeGcs

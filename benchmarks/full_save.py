@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 from input_checkpoint import CheckpointStore, IteratorState
-from input_checkpoint.backends_builtin import LocalBackend
-from input_checkpoint.lineage import Lineage
-from input_checkpoint.packs import PackWriter
+from input_checkpoint.backends.local import LocalBackend
+from input_checkpoint.format.lineage import Lineage
 from input_checkpoint.state import Element
+from input_checkpoint.store.pack_writer import PackWriter
 
 ELEMENTS = 3_000
 ELEMENT_BYTES = 100_000

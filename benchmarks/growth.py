@@ -19,8 +19,9 @@ from benchmarks.pipelines import Pipeline
 from benchmarks.raw_session import raw_session
 from benchmarks.report import Figure, Goal, aligned, exponent, number
 from input_checkpoint import CheckpointRef, CheckpointStore, IteratorState, KeepAll, KeepLast
-from input_checkpoint.backends_builtin import LocalBackend, MemoryBackend
-from input_checkpoint.lineage import Lineage
+from input_checkpoint.backends.local import LocalBackend
+from input_checkpoint.backends.memory import MemoryBackend
+from input_checkpoint.format.lineage import Lineage
 from input_checkpoint.state import Element
 
 NAME = "growth"

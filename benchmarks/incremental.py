@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Optional
 
 from input_checkpoint import CheckpointStore, IteratorState, KeepLast, SaveOptions
-from input_checkpoint.backend import Data
-from input_checkpoint.backends_builtin import MemoryBackend
+from input_checkpoint.backends.base import Data
+from input_checkpoint.backends.memory import MemoryBackend
 
 PACK_BYTES = 1 << 20
 SAVES = 200
@@ -112,7 +112,7 @@ def measure(turnover: float, saves: int, elements: int, element_bytes: int) -> F
             buffer[slot] = chance.randbytes(element_bytes)
     backend.read, backend.objects = 0, set()
     for state in store.load(newest):
-        for _ in state.pieces:
+        for _ in state.batches:
             continue
     return Figures(
         uploads[0],

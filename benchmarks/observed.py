@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Optional
 
-from input_checkpoint.backend import Backend, Data, ObjectInfo
-from input_checkpoint.refs import parse_checkpoint_key
+from input_checkpoint.backends.base import Backend, Data, ObjectInfo
+from input_checkpoint.format.keys import parse_checkpoint_key
 
 _KEYS_IN_A_PAGE = 1000  # what S3, Cloud Storage and Azure answer with at most, within a factor of five
 

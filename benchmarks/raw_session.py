@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from benchmarks.competitors import serialize_op
 from benchmarks.pipelines import Pipeline
-from input_checkpoint.iterators import GraphIterators, external_state_policy
+from input_checkpoint.tensorflow.iterators import GraphIterators, external_state_policy
 
 v1 = tf.compat.v1
 

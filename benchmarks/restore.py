@@ -22,9 +22,9 @@ from benchmarks.pipelines import Pipeline
 from benchmarks.raw_session import RawSession, raw_session
 from benchmarks.report import Figure, Goal
 from input_checkpoint import Backend, CheckpointStore, KeepLast, open_backend
-from input_checkpoint.backends_builtin import LocalBackend
-from input_checkpoint.packs import CONCURRENCY, PACK_BYTES
+from input_checkpoint.backends.local import LocalBackend
 from input_checkpoint.state import StoredState
+from input_checkpoint.store.pack_writer import CONCURRENCY, PACK_BYTES
 from integration.servers.server import Place
 
 NAME = "restore"
@@ -167,7 +167,7 @@ class _FromMemory:
 
     def __init__(self, opened: RawSession, states: Iterator[StoredState]) -> None:
         self._opened = opened
-        self._states = [(state.name, state.count, list(state.pieces)) for state in states]
+        self._states = [(state.name, state.count, list(state.batches)) for state in states]
 
     def restore(self) -> int:
         """Restore."""

@@ -27,7 +27,7 @@ from benchmarks.competitors import (
 from benchmarks.pipelines import Pipeline
 from benchmarks.report import Figure, Goal
 from input_checkpoint import open_backend
-from input_checkpoint.backends_builtin import LocalBackend
+from input_checkpoint.backends.local import LocalBackend
 from integration.servers.server import Place
 
 NAME = "throughput"

@@ -14,8 +14,8 @@ from benchmarks.pipelines import Pipeline
 from benchmarks.raw_session import RawSession, raw_session
 from benchmarks.report import Figure, Goal
 from input_checkpoint import CheckpointStore, IteratorState, KeepLast
-from input_checkpoint.backends_builtin import MemoryBackend
-from input_checkpoint.chunks import digest
+from input_checkpoint.backends.memory import MemoryBackend
+from input_checkpoint.format.chunking import digest
 from input_checkpoint.state import Element
 
 NAME = "upload"

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Barrier
 
-from input_checkpoint import ObjectExists, open_backend
+from input_checkpoint import ObjectExistsError, open_backend
 from integration.servers.server import Place
 
 PROCESSES = 4
@@ -60,7 +60,7 @@ def _race(
             line.wait(_SECONDS_TO_COME)
             try:
                 backend.create(key, data)
-            except ObjectExists:
+            except ObjectExistsError:
                 continue
             wins.append(Win(key, name))
         return wins

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 import input_checkpoint as ic
-from input_checkpoint.backend import Backend
-from input_checkpoint.backends_builtin import LocalBackend
+from input_checkpoint.backends.base import Backend
+from input_checkpoint.backends.local import LocalBackend
 from tests.support import cycles
 from tests.support.faults import MOMENTS, Die, FaultyBackend, Killed, KillForGood, Meanwhile
 

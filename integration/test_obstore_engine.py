@@ -9,7 +9,7 @@ import uuid
 import pytest
 
 from input_checkpoint import open_backend
-from input_checkpoint.backends_builtin.object_store import ObstoreBackend
+from input_checkpoint.backends.obstore import ObstoreBackend
 
 # These run here once more, over the place below.
 from integration.servers.server import Place, Server

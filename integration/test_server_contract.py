@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from input_checkpoint import Backend, open_backend
-from input_checkpoint.probing import probe
+from input_checkpoint.backends.probing import probe
 from input_checkpoint.testing import BackendContract
 from integration.servers.server import Place
 

@@ -9,7 +9,7 @@ from typing import Callable
 
 import pytest
 
-from input_checkpoint import BackendUnavailable, CheckpointStore, IteratorState, RetryPolicy
+from input_checkpoint import BackendUnavailableError, CheckpointStore, IteratorState, RetryPolicy
 from input_checkpoint.state import Element
 from integration.servers.server import Place, Server
 
@@ -36,7 +36,7 @@ def kill(server: Server) -> None:
 
 
 def opened(place: Place, patience: float) -> CheckpointStore:
-    retry = RetryPolicy(give_up_after=patience, longest_delay=2)
+    retry = RetryPolicy(timeout=patience, max_delay=2)
     return CheckpointStore.open(place.uri, place.storage_options, create=True, retry=retry)
 
 
@@ -65,7 +65,7 @@ def test_a_save_to_a_server_that_stays_away_fails_clearly_and_the_one_before_it_
     lineage = store.open_lineage("main", None)
     before, lost, after = fresh_state(), fresh_state(), fresh_state()
     safe = store.save(lineage, 10, [IteratorState("Iterator", before)])
-    with pytest.raises(BackendUnavailable, match="gave up") as raised:
+    with pytest.raises(BackendUnavailableError, match="gave up") as raised:
         store.save(lineage, 20, [IteratorState("Iterator", interrupted(lost, lambda: kill(server)))])
     assert store.uri in str(raised.value)
     server.start()

@@ -24,11 +24,11 @@ from input_checkpoint import (
     Backend,
     BackendError,
     BackendPermissionError,
-    BackendUnavailable,
-    ObjectNotFound,
+    BackendUnavailableError,
+    ObjectNotFoundError,
     open_backend,
 )
-from input_checkpoint.probing import probe
+from input_checkpoint.backends.probing import probe
 from integration.conftest import chosen_servers
 from integration.servers.server import Place
 from integration.servers.sshd import Sshd
@@ -106,19 +106,19 @@ class TestRestrictedKey:
         backend.put("key", b"data")
         with pytest.raises(BackendError, match="hard links") as raised:
             backend.create("new", b"data")
-        assert not isinstance(raised.value, BackendUnavailable)
+        assert not isinstance(raised.value, BackendUnavailableError)
 
     def test_one_that_may_not_use_sftp_is_told_so(self, sshd: Sshd, opened: Opener) -> None:
         sshd.restrict('restrict,command="/bin/false"')
         with pytest.raises(BackendError, match="no SFTP for us") as raised:
             opened().get("key")
-        assert not isinstance(raised.value, BackendUnavailable)
+        assert not isinstance(raised.value, BackendUnavailableError)
 
     def test_one_whose_login_prints_something_is_told_so(self, sshd: Sshd, opened: Opener) -> None:
         sshd.restrict('restrict,command="echo Welcome to this server"')
         with pytest.raises(BackendError, match="login script") as raised:
             opened().get("key")
-        assert not isinstance(raised.value, BackendUnavailable)
+        assert not isinstance(raised.value, BackendUnavailableError)
 
 
 class TestLogin:
@@ -149,7 +149,7 @@ class TestLogin:
     def test_at_a_server_with_no_algorithm_in_common_is_no_matter_of_patience(self, opened: Opener) -> None:
         with pytest.raises(BackendError, match="no algorithm in common") as raised:
             opened(kex_algs="diffie-hellman-group17-sha512").get("key")
-        assert not isinstance(raised.value, BackendUnavailable)
+        assert not isinstance(raised.value, BackendUnavailableError)
 
     def test_at_a_server_whose_key_is_not_known_is_refused(self, opened: Opener) -> None:
         with pytest.raises(BackendPermissionError, match=r"ssh-ed25519 SHA256:.*is not known"):
@@ -195,7 +195,7 @@ class TestConfigurationOfSsh:
         assert jump_host.sessions()
         jump_host.kill()
         error = outcome(lambda: backend.get("key"), within=HALF_A_MINUTE)
-        assert isinstance(error, BackendUnavailable)
+        assert isinstance(error, BackendUnavailableError)
         jump_host.start()
         probe(backend)
         backend.close()
@@ -207,7 +207,7 @@ class TestConfigurationOfSsh:
         for process in jump_host.sessions():
             process.send_signal(signal.SIGSTOP)
         error = outcome(lambda: backend.get("key"), within=HALF_A_MINUTE)
-        assert isinstance(error, BackendUnavailable)
+        assert isinstance(error, BackendUnavailableError)
         assert backend.get("key") == b"data"
         backend.close()
 
@@ -219,7 +219,7 @@ class TestConfigurationOfSsh:
         backend = self.open(tmp_path, sshd, *way)
         with pytest.raises(BackendError, match="jump host does not let us through") as raised:
             backend.get("key")
-        assert not isinstance(raised.value, BackendUnavailable)
+        assert not isinstance(raised.value, BackendUnavailableError)
 
 
 @pytest.mark.parametrize("most", [1, 2])
@@ -254,7 +254,7 @@ class TestServerThatFreezes:
         backend.put("key", b"data")
         freeze()
         error = outcome(lambda: backend.get("key"), within=HALF_A_MINUTE)
-        assert isinstance(error, BackendUnavailable)
+        assert isinstance(error, BackendUnavailableError)
         assert backend.get("key") == b"data"  # over a new connection
 
     def test_with_more_under_way_than_the_network_holds_is_unavailable(
@@ -269,7 +269,7 @@ class TestServerThatFreezes:
             ]
             time.sleep(0.7)
             freeze()
-            assert [type(upload.result()) for upload in uploads] == [BackendUnavailable] * UPLOADS
+            assert [type(upload.result()) for upload in uploads] == [BackendUnavailableError] * UPLOADS
 
 
 class TestSlowLine:
@@ -328,7 +328,7 @@ def test_a_writer_that_is_killed_in_an_upload_leaves_nothing_under_the_name(
     child.kill()
     child.wait()
     assert [info.key for info in backend.list()] == ["before"]
-    with pytest.raises(ObjectNotFound):
+    with pytest.raises(ObjectNotFoundError):
         backend.get("large")
     backend.create("large", b"another writer's")
     assert backend.get("large") == b"another writer's"

@@ -1,11 +1,11 @@
-"""tests/test_store_stateful.py, for many more and longer stories."""
+"""tests.store.test_stateful.py, for many more and longer stories."""
 
 from __future__ import annotations
 
 import pytest
 from hypothesis import settings
 
-from tests.test_store_stateful import BRIEF, StoreMachine
+from tests.store.test_stateful import BRIEF, StoreMachine
 
 
 @pytest.mark.timeout(3600)

@@ -30,7 +30,7 @@ from benchmarks.report import (
     raw,
 )
 from benchmarks.slow_link import Line, Link, Proxy
-from input_checkpoint.backends_builtin import MemoryBackend
+from input_checkpoint.backends.memory import MemoryBackend
 
 OURS_FASTER = [
     Figure("restore", "pictures", who, "restore [s]", turn, value)

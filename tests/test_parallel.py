@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from input_checkpoint.parallel import both, in_parallel, one_ahead
+from input_checkpoint.parallel import map_ordered, prefetch_one, run_both
 
 
 class Started:
@@ -34,12 +34,12 @@ def test_results_come_in_the_order_in_which_they_are_asked_for():
         time.sleep(0.01 * (item % 2 == 0))
         return item
 
-    assert list(in_parallel(slow_if_even, range(9), 4)) == list(range(9))
+    assert list(map_ordered(slow_if_even, range(9), 4)) == list(range(9))
 
 
 def test_no_more_runs_ahead_than_is_allowed():
     work = Started()
-    results = in_parallel(work, range(20), 3)
+    results = map_ordered(work, range(20), 3)
     next(results)
     assert work.count() <= 1 + 1 + 3
     results.close()
@@ -47,7 +47,7 @@ def test_no_more_runs_ahead_than_is_allowed():
 
 def test_what_runs_ahead_weighs_no_more_than_is_allowed():
     work = Started()
-    results = in_parallel(work, range(20), 8, lambda item: 1.0, most=3)
+    results = map_ordered(work, range(20), 8, lambda item: 1.0, most=3)
     next(results)
     assert work.count() == 3
     results.close()
@@ -55,7 +55,7 @@ def test_what_runs_ahead_weighs_no_more_than_is_allowed():
 
 def test_something_heavier_than_is_allowed_runs_alone():
     work = Started()
-    results = in_parallel(work, [1, 50, 1], 8, float, most=3)
+    results = map_ordered(work, [1, 50, 1], 8, float, most=3)
     assert next(results) == 1
     assert next(results) == 50
     assert work.count() == 2
@@ -66,7 +66,7 @@ def test_an_error_comes_in_its_place():
     def divide(item: int) -> float:
         return 1 / item
 
-    results = in_parallel(divide, [1, 0, 2], 4)
+    results = map_ordered(divide, [1, 0, 2], 4)
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
         next(results)
@@ -74,13 +74,13 @@ def test_an_error_comes_in_its_place():
 
 def test_both_of_two_run_at_the_same_time():
     meeting = threading.Barrier(2)
-    assert sorted(both(lambda: meeting.wait(10), lambda: meeting.wait(10))) == [0, 1]
+    assert sorted(run_both(lambda: meeting.wait(10), lambda: meeting.wait(10))) == [0, 1]
 
 
 @pytest.mark.parametrize(("one", "other"), [(0, 1), (1, 0)])
 def test_an_error_of_either_of_two_is_raised(one, other):
     with pytest.raises(ZeroDivisionError):
-        both(lambda: 1 / one, lambda: 1 / other)
+        run_both(lambda: 1 / one, lambda: 1 / other)
 
 
 def test_the_next_item_is_drawn_while_the_caller_works_with_one() -> None:
@@ -91,7 +91,7 @@ def test_the_next_item_is_drawn_while_the_caller_works_with_one() -> None:
             drawn.append(item)
             yield item
 
-    ahead = one_ahead(items())
+    ahead = prefetch_one(items())
     assert drawn == []
     assert next(ahead) == 0
     time.sleep(0.05)
@@ -104,7 +104,7 @@ def test_what_drawing_raises_comes_in_its_place() -> None:
         yield 1
         raise OSError("no more")
 
-    ahead = one_ahead(items())
+    ahead = prefetch_one(items())
     assert next(ahead) == 1
     with pytest.raises(OSError, match="no more"):
         next(ahead)
@@ -118,7 +118,7 @@ def test_nothing_is_drawn_any_more_once_the_caller_has_stopped() -> None:
             drawn.append(len(drawn))
             yield 0
 
-    ahead = one_ahead(items())
+    ahead = prefetch_one(items())
     next(ahead)
     ahead.close()
     count = len(drawn)

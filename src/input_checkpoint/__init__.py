@@ -4,88 +4,82 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from input_checkpoint.backend import Backend, open_backend
-from input_checkpoint.copying import CopyProgress, CopyReport
+from input_checkpoint.backends.base import Backend
+from input_checkpoint.backends.opening import open_backend
+from input_checkpoint.backends.retrying import RetryPolicy
+from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
 from input_checkpoint.errors import (
     BackendError,
-    BackendNotFound,
+    BackendNotFoundError,
     BackendPermissionError,
-    BackendUnavailable,
-    CheckpointNotFound,
-    CorruptCheckpoint,
-    DifferentHistory,
+    BackendUnavailableError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    DifferentHistoryError,
     InputCheckpointError,
-    ObjectExists,
-    ObjectNotFound,
-    PipelineMismatch,
-    UnknownBackend,
-    UnsupportedFormat,
-    UnsupportedPipeline,
-    WriterSuperseded,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    PipelineMismatchError,
+    UnknownBackendError,
+    UnsupportedFormatError,
+    UnsupportedPipelineError,
+    WriterSupersededError,
 )
-from input_checkpoint.manifest import CheckpointInfo
-from input_checkpoint.pruning import PruneReport
-from input_checkpoint.refs import CheckpointRef
-from input_checkpoint.retention import (
-    KeepAll,
-    KeepBytes,
-    KeepEverySteps,
-    KeepLast,
-    KeepSteps,
-    RetentionPolicy,
-)
-from input_checkpoint.retention_model import KeepWithModel
-from input_checkpoint.retention_time import KeepBuckets, KeepEvery, KeepWithin
-from input_checkpoint.retrying import RetryPolicy
-from input_checkpoint.saving import SaveOptions
+from input_checkpoint.retention.by_count import KeepAll, KeepBytes, KeepEverySteps, KeepLast, KeepSteps
+from input_checkpoint.retention.by_time import KeepEvery, KeepPeriodic, KeepWithin
+from input_checkpoint.retention.policy import RetentionPolicy
+from input_checkpoint.retention.with_model import KeepWithModel
 from input_checkpoint.state import IteratorState, StoredState
-from input_checkpoint.store import CheckpointStore
-from input_checkpoint.verification import VerifyReport
+from input_checkpoint.store.copying import CopyProgress, CopyReport
+from input_checkpoint.store.pruning import PruneReport
+from input_checkpoint.store.saving import SaveOptions
+from input_checkpoint.store.store import CheckpointStore
+from input_checkpoint.store.verification import VerifyReport
 
 if TYPE_CHECKING:
-    from input_checkpoint.hook import CheckpointInputPipelineHook
+    from input_checkpoint.tensorflow.hook import CheckpointInputPipelineHook
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Backend",
     "BackendError",
-    "BackendNotFound",
+    "BackendNotFoundError",
     "BackendPermissionError",
-    "BackendUnavailable",
+    "BackendUnavailableError",
     "CheckpointInfo",
     "CheckpointInputPipelineHook",
-    "CheckpointNotFound",
+    "CheckpointNotFoundError",
     "CheckpointRef",
     "CheckpointStore",
     "CopyProgress",
     "CopyReport",
-    "CorruptCheckpoint",
-    "DifferentHistory",
+    "CorruptCheckpointError",
+    "DifferentHistoryError",
     "InputCheckpointError",
     "IteratorState",
     "KeepAll",
-    "KeepBuckets",
     "KeepBytes",
     "KeepEvery",
     "KeepEverySteps",
     "KeepLast",
+    "KeepPeriodic",
     "KeepSteps",
     "KeepWithModel",
     "KeepWithin",
-    "ObjectExists",
-    "ObjectNotFound",
-    "PipelineMismatch",
+    "ObjectExistsError",
+    "ObjectNotFoundError",
+    "PipelineMismatchError",
     "PruneReport",
     "RetentionPolicy",
     "RetryPolicy",
     "SaveOptions",
     "StoredState",
-    "UnknownBackend",
-    "UnsupportedFormat",
-    "UnsupportedPipeline",
+    "UnknownBackendError",
+    "UnsupportedFormatError",
+    "UnsupportedPipelineError",
     "VerifyReport",
-    "WriterSuperseded",
+    "WriterSupersededError",
     "open_backend",
 ]
 
@@ -93,7 +87,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # The store and its tools work without TensorFlow, so what needs it is imported when first asked for.
     if name == "CheckpointInputPipelineHook":
-        from input_checkpoint.hook import CheckpointInputPipelineHook
+        from input_checkpoint.tensorflow.hook import CheckpointInputPipelineHook
 
         return CheckpointInputPipelineHook
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,74 +1,110 @@
-"""Every error this library raises on purpose.
+"""Every error that this library raises on purpose.
 
-All derive from `InputCheckpointError`, so one ``except`` catches them. A message says what happened, to
-which URI and step, and what to do about it. No message holds a credential.
+All of them derive from `InputCheckpointError`, so one ``except`` catches them. The message says what
+happened, to which URI and step, and what to do. URI, key and step are attributes as well. No error holds a
+credential.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Optional
+
+if TYPE_CHECKING:
+    from input_checkpoint.checkpoint import CheckpointRef
 
 UNREADABLE_JSON = (KeyError, TypeError, ValueError, OverflowError, RecursionError, AttributeError)
 """What reading untrusted JSON into typed fields can raise: wrong syntax, type, range or depth."""
 
 
 class InputCheckpointError(Exception):
-    """Base of all errors of this library."""
+    """Base of all errors of this library.
+
+    Args:
+        message: what happened, where, and what to do.
+        uri: URI of the store or backend, without secrets. None if there is none, or it is not known.
+        key: key of the object that the error is about. None if it is about no single object.
+        ref: the checkpoint that the error is about. None if it is about no single checkpoint.
+
+    Example:
+        >>> error = ObjectNotFoundError("memory://run/a does not exist", uri="memory://run", key="a")
+        >>> error.uri, error.key, error.step
+        ('memory://run', 'a', None)
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        uri: Optional[str] = None,
+        key: Optional[str] = None,
+        ref: Optional[CheckpointRef] = None,
+    ) -> None:
+        super().__init__(message)
+        self.uri = uri
+        self.key = key
+        self.ref = ref
+
+    @property
+    def step(self) -> Optional[int]:
+        """Global step of the checkpoint that the error is about, or None."""
+        return None if self.ref is None else self.ref.step
 
 
 class BackendError(InputCheckpointError):
     """A storage backend refused or failed an operation."""
 
 
-class BackendUnavailable(BackendError):
+class BackendUnavailableError(BackendError):
     """The storage could not be reached, or did not answer in time. Trying again later may help."""
 
 
 class BackendPermissionError(BackendError):
-    """The storage knows us and says no, or does not know us: credentials or access rights are wrong."""
+    """The storage denied access: the credentials are missing or wrong, or lack a permission."""
 
 
-class BackendNotFound(BackendError):
-    """The bucket, folder or object does not exist."""
+class BackendNotFoundError(BackendError):
+    """The bucket, container, folder or object does not exist."""
 
 
-class ObjectNotFound(BackendNotFound):
-    """One key does not exist in a backend that is otherwise fine."""
+class ObjectNotFoundError(BackendNotFoundError):
+    """A key does not exist in a backend that otherwise works."""
 
 
-class ObjectExists(BackendError):
-    """`Backend.create` found the key taken. Nothing was changed."""
+class ObjectExistsError(BackendError):
+    """`Backend.create` found that the key exists. Nothing was changed."""
 
 
-class UnknownBackend(BackendError, ValueError):
-    """No backend serves this URI's scheme. The message names the plugin to install, if there is one."""
+class UnknownBackendError(BackendError, ValueError):
+    """No backend serves the scheme of a URI. The message names the plugin to install, if there is one."""
 
 
-class UnsupportedFormat(InputCheckpointError):
-    """The store was written by a format version that this release does not know. Nothing was touched."""
+class UnsupportedFormatError(InputCheckpointError):
+    """The store has a format version that this release does not know. Nothing was changed."""
 
 
-class CheckpointNotFound(InputCheckpointError):
-    """No committed checkpoint fits the request."""
+class CheckpointNotFoundError(InputCheckpointError):
+    """No committed checkpoint matches the request."""
 
 
-class CorruptCheckpoint(InputCheckpointError):
-    """A manifest, pack or chunk is missing, cut short, or fails its checksum."""
+class CorruptCheckpointError(InputCheckpointError):
+    """A manifest, pack or chunk is missing, truncated, or fails its checksum."""
 
 
-class WriterSuperseded(InputCheckpointError):
-    """Another writer has taken over this worker's checkpoints. This one must stop."""
+class WriterSupersededError(InputCheckpointError):
+    """A newer run of this worker has taken over its checkpoints. This run must stop."""
 
 
-class DifferentHistory(InputCheckpointError):
-    """The target of a copy holds checkpoints of another run. Nothing of them was changed."""
+class DifferentHistoryError(InputCheckpointError):
+    """The target of a copy holds checkpoints of another run. They were not changed."""
 
 
-class PipelineMismatch(InputCheckpointError):
-    """The checkpoint does not belong to the input pipeline that it should be restored into."""
+class PipelineMismatchError(InputCheckpointError):
+    """The checkpoint was not taken from the input pipeline that it should be restored into."""
 
 
-class UnsupportedPipeline(InputCheckpointError):
-    """TensorFlow cannot serialise this input pipeline."""
+class UnsupportedPipelineError(InputCheckpointError):
+    """TensorFlow cannot serialize this input pipeline."""
 
 
-class SnapshotLost(InputCheckpointError):
-    """The session that held a snapshot was closed before all of it was encoded. Nothing was committed."""
+class SnapshotLostError(InputCheckpointError):
+    """The session that held a snapshot was closed before the snapshot was encoded. Nothing was committed."""

@@ -13,7 +13,7 @@ _Other = TypeVar("_Other")
 _Argument = TypeVar("_Argument")
 
 
-def in_parallel(
+def map_ordered(
     work: Callable[[_Argument], _Result],
     items: Iterable[_Argument],
     concurrency: int,
@@ -29,7 +29,7 @@ def in_parallel(
         weigh: says what an item and its result take, of memory for instance. None: nothing.
         most: those that the caller has not been given yet weigh no more together, unless a single one does.
 
-    >>> list(in_parallel(len, ["a", "bc", ""], concurrency=2))
+    >>> list(map_ordered(len, ["a", "bc", ""], concurrency=2))
     [1, 2, 0]
     """
     with ThreadPoolExecutor(concurrency, thread_name_prefix="input-checkpoint") as executor:
@@ -50,10 +50,10 @@ def in_parallel(
                 future.cancel()
 
 
-def both(one: Callable[[], _Result], other: Callable[[], _Other]) -> tuple[_Result, _Other]:
+def run_both(one: Callable[[], _Result], other: Callable[[], _Other]) -> tuple[_Result, _Other]:
     """Call two functions at the same time, and return what they return.
 
-    >>> both(lambda: 1, lambda: "a")
+    >>> run_both(lambda: 1, lambda: "a")
     (1, 'a')
     """
     with ThreadPoolExecutor(1, thread_name_prefix="input-checkpoint-beside") as executor:
@@ -61,10 +61,10 @@ def both(one: Callable[[], _Result], other: Callable[[], _Other]) -> tuple[_Resu
         return one(), beside.result()
 
 
-def one_ahead(items: Iterable[_Result]) -> Iterator[_Result]:
+def prefetch_one(items: Iterable[_Result]) -> Iterator[_Result]:
     """Yield items that another thread draws, one ahead of the caller.
 
-    >>> list(one_ahead(iter("abc")))
+    >>> list(prefetch_one(iter("abc")))
     ['a', 'b', 'c']
     """
     with ThreadPoolExecutor(1, thread_name_prefix="input-checkpoint-ahead") as executor:

@@ -23,7 +23,7 @@ class IteratorState:
 
 
 @dataclass(frozen=True)
-class Piece:
+class ElementBatch:
     """Some elements of a stored state, with their positions in it."""
 
     positions: Sequence[int]
@@ -37,12 +37,12 @@ class StoredState:
     name: str
     count: int
     """How many elements all pieces hold together."""
-    pieces: Iterator[Piece]
+    batches: Iterator[ElementBatch]
     """Can be read once, before the next iterator's."""
 
     def in_order(self) -> list[Element]:
         """Return all elements in order. Holds the whole state in memory."""
         found: dict[int, Element] = {}
-        for piece in self.pieces:
+        for piece in self.batches:
             found.update(zip(piece.positions, piece.elements))
         return [found[position] for position in range(self.count)]

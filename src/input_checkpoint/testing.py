@@ -21,8 +21,8 @@ from typing import Optional
 
 import pytest
 
-from input_checkpoint.backend import Backend
-from input_checkpoint.errors import ObjectExists, ObjectNotFound
+from input_checkpoint.backends.base import Backend
+from input_checkpoint.errors import ObjectExistsError, ObjectNotFoundError
 
 RACERS = 16
 
@@ -48,7 +48,7 @@ class BackendContract:
         """Return what is really stored, None if nothing. Override to look around the backend."""
         try:
             return backend.get(key)
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             return None
 
     def plant(self, backend: Backend, key: str, data: bytes) -> None:
@@ -61,7 +61,7 @@ class BackendContract:
 
     def test_create_refuses_a_key_that_is_taken_and_changes_nothing(self, backend: Backend) -> None:
         self.plant(backend, "taken", b"first")
-        with pytest.raises(ObjectExists):
+        with pytest.raises(ObjectExistsError):
             backend.create("taken", b"second")
         assert self.stored(backend, "taken") == b"first"
 
@@ -124,16 +124,16 @@ class BackendContract:
         assert backend.get("ranged", start, end) == b"0123456789"[start:end]
 
     def test_get_of_a_missing_key_says_so(self, backend: Backend) -> None:
-        with pytest.raises(ObjectNotFound):
+        with pytest.raises(ObjectNotFoundError):
             backend.get("no/such/key")
 
     def test_get_of_a_range_of_a_missing_key_says_so(self, backend: Backend) -> None:
-        with pytest.raises(ObjectNotFound):
+        with pytest.raises(ObjectNotFoundError):
             backend.get("missing", 2, 5)
 
     def test_get_of_what_is_only_the_beginning_of_a_key_says_so(self, backend: Backend) -> None:
         self.plant(backend, "folder/object", b"data")
-        with pytest.raises(ObjectNotFound):
+        with pytest.raises(ObjectNotFoundError):
             backend.get("folder/obj")
 
     def test_list_of_an_empty_place_is_empty(self, backend: Backend) -> None:
@@ -218,7 +218,7 @@ def _race(racers: ThreadPoolExecutor, backend: Backend, key: str) -> list[bytes]
         start.wait()
         try:
             backend.create(key, data)
-        except ObjectExists:
+        except ObjectExistsError:
             return None
         return data
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from input_checkpoint import Backend, CheckpointStore
-from input_checkpoint.backends_builtin import LocalBackend, MemoryBackend
-from input_checkpoint.lineage import Lineage
+from input_checkpoint.backends.local import LocalBackend
+from input_checkpoint.backends.memory import MemoryBackend
+from input_checkpoint.format.lineage import Lineage
 
 
 @pytest.fixture(params=["memory", "local"])

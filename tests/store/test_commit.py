@@ -8,14 +8,15 @@ from collections.abc import Iterator
 import pytest
 
 from input_checkpoint import (
-    BackendUnavailable,
-    CheckpointNotFound,
+    BackendUnavailableError,
+    CheckpointNotFoundError,
     CheckpointRef,
     CheckpointStore,
     IteratorState,
     SaveOptions,
-    WriterSuperseded,
+    WriterSupersededError,
 )
+from input_checkpoint.format.keys import manifest_key
 from input_checkpoint.state import Element
 from tests.support.stores import die_before_commit, loaded, pack_keys, save, some_state, state_of, steps
 from tests.support.wrappers import Failing, LosingAnswers, Recording
@@ -26,7 +27,7 @@ class TestCommit:
         die_before_commit(backend, lineage, 10)
         assert (store.checkpoints(), store.history("main"), store.workers()) == ([], [], [])
         assert pack_keys(backend)
-        with pytest.raises(CheckpointNotFound):
+        with pytest.raises(CheckpointNotFoundError):
             store.newest("main")
 
     def test_the_manifest_is_written_after_the_last_pack_is_stored(self, backend, store, lineage):
@@ -39,11 +40,11 @@ class TestCommit:
             call for call in recording.calls if call[0] in ("put", "create") and call[1].startswith(kinds)
         ]
         assert [verb for verb, _ in writes] == ["put"] * 10 + ["create"]
-        assert writes[-1] == ("create", info.ref.key)
+        assert writes[-1] == ("create", manifest_key(info.ref))
 
     def test_a_pack_that_cannot_be_stored_leaves_no_checkpoint(self, backend, store, lineage):
-        failing = CheckpointStore(Failing(backend, "put", "packs/", BackendUnavailable("no answer")))
-        with pytest.raises(BackendUnavailable, match="no answer"):
+        failing = CheckpointStore(Failing(backend, "put", "packs/", BackendUnavailableError("no answer")))
+        with pytest.raises(BackendUnavailableError, match="no answer"):
             save(failing, lineage, 10)
         assert store.checkpoints() == []
 
@@ -62,7 +63,7 @@ class TestCommit:
 
     def test_another_writers_manifest_supersedes_this_writer(self, backend, store, lineage):
         store.save(lineage, 10, some_state(b"theirs"))
-        with pytest.raises(WriterSuperseded, match=r"step 10 .* another writer"):
+        with pytest.raises(WriterSupersededError, match=r"step 10 .* another writer"):
             CheckpointStore(backend).save(lineage, 10, some_state(b"ours"))
         assert loaded(store, CheckpointRef("main", 1, 10)) == [("Iterator", state_of(b"theirs"))]
 
@@ -70,13 +71,13 @@ class TestCommit:
         self, backend, store, lineage
     ):
         store.save(lineage, 10, some_state(b"theirs"))
-        with pytest.raises(WriterSuperseded):
+        with pytest.raises(WriterSupersededError):
             CheckpointStore(LosingAnswers(backend)).save(lineage, 10, some_state(b"ours"))
 
     def test_the_writer_of_an_older_lineage_is_superseded_at_its_next_commit(self, store, lineage):
         (ref,) = save(store, lineage, 10)
         store.open_lineage("main", parent=ref)
-        with pytest.raises(WriterSuperseded):
+        with pytest.raises(WriterSupersededError):
             save(store, lineage, 20)
 
     def test_the_writer_of_an_older_lineage_is_told_before_it_uploads_everything_again(
@@ -85,7 +86,7 @@ class TestCommit:
         (ref,) = save(store, lineage, 10)
         store.open_lineage("main", parent=ref)
         before = pack_keys(backend)
-        with pytest.raises(WriterSuperseded):
+        with pytest.raises(WriterSupersededError):
             save(store, lineage, 20)
         assert pack_keys(backend) == before
 
@@ -98,7 +99,7 @@ class TestCommit:
     def test_the_writer_of_an_older_lineage_cannot_make_itself_visible_in_the_history(self, store, lineage):
         (ref,) = save(store, lineage, 10)
         successor = store.open_lineage("main", parent=ref)
-        with contextlib.suppress(WriterSuperseded):
+        with contextlib.suppress(WriterSupersededError):
             save(store, lineage, 20)
         save(store, successor, 15)
         assert steps(store.history("main")) == [(1, 10), (2, 15)]

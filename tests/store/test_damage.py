@@ -7,14 +7,15 @@ import tracemalloc
 import pytest
 
 from input_checkpoint import (
-    BackendUnavailable,
+    BackendUnavailableError,
     CheckpointInfo,
     CheckpointRef,
     CheckpointStore,
-    CorruptCheckpoint,
+    CorruptCheckpointError,
     IteratorState,
 )
-from input_checkpoint.manifest import PackEntry
+from input_checkpoint.checkpoint import PackEntry
+from input_checkpoint.format.keys import manifest_key
 from tests.support.stores import MIB, STATE, loaded, pack_keys, save, state_of, tamper
 from tests.support.wrappers import Failing
 
@@ -44,9 +45,9 @@ class TestDamage:
     @pytest.mark.parametrize("harm", [cut, flip, empty, replace_all])
     @pytest.mark.parametrize("which", ["pack", "manifest"])
     def test_it_is_reported_with_place_and_step(self, store, backend, damaged, which, harm):
-        key = damaged.ref.key if which == "manifest" else pack_keys(backend)[0]
+        key = manifest_key(damaged.ref) if which == "manifest" else pack_keys(backend)[0]
         backend.put(key, harm(backend.get(key)))
-        with pytest.raises(CorruptCheckpoint) as raised:
+        with pytest.raises(CorruptCheckpointError) as raised:
             loaded(store, damaged)
         assert store.uri in str(raised.value)
         assert "step 100" in str(raised.value)
@@ -54,25 +55,25 @@ class TestDamage:
     def test_a_missing_pack_is_reported_with_place_step_and_pack(self, store, backend, damaged):
         (pack,) = pack_keys(backend)
         backend.delete([pack])
-        with pytest.raises(CorruptCheckpoint) as raised:
+        with pytest.raises(CorruptCheckpointError) as raised:
             loaded(store, damaged)
         assert all(word in str(raised.value) for word in (store.uri, "step 100", pack))
 
     def test_the_manifest_of_another_checkpoint_is_reported(self, store, backend, lineage, damaged):
         (other,) = save(store, lineage, 200)
-        backend.put(damaged.ref.key, backend.get(other.key))
-        with pytest.raises(CorruptCheckpoint, match="step 100"):
+        backend.put(manifest_key(damaged.ref), backend.get(manifest_key(other)))
+        with pytest.raises(CorruptCheckpointError, match="step 100"):
             loaded(store, damaged)
 
     def test_a_chunk_with_another_number_of_elements_than_listed_is_reported(self, store, backend, damaged):
         tamper(backend, damaged.ref, elements=77)
-        with pytest.raises(CorruptCheckpoint, match="step 100"):
+        with pytest.raises(CorruptCheckpointError, match="step 100"):
             loaded(store, damaged)
 
     def test_a_claim_of_billions_of_elements_is_refused_without_taking_memory(self, store, backend, damaged):
         tamper(backend, damaged.ref, elements=2**32 - 1)
         tracemalloc.start()
-        with pytest.raises(CorruptCheckpoint, match="step 100"):
+        with pytest.raises(CorruptCheckpointError, match="step 100"):
             loaded(store, damaged)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -80,13 +81,13 @@ class TestDamage:
         assert peak < 64 * MIB
 
     def test_storage_that_does_not_answer_is_not_reported_as_damage(self, backend, damaged):
-        failing = Failing(backend, "get", "packs/", BackendUnavailable("no answer"))
-        with pytest.raises(BackendUnavailable):
+        failing = Failing(backend, "get", "packs/", BackendUnavailableError("no answer"))
+        with pytest.raises(BackendUnavailableError):
             loaded(CheckpointStore(failing), damaged)
 
     def test_other_checkpoints_can_still_be_loaded(self, store, backend, lineage, damaged):
         (other,) = save(store, lineage, 200)
-        backend.put(damaged.ref.key, b"damaged")
+        backend.put(manifest_key(damaged.ref), b"damaged")
         assert loaded(store, other) == [("Iterator", state_of(b"200"))]
 
 
@@ -109,11 +110,11 @@ class TestForgery:
     )
     def test_a_forged_manifest_that_names_a_place_outside_is_refused(self, store, backend, ref, pack):
         tamper(backend, ref, pack=PackEntry(pack, 100, True), offset=0, stored=10)
-        with pytest.raises(CorruptCheckpoint, match="step 100"):
+        with pytest.raises(CorruptCheckpointError, match="step 100"):
             loaded(store, ref)
 
     @pytest.mark.parametrize("offset", [10**6, 2**60, 2**63, 2**64 - 20])
     def test_a_forged_manifest_that_points_far_behind_its_pack_is_refused(self, store, backend, ref, offset):
         tamper(backend, ref, pack=PackEntry(pack_keys(backend)[0], 2**61, True), offset=offset)
-        with pytest.raises(CorruptCheckpoint, match="step 100"):
+        with pytest.raises(CorruptCheckpointError, match="step 100"):
             loaded(store, ref)

@@ -8,8 +8,8 @@ from typing import Callable
 
 import pytest
 
-from input_checkpoint import Backend, CheckpointRef, CheckpointStore, KeepAll, KeepLast, WriterSuperseded
-from input_checkpoint.lineage import Lineage
+from input_checkpoint import Backend, CheckpointRef, CheckpointStore, KeepAll, KeepLast, WriterSupersededError
+from input_checkpoint.format.lineage import Lineage
 from tests.support.stores import KeepNothing, pack_keys, save, steps
 from tests.support.wrappers import LosingAnswers, Overtaken, Wrapped, contents
 
@@ -141,11 +141,13 @@ class TestDamagedLineageRecord:
         assert store.newest("main").step == 50
 
     def test_it_supersedes_older_writers_and_is_named(self, store, lineage, damaged):
-        with pytest.raises(WriterSuperseded, match=rf"lineage 2, whose record {damaged.key} cannot be read"):
+        with pytest.raises(
+            WriterSupersededError, match=rf"lineage 2, whose record {damaged.key} cannot be read"
+        ):
             save(store, lineage, 50)
 
     def test_an_older_writer_may_not_prune_either(self, store, lineage, damaged):
-        with pytest.raises(WriterSuperseded, match=f"{damaged.key} cannot be read"):
+        with pytest.raises(WriterSupersededError, match=f"{damaged.key} cannot be read"):
             store.prune(KeepLast(1), "main", lineage=lineage)
 
     def test_a_run_whose_record_is_damaged_ends_a_prune_that_is_going_on(self, store, lineage, backend):
@@ -155,7 +157,7 @@ class TestDamagedLineageRecord:
             backend.put(store.open_lineage("main", parent=newest).key, b"{}")
 
         overtaken = Overtaken(backend, "list", "pins/", a_run_begins)
-        with pytest.raises(WriterSuperseded, match="has begun"):
+        with pytest.raises(WriterSupersededError, match="has begun"):
             CheckpointStore(overtaken).prune(KeepNothing(), "main")
         assert [info.step for info in store.checkpoints()] == [10, 20]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from input_checkpoint import CheckpointNotFound, CheckpointStore, KeepLast
+from input_checkpoint import CheckpointNotFoundError, CheckpointStore, KeepLast
+from input_checkpoint.format.keys import manifest_key
 from tests.support.stores import save
 from tests.support.wrappers import Recording
 
@@ -32,7 +33,7 @@ class TestListing:
         assert store.newest("main").step == 20
 
     def test_there_is_no_newest_of_a_worker_that_saved_nothing(self, store, lineage):
-        with pytest.raises(CheckpointNotFound, match=f"{store.uri}.*'main'"):
+        with pytest.raises(CheckpointNotFoundError, match=f"{store.uri}.*'main'"):
             store.newest("main")
 
     def test_what_somebody_else_commits_is_seen_at_once(self, store, lineage, backend):
@@ -50,9 +51,9 @@ class TestListing:
 
     def test_what_is_no_longer_there_is_forgotten(self, store, lineage, backend):
         first, _ = save(store, lineage, 10, 20)
-        backend.delete([first.key])
+        backend.delete([manifest_key(first)])
         store.checkpoints()
-        with pytest.raises(CheckpointNotFound):
+        with pytest.raises(CheckpointNotFoundError):
             store.info(first)
 
     def test_headers_do_not_pile_up_in_a_long_run(self, store, lineage):
@@ -75,5 +76,5 @@ class TestListing:
 
     def test_a_damaged_manifest_is_left_out_of_the_list(self, store, lineage, backend):
         first, _ = save(store, lineage, 10, 20)
-        backend.put(first.key, b"damaged")
+        backend.put(manifest_key(first), b"damaged")
         assert [info.step for info in CheckpointStore(backend).checkpoints()] == [20]

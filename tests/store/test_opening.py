@@ -6,19 +6,19 @@ import json
 
 import pytest
 
-from input_checkpoint import BackendNotFound, CheckpointStore, UnsupportedFormat
+from input_checkpoint import BackendNotFoundError, CheckpointStore, UnsupportedFormatError
 from tests.support.stores import save
 from tests.support.wrappers import LosingAnswers, Recording, contents
 
 
 class TestOpening:
     def test_a_place_without_a_store_is_not_found_and_nothing_is_written(self, backend):
-        with pytest.raises(BackendNotFound, match="no checkpoint store"):
+        with pytest.raises(BackendNotFoundError, match="no checkpoint store"):
             CheckpointStore.open(backend)
         assert contents(backend) == {}
 
     def test_a_folder_that_does_not_exist_is_not_made_by_looking(self, tmp_path):
-        with pytest.raises(BackendNotFound):
+        with pytest.raises(BackendNotFoundError):
             CheckpointStore.open(str(tmp_path / "nowhere"))
         assert list(tmp_path.iterdir()) == []
 
@@ -50,11 +50,11 @@ class TestOpening:
         memory.put("format.json", found)
         memory.put("checkpoints/main/00000001/000000000010.manifest", b"of a later release")
         recording = Recording(memory)
-        with pytest.raises(UnsupportedFormat):
+        with pytest.raises(UnsupportedFormatError):
             CheckpointStore.open(recording, create=create)
         assert recording.calls == [("get", "format.json")]
 
     def test_the_refusal_names_the_place_and_both_versions(self, memory):
         memory.put("format.json", b'{"format": "input-checkpoint", "version": 7}')
-        with pytest.raises(UnsupportedFormat, match=rf"{memory.uri} .* version 7; .* version 1"):
+        with pytest.raises(UnsupportedFormatError, match=rf"{memory.uri} .* version 7; .* version 1"):
             CheckpointStore.open(memory)

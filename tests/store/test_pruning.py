@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import pytest
 
 from input_checkpoint import (
-    BackendUnavailable,
+    BackendUnavailableError,
     CheckpointRef,
     CheckpointStore,
     IteratorState,
     KeepAll,
     KeepLast,
 )
-from input_checkpoint.refs import announcement_key
+from input_checkpoint.format.keys import announcement_key, manifest_key
 from input_checkpoint.state import Element
 from tests.support.stores import (
     KeepNothing,
@@ -104,15 +104,15 @@ class TestPruning:
 
     def test_a_prune_that_breaks_off_leaves_no_checkpoint_without_its_packs(self, store, lineage, backend):
         save(store, lineage, 10, 20, 30)
-        breaking = Failing(backend, "delete", "packs/", BackendUnavailable("no answer"))
-        with pytest.raises(BackendUnavailable):
+        breaking = Failing(backend, "delete", "packs/", BackendUnavailableError("no answer"))
+        with pytest.raises(BackendUnavailableError):
             CheckpointStore(breaking).prune(KeepLast(1))
         assert [loaded(store, info) for info in store.checkpoints()] == [[("Iterator", state_of(b"30"))]]
 
     def test_packs_that_a_broken_prune_left_go_once_they_are_old_enough(self, store, lineage, backend):
         save(store, lineage, 10, 20, 30)
-        breaking = Failing(backend, "delete", "packs/", BackendUnavailable("no answer"))
-        with pytest.raises(BackendUnavailable):
+        breaking = Failing(backend, "delete", "packs/", BackendUnavailableError("no answer"))
+        with pytest.raises(BackendUnavailableError):
             CheckpointStore(breaking).prune(KeepLast(1))
         assert store.prune(KeepLast(1)).removed_packs == ()
         assert len(store.prune(KeepLast(1), orphan_age=0).removed_packs) == 2
@@ -232,7 +232,7 @@ class TestPruning:
 
     def test_a_checkpoint_whose_manifest_cannot_be_read_is_kept_with_its_packs(self, store, lineage, backend):
         damaged, _ = save(store, lineage, 10, 20)
-        backend.put(damaged.key, b"damaged")
+        backend.put(manifest_key(damaged), b"damaged")
         report = CheckpointStore(backend).prune(KeepLast(1))
         assert (report.removed, report.kept[damaged]) == ((), "its manifest cannot be read")
         assert len(pack_keys(backend)) == 2
@@ -243,21 +243,21 @@ class TestPruning:
         shared = (b"slot", b"x" * 5000)
         for step, elements in ((10, [shared]), (20, []), (30, [shared])):
             newest = store.save(lineage, step, [IteratorState("Iterator", elements)])
-        backend.put(newest.ref.key, b"damaged")
+        backend.put(manifest_key(newest.ref), b"damaged")
         CheckpointStore(backend).prune(KeepLast(1), orphan_age=0)
         info = store.save(lineage, 40, [IteratorState("Iterator", [shared])])
         assert loaded(store, info) == [("Iterator", [shared])]
 
     def test_a_damaged_newest_does_not_take_the_place_of_a_readable_one(self, store, lineage, backend):
         _, good, damaged = save(store, lineage, 10, 20, 30)
-        backend.put(damaged.key, b"damaged")
+        backend.put(manifest_key(damaged), b"damaged")
         assert set(CheckpointStore(backend).prune(KeepLast(1)).kept) == {good, damaged}
 
     def test_nothing_is_removed_if_a_manifest_cannot_be_asked_for(self, store, lineage, backend):
         first, *_ = save(store, lineage, 10, 20, 30)
         before = contents(backend)
-        failing = Failing(backend, "get", first.key, BackendUnavailable("no answer"))
-        with pytest.raises(BackendUnavailable):
+        failing = Failing(backend, "get", manifest_key(first), BackendUnavailableError("no answer"))
+        with pytest.raises(BackendUnavailableError):
             CheckpointStore(failing).prune(KeepLast(1))
         assert contents(backend) == before
 

@@ -9,15 +9,16 @@ import pytest
 
 from input_checkpoint import (
     CheckpointInfo,
-    CheckpointNotFound,
+    CheckpointNotFoundError,
     CheckpointRef,
     CheckpointStore,
     IteratorState,
     SaveOptions,
 )
-from input_checkpoint import manifest as manifests
-from input_checkpoint.backends_builtin import LocalBackend
-from input_checkpoint.reading import READ_BYTES
+from input_checkpoint.backends.local import LocalBackend
+from input_checkpoint.format.keys import manifest_key
+from input_checkpoint.format.manifest import HEAD_BYTES, header_end
+from input_checkpoint.store.reading import READ_BYTES
 from tests.support.stores import MIB, STATE, loaded, pack_keys, save
 
 
@@ -60,17 +61,17 @@ class TestSavingAndLoading:
         store = CheckpointStore(memory, SaveOptions(pack_bytes=1))
         states = [IteratorState(f"Iterator_{number}", [(b"", b"%d" % number)]) for number in range(300)]
         info = store.save(store.open_lineage("main", None), 1, states)
-        assert manifests.header_end(memory.get(info.ref.key)) > manifests.HEAD_BYTES
+        assert header_end(memory.get(manifest_key(info.ref))) > HEAD_BYTES
         assert CheckpointStore.open(memory).checkpoints() == [info]
 
     def test_a_checkpoint_that_does_not_exist_is_not_found(self, store, lineage):
-        with pytest.raises(CheckpointNotFound, match="step 70"):
+        with pytest.raises(CheckpointNotFoundError, match="step 70"):
             loaded(store, CheckpointRef("main", 1, 70))
 
     def test_a_checkpoint_that_was_removed_is_not_found(self, store, lineage, backend):
         (ref,) = save(store, lineage, 10)
-        backend.delete([ref.key])
-        with pytest.raises(CheckpointNotFound, match=store.uri):
+        backend.delete([manifest_key(ref)])
+        with pytest.raises(CheckpointNotFoundError, match=store.uri):
             loaded(store, ref)
 
     @pytest.mark.parametrize("worker", ["", "a/b", "../up", "-x", "white space"])
@@ -123,6 +124,6 @@ class TestMemory:
 
     def load(self, store: CheckpointStore, info: CheckpointInfo, count: int) -> None:
         (state,) = store.load(info)
-        sizes = [sum(len(payload) for _, payload in piece.elements) for piece in state.pieces]
+        sizes = [sum(len(payload) for _, payload in piece.elements) for piece in state.batches]
         assert sum(sizes) == count * MIB
         assert max(sizes) <= READ_BYTES

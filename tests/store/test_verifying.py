@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from input_checkpoint import Backend, CheckpointRef, CheckpointStore, IteratorState, SaveOptions
-from input_checkpoint import manifest as manifests
+from input_checkpoint.format.keys import manifest_key
+from input_checkpoint.format.manifest import decode_manifest, encode_manifest
 from tests.support.stores import pack_keys, save, some_state, tamper
 from tests.support.wrappers import Recording
 
@@ -81,8 +82,8 @@ class TestVerifying:
 
     def test_numbers_that_do_not_add_up_are_found_without_reading_data(self, store, lineage, backend):
         (ref,) = save(store, lineage, 10)
-        content = manifests.decode(backend.get(ref.key))
+        content = decode_manifest(backend.get(manifest_key(ref)))
         body = content.table.encode()
         entry = replace(content.header.iterators[0], elements=5)
-        backend.put(ref.key, manifests.encode(replace(content.header, iterators=(entry,)), body))
+        backend.put(manifest_key(ref), encode_manifest(replace(content.header, iterators=(entry,)), body))
         assert list(store.verify(read_data=False).problems) == [ref]

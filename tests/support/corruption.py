@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import input_checkpoint as ic
-from input_checkpoint import refs
-from input_checkpoint.backend import Backend
+from input_checkpoint.backends.base import Backend
+from input_checkpoint.format.keys import CheckpointRef, parse_checkpoint_key
 from tests.support import cycles
 
 
@@ -18,7 +18,7 @@ def damaged_store() -> Backend:
     lineage = store.open_lineage(cycles.WORKER, None)
     for step in (10, 20, 30):
         store.save(lineage, step, cycles.state(step))
-    lineage = store.open_lineage(cycles.WORKER, refs.CheckpointRef(cycles.WORKER, 1, 20))
+    lineage = store.open_lineage(cycles.WORKER, CheckpointRef(cycles.WORKER, 1, 20))
     for step in (30, 40):
         store.save(lineage, step, cycles.state(step))
     return inner
@@ -80,7 +80,7 @@ def check_that_no_damage_goes_unnoticed(cases: Callable[[Backend], Iterator[Case
     """Whatever is damaged: what loads is right, what does not load says so, and verify() knows it before."""
     inner = damaged_store()
     whole = {info.key: inner.get(info.key) for info in inner.list()}
-    checkpoints = [ref for ref in map(refs.parse_checkpoint_key, whole) if ref]
+    checkpoints = [ref for ref in map(parse_checkpoint_key, whole) if ref]
     assert len(checkpoints) == 5
     count = 0
     for case in cases(inner):
@@ -97,18 +97,18 @@ def check_that_no_damage_goes_unnoticed(cases: Callable[[Backend], Iterator[Case
     return count
 
 
-def _check(inner: Backend, checkpoints: list[refs.CheckpointRef]) -> None:
+def _check(inner: Backend, checkpoints: list[CheckpointRef]) -> None:
     try:
         store = ic.CheckpointStore.open(inner, options=cycles.OPTIONS, retry=None)
-    except (ic.UnsupportedFormat, ic.BackendNotFound):
+    except (ic.UnsupportedFormatError, ic.BackendNotFoundError):
         return  # format.json is the damaged one
     report = store.verify()
     for ref in checkpoints:
         try:
             found = cycles.restored(store, ref)
-        except ic.CheckpointNotFound:
+        except ic.CheckpointNotFoundError:
             assert ref not in report.checked
-        except ic.CorruptCheckpoint:
+        except ic.CorruptCheckpointError:
             assert ref in report.problems
         else:
             assert found == cycles.expected(ref.step)

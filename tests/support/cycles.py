@@ -13,12 +13,20 @@ from typing import Optional, Union
 import pytest
 
 import input_checkpoint as ic
-from input_checkpoint import manifest as manifests
-from input_checkpoint import refs
-from input_checkpoint.backend import Backend
-from input_checkpoint.backends_builtin import LocalBackend, MemoryBackend
-from input_checkpoint.lineage import Lineage
-from input_checkpoint.retrying import RetryingBackend
+from input_checkpoint.backends.base import Backend
+from input_checkpoint.backends.local import LocalBackend
+from input_checkpoint.backends.memory import MemoryBackend
+from input_checkpoint.backends.retrying import RetryingBackend
+from input_checkpoint.format.keys import (
+    FORMAT_KEY,
+    CheckpointRef,
+    lineage_key,
+    manifest_key,
+    parse_checkpoint_key,
+    parse_lineage_key,
+)
+from input_checkpoint.format.lineage import Lineage
+from input_checkpoint.format.manifest import decode_header
 from input_checkpoint.state import Element
 from tests.support.faults import MOMENTS, Die, Fail, FaultyBackend, Killed
 
@@ -27,7 +35,7 @@ OPTIONS = ic.SaveOptions(pack_bytes=6_000, concurrency=1)
 """Several packs a save, and calls that always come in the same order."""
 
 
-QUICK = ic.RetryPolicy(give_up_after=5, first_delay=0.0005, longest_delay=0.002)
+QUICK = ic.RetryPolicy(timeout=5, initial_delay=0.0005, max_delay=0.002)
 
 
 def elements(step: int, name: str = "large") -> list[Element]:
@@ -49,7 +57,7 @@ def state(step: int) -> list[ic.IteratorState]:
     ]
 
 
-def restored(store: ic.CheckpointStore, ref: refs.CheckpointRef) -> list[tuple[str, list[Element]]]:
+def restored(store: ic.CheckpointStore, ref: CheckpointRef) -> list[tuple[str, list[Element]]]:
     return [(found.name, found.in_order()) for found in store.load(ref)]
 
 
@@ -133,12 +141,12 @@ def check_that_nothing_committed_is_lost(inner: Backend, cycle: Cycle) -> None:
 def orphans(backend: Backend) -> list[str]:
     """Keys of what no checkpoint needs."""
     keys = [info.key for info in backend.list()]
-    checkpoints = [ref for ref in map(refs.parse_checkpoint_key, keys) if ref]
-    lineages = [number for number in map(refs.parse_lineage_key, keys) if number]
-    needed = {refs.FORMAT_KEY, refs.lineage_key(WORKER, max(lineages))}
+    checkpoints = [ref for ref in map(parse_checkpoint_key, keys) if ref]
+    lineages = [number for number in map(parse_lineage_key, keys) if number]
+    needed = {FORMAT_KEY, lineage_key(WORKER, max(lineages))}
     for ref in checkpoints:
-        needed |= {ref.key, refs.lineage_key(WORKER, ref.lineage)}
-        needed.update(pack.key for pack in manifests.decode_header(backend.get(ref.key)).packs)
+        needed |= {manifest_key(ref), lineage_key(WORKER, ref.lineage)}
+        needed.update(pack.key for pack in decode_header(backend.get(manifest_key(ref))).packs)
     return [key for key in keys if key not in needed]
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Callable, Optional, TypeVar, Union
 
-from input_checkpoint.backend import Backend, Data, ObjectInfo
-from input_checkpoint.errors import BackendError, BackendUnavailable
+from input_checkpoint.backends.base import Backend, Data, ObjectInfo
+from input_checkpoint.errors import BackendError, BackendUnavailableError
 
 _Result = TypeVar("_Result")
 
@@ -28,7 +28,7 @@ class Fail:
     """This one call fails. ``after`` it took effect means that its answer is lost."""
 
     moment: str = "before"
-    error: type[BackendError] = BackendUnavailable
+    error: type[BackendError] = BackendUnavailableError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from input_checkpoint import CheckpointStore
-from input_checkpoint.iterators import GraphIterators, external_state_policy
+from input_checkpoint.tensorflow.iterators import GraphIterators, external_state_policy
 
 v1 = tf.compat.v1
 ELEMENT_BYTES = 1 << 20

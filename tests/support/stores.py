@@ -10,16 +10,17 @@ import pytest
 
 from input_checkpoint import (
     Backend,
-    BackendUnavailable,
+    BackendUnavailableError,
     CheckpointRef,
     CheckpointStore,
     IteratorState,
     RetentionPolicy,
 )
-from input_checkpoint import manifest as manifests
-from input_checkpoint.chunks import digest
-from input_checkpoint.lineage import Lineage
-from input_checkpoint.manifest import PackEntry
+from input_checkpoint.checkpoint import PackEntry
+from input_checkpoint.format.chunking import digest
+from input_checkpoint.format.keys import manifest_key
+from input_checkpoint.format.lineage import Lineage
+from input_checkpoint.format.manifest import decode_manifest, encode_manifest
 from input_checkpoint.state import Element
 from tests.support.wrappers import Failing
 
@@ -64,17 +65,17 @@ def pack_keys(backend: Backend) -> list[str]:
 def die_before_commit(backend: Backend, lineage: Lineage, step: int) -> list[str]:
     """Save as a process does that dies between its last pack and its manifest; return the packs it leaves."""
     before = set(pack_keys(backend))
-    died = BackendUnavailable("died")
+    died = BackendUnavailableError("died")
     uncommitted = Failing(backend, "create", "checkpoints/", died)
     dying = CheckpointStore(Failing(uncommitted, "delete", "saves/", died))
-    with pytest.raises(BackendUnavailable, match="died"):
+    with pytest.raises(BackendUnavailableError, match="died"):
         dying.save(lineage, step, some_state(b"lost"))
     return sorted(set(pack_keys(backend)) - before)
 
 
 def tamper(backend: Backend, ref: CheckpointRef, pack: Optional[PackEntry] = None, **row: int) -> None:
     """Rewrite a manifest to one iterator of one chunk, with checksums that are right."""
-    content = manifests.decode(backend.get(ref.key))
+    content = decode_manifest(backend.get(manifest_key(ref)))
     changes = {name: np.array([value], np.uint64) for name, value in row.items()}
     table = replace(content.table.slice(0, 1), **changes)
     body = table.encode()
@@ -89,4 +90,4 @@ def tamper(backend: Backend, ref: CheckpointRef, pack: Optional[PackEntry] = Non
         table_bytes=len(body),
         table_digest=digest(body).hex(),
     )
-    backend.put(ref.key, manifests.encode(header, body))
+    backend.put(manifest_key(ref), encode_manifest(header, body))

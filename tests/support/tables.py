@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from input_checkpoint.chunks import DIGEST_BYTES
-from input_checkpoint.table import ChunkTable
+from input_checkpoint.format.chunk_table import ChunkTable
+from input_checkpoint.format.chunking import DIGEST_BYTES
 
 Row = tuple[bytes, int, int, int, int, int]
 

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import Callable, Optional
 
-from input_checkpoint import Backend, ObjectExists
-from input_checkpoint.backend import Data, ObjectInfo
+from input_checkpoint import Backend, ObjectExistsError
+from input_checkpoint.backends.base import Data, ObjectInfo
 
 
 class Wrapped(Backend):
@@ -113,7 +113,7 @@ class LosingAnswers(Wrapped):
 
     def after(self, verb: str, key: str) -> None:
         if verb == "create":
-            raise ObjectExists(f"{self.uri}/{key} already exists")
+            raise ObjectExistsError(f"{self.uri}/{key} already exists")
 
 
 class Overtaken(Wrapped):

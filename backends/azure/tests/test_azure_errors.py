@@ -14,14 +14,14 @@ import pytest
 from input_checkpoint import (
     Backend,
     BackendError,
-    BackendNotFound,
+    BackendNotFoundError,
     BackendPermissionError,
-    BackendUnavailable,
-    ObjectExists,
-    ObjectNotFound,
+    BackendUnavailableError,
+    ObjectExistsError,
+    ObjectNotFoundError,
     open_backend,
 )
-from input_checkpoint.backends_builtin.object_store import ObstoreBackend
+from input_checkpoint.backends.obstore import ObstoreBackend
 from input_checkpoint_azure import AzureBackend
 from tests.support.answering_server import (
     Answer,
@@ -76,7 +76,7 @@ class TestServerThatCannotBeReached:
     def test_one_that_is_down_is_unavailable_within_half_a_minute(self, engine, operation):
         backend = opened(engine, URI, options_for(f"http://127.0.0.1:{unused_port()}"))
         error = outcome(lambda: operation(backend), within=30)
-        assert isinstance(error, BackendUnavailable)
+        assert isinstance(error, BackendUnavailableError)
         assert URI in str(error)
         assert "trying again may help" in str(error)
         assert SECRET not in str(error)
@@ -89,13 +89,13 @@ class TestServerThatCannotBeReached:
             options = {**options_for(f"http://127.0.0.1:{port}"), "read_timeout": 0.5}
             backend = opened(engine, URI, options)
             error = outcome(lambda: OPERATIONS[operation](backend), within=20)
-            assert isinstance(error, BackendUnavailable)
+            assert isinstance(error, BackendUnavailableError)
             backend.close()
 
     def test_a_connection_that_breaks_in_the_middle_of_an_upload_may_come_back(self, engine):
         with (
             backend_at(engine, None) as backend,
-            pytest.raises(BackendUnavailable, match=f"cannot write {URI}/key"),
+            pytest.raises(BackendUnavailableError, match=f"cannot write {URI}/key"),
         ):
             backend.put("key", bytes(1 << 20))
 
@@ -105,15 +105,15 @@ class TestServerThatSaysNo:
     def test_a_container_that_does_not_exist_is_named(self, engine, operation):
         with backend_at(engine, says(404, "ContainerNotFound")) as backend:
             error = outcome(lambda: operation(backend), within=20)
-        assert isinstance(error, BackendNotFound)
-        assert not isinstance(error, ObjectNotFound)
+        assert isinstance(error, BackendNotFoundError)
+        assert not isinstance(error, ObjectNotFoundError)
         assert "the container does not exist" in str(error)
 
     @pytest.mark.parametrize("operation", ["get", "get of nothing"])
     def test_it_is_told_from_a_missing_object(self, engine, operation):
         with (
             backend_at(engine, says(404, "BlobNotFound")) as backend,
-            pytest.raises(ObjectNotFound, match=f"{URI}/key"),
+            pytest.raises(ObjectNotFoundError, match=f"{URI}/key"),
         ):
             OPERATIONS[operation](backend)
 
@@ -125,7 +125,7 @@ class TestServerThatSaysNo:
     def test_a_key_that_is_taken_is_said_so(self, engine, status, code):
         with (
             backend_at(engine, says(status, code)) as backend,
-            pytest.raises(ObjectExists, match=f"{URI}/key"),
+            pytest.raises(ObjectExistsError, match=f"{URI}/key"),
         ):
             backend.create("key", b"data")
 
@@ -160,13 +160,13 @@ class TestServerThatSaysNo:
     def test_throttling_and_its_own_failures_may_pass(self, engine, status, code):
         with (
             backend_at(engine, says(status, code)) as backend,
-            pytest.raises(BackendUnavailable, match=f"{URI}/key.*{code}.*may help"),
+            pytest.raises(BackendUnavailableError, match=f"{URI}/key.*{code}.*may help"),
         ):
             backend.put("key", b"data")
 
     @pytest.mark.parametrize("operation", ["get", "create", "list", "delete"])
     def test_throttling_may_pass_whatever_was_asked_for(self, engine, operation):
-        with backend_at(engine, says(503, "ServerBusy")) as backend, pytest.raises(BackendUnavailable):
+        with backend_at(engine, says(503, "ServerBusy")) as backend, pytest.raises(BackendUnavailableError):
             OPERATIONS[operation](backend)
 
     def test_what_is_wrong_for_good_is_not_tried_again(self, engine):
@@ -175,7 +175,7 @@ class TestServerThatSaysNo:
             pytest.raises(BackendError) as raised,
         ):
             backend.put("key", b"data")
-        assert not isinstance(raised.value, BackendUnavailable)
+        assert not isinstance(raised.value, BackendUnavailableError)
 
     def test_a_message_is_one_line_without_the_request_that_follows(self, engine):
         with (
@@ -195,7 +195,7 @@ class TestCertificate:
             with pytest.raises(BackendError, match="certificate is not trusted") as raised:
                 backend.get("key")
             backend.close()
-        assert not isinstance(raised.value, BackendUnavailable)
+        assert not isinstance(raised.value, BackendUnavailableError)
 
 
 class TestUri:
@@ -222,7 +222,7 @@ class TestUri:
         assert SECRET not in str(raised.value)
 
     def test_one_without_a_container_is_refused(self, engine):
-        with pytest.raises(BackendNotFound, match="names no container"):
+        with pytest.raises(BackendNotFoundError, match="names no container"):
             opened(engine, "abfs://", options_for("http://127.0.0.1:9"))
 
     def test_an_account_that_is_not_named_at_all_is_said(self, engine, monkeypatch):

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from input_checkpoint import BackendError, BackendUnavailable, open_backend
+from input_checkpoint import BackendError, BackendUnavailableError, open_backend
 from input_checkpoint.testing import BackendContract
 from input_checkpoint_gcs import GcsBackend, json_api
 from input_checkpoint_gcs.json_api import page
@@ -116,7 +116,7 @@ class TestServerThatIsKilled:
             backend = open_backend(place.uri, place.storage_options)
             backend.create("kept", b"data")
             server.kill()
-            with pytest.raises(BackendUnavailable):
+            with pytest.raises(BackendUnavailableError):
                 backend.get("kept")
             server.start()
             assert backend.get("kept") == b"data"

@@ -18,12 +18,12 @@ from gcs_scripted_server import HANG_UP, Said, refusal, resource, scripted_serve
 
 from input_checkpoint import (
     BackendError,
-    BackendNotFound,
+    BackendNotFoundError,
     BackendPermissionError,
-    BackendUnavailable,
-    ObjectNotFound,
+    BackendUnavailableError,
+    ObjectNotFoundError,
 )
-from input_checkpoint.errors import ObjectExists
+from input_checkpoint.errors import ObjectExistsError
 from input_checkpoint_gcs import GcsBackend
 from tests.support.answering_server import write_self_signed_certificate
 from tests.support.operations import OPERATIONS, every_operation
@@ -92,20 +92,20 @@ class TestServerThatIsDown:
             "gs://bucket/run", {"endpoint_url": f"http://127.0.0.1:{closed_port}", "token": "anon"}
         )
         started = time.monotonic()
-        with refused(BackendUnavailable, "trying again may help"):
+        with refused(BackendUnavailableError, "trying again may help"):
             backend.create("key", b"data")
         assert time.monotonic() - started < 20
 
     @every_operation
     def test_it_is_unavailable_whatever_is_asked_for(self, closed_port, operation, hasty):
         options = {"endpoint_url": f"http://127.0.0.1:{closed_port}", "token": SECRET}
-        with refused(BackendUnavailable, "trying again may help"):
+        with refused(BackendUnavailableError, "trying again may help"):
             operation(GcsBackend("gs://bucket/run", options))
 
     def test_deleting_a_thousand_keys_takes_no_longer_than_deleting_one(self, hasty):
         with scripted_server(lambda asked: refusal(503, "backendError", "Backend Error")) as server:
             backend = GcsBackend("gs://bucket/run", server.options())
-            with refused(BackendUnavailable, "503 backendError.*of 1000 deletions"):
+            with refused(BackendUnavailableError, "503 backendError.*of 1000 deletions"):
                 backend.delete([str(number) for number in range(1000)])
         assert len(server.asked) < 100
 
@@ -116,23 +116,23 @@ class TestServerThatNeverAnswers:
     def test_it_is_unavailable_when_the_time_out_of_the_options_is_over(self, accepting, operation):
         port = accepting(lambda connection: None)
         options = {"token": SECRET, "endpoint_url": f"http://127.0.0.1:{port}", "requests_timeout": 0.1}
-        with refused(BackendUnavailable, "no answer in time"):
+        with refused(BackendUnavailableError, "no answer in time"):
             operation(GcsBackend("gs://bucket/run", options))
 
     def test_it_is_unavailable_by_itself(self, accepting, monkeypatch):
         monkeypatch.setattr("input_checkpoint_gcs.client._ANSWER", 0.3)
         port = accepting(lambda connection: None)
         options = {"token": SECRET, "endpoint_url": f"http://127.0.0.1:{port}"}
-        with refused(BackendUnavailable, "no answer in time"):
+        with refused(BackendUnavailableError, "no answer in time"):
             GcsBackend("gs://bucket/run", options).get("key")
 
     @pytest.mark.timeout(30)
     def test_an_upload_that_it_reads_no_further_ends(self, accepting, monkeypatch):
         monkeypatch.setattr("input_checkpoint_gcs.client._ANSWER", 0.3)
-        monkeypatch.setattr("input_checkpoint_gcs.client._SLOWEST_UPLOAD", 64 << 20)
+        monkeypatch.setattr("input_checkpoint_gcs.client._MIN_UPLOAD_BYTES_PER_SECOND", 64 << 20)
         port = accepting(lambda connection: connection.recv(1000))
         options = {"token": SECRET, "endpoint_url": f"http://127.0.0.1:{port}"}
-        with refused(BackendUnavailable, "no answer in time"):
+        with refused(BackendUnavailableError, "no answer in time"):
             GcsBackend("gs://bucket/run", options).create("key", bytes(32 << 20))
 
 
@@ -142,7 +142,7 @@ class TestServerThatDiesInTheMiddle:
     def test_an_upload_is_unavailable(self, method):
         with scripted_server(lambda asked: HANG_UP) as server:
             backend = GcsBackend("gs://bucket/run", server.options())
-            with refused(BackendUnavailable, "trying again may help"):
+            with refused(BackendUnavailableError, "trying again may help"):
                 getattr(backend, method)("key", bytes(8 << 20))
 
     @every_write
@@ -154,7 +154,7 @@ class TestServerThatDiesInTheMiddle:
 
     def test_a_create_whose_answer_was_lost_finds_the_key_taken(self):
         answers = iter([HANG_UP, refusal(412, "conditionNotMet", "Precondition Failed")])
-        with scripted_server(lambda asked: next(answers)) as server, pytest.raises(ObjectExists):
+        with scripted_server(lambda asked: next(answers)) as server, pytest.raises(ObjectExistsError):
             GcsBackend("gs://bucket/run", server.options()).create("key", b"data")
 
 
@@ -172,7 +172,7 @@ class TestThrottling:
     def test_it_is_unavailable_after_four_attempts(self, answer, operation):
         with (
             scripted_server(lambda asked: answer) as server,
-            refused(BackendUnavailable, "asks to slow down"),
+            refused(BackendUnavailableError, "asks to slow down"),
         ):
             operation(GcsBackend("gs://bucket/run", server.options()))
         assert len(server.asked) == 4
@@ -181,7 +181,7 @@ class TestThrottling:
     def test_what_cloud_storage_says_to_try_again_is_unavailable(self, status):
         with (
             scripted_server(lambda asked: refusal(status, "backendError", "Backend Error")) as server,
-            refused(BackendUnavailable, f"{status} backendError"),
+            refused(BackendUnavailableError, f"{status} backendError"),
         ):
             GcsBackend("gs://bucket/run", server.options()).get("key")
 
@@ -207,7 +207,7 @@ class TestMissingBucket:
         answer = refusal(404, "notFound", "The specified bucket does not exist.")
         with (
             scripted_server(lambda asked: answer) as server,
-            refused(BackendNotFound, "bucket does not exist.*URI"),
+            refused(BackendNotFoundError, "bucket does not exist.*URI"),
         ):
             operation(GcsBackend("gs://bucket/run", server.options()))
         assert len(server.asked) == 1
@@ -215,23 +215,23 @@ class TestMissingBucket:
     @every_operation
     def test_it_is_told_from_a_missing_object_where_the_server_does_not_say_which(self, fake_gcs, operation):
         backend = GcsBackend("gs://no-such-bucket/run", fake_gcs.place("any").storage_options)
-        with pytest.raises(BackendNotFound, match=r"no-such-bucket.*bucket does not exist") as raised:
+        with pytest.raises(BackendNotFoundError, match=r"no-such-bucket.*bucket does not exist") as raised:
             operation(backend)
-        assert not isinstance(raised.value, ObjectNotFound)
+        assert not isinstance(raised.value, ObjectNotFoundError)
 
     def test_a_missing_object_is_just_that_and_takes_one_request(self):
         # The answer to a download is plain text.
         answer = Said(404, b"No such object: bucket/run/key")
         with (
             scripted_server(lambda asked: answer) as server,
-            refused(ObjectNotFound, "gs://bucket/run/key: it does not exist"),
+            refused(ObjectNotFoundError, "gs://bucket/run/key: it does not exist"),
         ):
             GcsBackend("gs://bucket/run", server.options()).get("key")
         assert len(server.asked) == 1
 
     @pytest.mark.parametrize("uri", ["gs://", "gs:///run"])
     def test_a_uri_without_a_bucket_is_refused(self, uri):
-        with pytest.raises(BackendNotFound, match="names no bucket"):
+        with pytest.raises(BackendNotFoundError, match="names no bucket"):
             GcsBackend(uri, {"token": "anon"})
 
 
@@ -287,7 +287,7 @@ class TestTokensThatAreRenewed:
 
     def test_a_token_server_that_is_away_is_unavailable(self, service_account, closed_port, hasty):
         token = {**service_account, "token_uri": f"http://127.0.0.1:{closed_port}/token"}
-        with refused(BackendUnavailable, "could not be renewed.*trying again may help"):
+        with refused(BackendUnavailableError, "could not be renewed.*trying again may help"):
             GcsBackend("gs://bucket/run", {"token": token}).get("key")
 
     def test_a_renewed_token_is_used(self, service_account):
@@ -370,7 +370,7 @@ class TestDeletionThatFailsInPart:
 
         with (
             scripted_server(answer) as server,
-            refused(BackendUnavailable, "late: 503.*2 of 2 deletions failed"),
+            refused(BackendUnavailableError, "late: 503.*2 of 2 deletions failed"),
         ):
             GcsBackend("gs://bucket/run", server.options()).delete(["locked/1", "late"])
 
@@ -400,7 +400,7 @@ class TestSecureConnections:
     def test_a_connection_that_is_dropped_in_the_handshake_is_unavailable(self, accepting, much):
         port = accepting(lambda connection: (connection.recv(much), connection.close()))
         options = {"token": "anon", "endpoint_url": f"https://127.0.0.1:{port}"}
-        with refused(BackendUnavailable, "trying again may help"):
+        with refused(BackendUnavailableError, "trying again may help"):
             GcsBackend("gs://bucket/run", options).get("key")
 
 
@@ -476,5 +476,5 @@ class TestSecrets:
             raise requests.exceptions.ConnectionError(f"with url: /tokeninfo?access_token={SECRET}")
 
         monkeypatch.setattr("input_checkpoint_gcs.backend.GCSFileSystem", open_as_newer_gcsfs_does)
-        with refused(BackendUnavailable, "servers for credentials did not answer"):
+        with refused(BackendUnavailableError, "servers for credentials did not answer"):
             GcsBackend("gs://bucket/run", {})

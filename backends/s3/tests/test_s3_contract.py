@@ -14,8 +14,8 @@ from aiobotocore.session import AioSession
 from botocore.exceptions import ClientError
 
 from input_checkpoint import Backend, BackendError, open_backend
-from input_checkpoint.backends_builtin import GenericBackend
-from input_checkpoint.backends_builtin.object_store import ObstoreBackend
+from input_checkpoint.backends.generic import GenericBackend
+from input_checkpoint.backends.obstore import ObstoreBackend
 from input_checkpoint.testing import BackendContract
 from input_checkpoint_s3 import S3Backend
 

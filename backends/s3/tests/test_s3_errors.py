@@ -18,11 +18,11 @@ from aiobotocore.session import AioSession
 from input_checkpoint import (
     Backend,
     BackendError,
-    BackendNotFound,
+    BackendNotFoundError,
     BackendPermissionError,
-    BackendUnavailable,
-    ObjectExists,
-    ObjectNotFound,
+    BackendUnavailableError,
+    ObjectExistsError,
+    ObjectNotFoundError,
     open_backend,
 )
 from tests.support.answering_server import (
@@ -86,7 +86,9 @@ class TestServerThatIsDown:
     def test_it_is_unavailable_within_half_a_minute(self, engine, closed_port, operation):
         backend = opened(engine, "s3://bucket/run", options_for(f"http://127.0.0.1:{closed_port}"))
         started = time.monotonic()
-        with pytest.raises(BackendUnavailable, match=r"s3://bucket/run.*trying again may help") as raised:
+        with pytest.raises(
+            BackendUnavailableError, match=r"s3://bucket/run.*trying again may help"
+        ) as raised:
             operation(backend)
         assert time.monotonic() - started < 30
         assert SECRET not in str(raised.value)
@@ -99,7 +101,7 @@ class TestServerThatNeverAnswers:
         options = options_for(f"http://127.0.0.1:{mute_port}", config_kwargs=impatient)
         backend = opened(engine, "s3://bucket/run", options)
         error = outcome(lambda: operation(backend), within=20)
-        assert isinstance(error, BackendUnavailable)
+        assert isinstance(error, BackendUnavailableError)
         assert SECRET not in str(error)
 
 
@@ -107,20 +109,20 @@ class TestMissingBucket:
     @every_operation
     def test_it_is_not_found_and_named(self, engine, s3_server, operation):
         backend = opened(engine, "s3://no-such-bucket/run", s3_server.options)
-        with pytest.raises(BackendNotFound, match="no-such-bucket") as raised:
+        with pytest.raises(BackendNotFoundError, match="no-such-bucket") as raised:
             operation(backend)
         assert "does not exist" in str(raised.value)
 
     @pytest.mark.parametrize("operation", ["get", "put", "create", "list", "delete"])
     def test_it_is_told_from_a_missing_object(self, engine, s3_server, operation):
         backend = opened(engine, "s3://no-such-bucket/run", s3_server.options)
-        with pytest.raises(BackendNotFound) as raised:
+        with pytest.raises(BackendNotFoundError) as raised:
             OPERATIONS[operation](backend)
-        assert not isinstance(raised.value, ObjectNotFound)
+        assert not isinstance(raised.value, ObjectNotFoundError)
         assert "bucket" in str(raised.value)
 
     def test_a_uri_without_a_bucket_is_refused(self, engine, s3_server):
-        with pytest.raises(BackendNotFound, match="names no bucket"):
+        with pytest.raises(BackendNotFoundError, match="names no bucket"):
             opened(engine, "s3://", s3_server.options)
 
 
@@ -153,7 +155,7 @@ class TestWrongCredentials:
         options = {"profile": "no-such-profile", "endpoint_url": s3_server.url}
         with pytest.raises(BackendError, match="no-such-profile") as raised:
             opened(engine, f"s3://{s3_server.bucket}/run", options).get("key")
-        assert not isinstance(raised.value, BackendUnavailable)
+        assert not isinstance(raised.value, BackendUnavailableError)
 
 
 class TestDeniedDelete:
@@ -219,7 +221,7 @@ class TestServerThatSaysNo:
     def test_throttling_may_pass(self, engine, operation):
         with (
             backend_at(engine, says(503, "SlowDown")) as backend,
-            pytest.raises(BackendUnavailable, match=r"s3://bucket/run.*trying again may help"),
+            pytest.raises(BackendUnavailableError, match=r"s3://bucket/run.*trying again may help"),
         ):
             operation(backend)
 
@@ -227,7 +229,7 @@ class TestServerThatSaysNo:
     def test_its_own_failures_may_pass(self, engine, status, code):
         with (
             backend_at(engine, says(status, code)) as backend,
-            pytest.raises(BackendUnavailable, match="may help"),
+            pytest.raises(BackendUnavailableError, match="may help"),
         ):
             backend.put("key", b"data")
 
@@ -267,27 +269,27 @@ class TestServerThatSaysNo:
             pytest.raises(BackendError, match=r"does not know conditional writes.*commit_lock") as raised,
         ):
             backend.create("key", b"data")
-        assert not isinstance(raised.value, BackendUnavailable)
+        assert not isinstance(raised.value, BackendUnavailableError)
 
     def test_a_conflict_of_two_writers_is_no_proof_that_the_other_won(self, engine):
         # https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html: to be tried again
         with (
             backend_at(engine, says(409, "ConditionalRequestConflict")) as backend,
-            pytest.raises(BackendUnavailable, match="may help"),
+            pytest.raises(BackendUnavailableError, match="may help"),
         ):
             backend.create("key", b"data")
 
     def test_a_key_that_is_taken_is_said_so(self, engine):
         with (
             backend_at(engine, says(412, "PreconditionFailed")) as backend,
-            pytest.raises(ObjectExists, match="run/key"),
+            pytest.raises(ObjectExistsError, match="run/key"),
         ):
             backend.create("key", b"data")
 
     def test_a_connection_that_breaks_in_the_middle_of_an_upload_may_come_back(self, engine):
         with (
             backend_at(engine, None) as backend,
-            pytest.raises(BackendUnavailable, match=r"cannot write s3://bucket/run/key"),
+            pytest.raises(BackendUnavailableError, match=r"cannot write s3://bucket/run/key"),
         ):
             backend.put("key", bytes(1 << 20))
 
@@ -305,13 +307,13 @@ class TestCertificate:
             )
             with pytest.raises(BackendError, match=r"certificate is not trusted.*ca\.pem") as raised:
                 backend.get("key")
-        assert not isinstance(raised.value, BackendUnavailable)
+        assert not isinstance(raised.value, BackendUnavailableError)
 
     def test_one_of_the_users_own_is_trusted_if_named(self, engine, certificate):
         with answering(says(404, "NoSuchKey"), certificate) as url:
             options = options_for(url)
             options["client_kwargs"]["verify"] = str(certificate)
-            with pytest.raises(ObjectNotFound):
+            with pytest.raises(ObjectNotFoundError):
                 opened(engine, "s3://bucket/run", options).get("key")
 
 

@@ -18,9 +18,9 @@ from input_checkpoint import (
     Backend,
     BackendError,
     BackendPermissionError,
-    BackendUnavailable,
-    ObjectExists,
-    ObjectNotFound,
+    BackendUnavailableError,
+    ObjectExistsError,
+    ObjectNotFoundError,
     open_backend,
 )
 from tests.support.answering_server import Answer, answering, write_self_signed_certificate
@@ -171,14 +171,14 @@ class TestOptions:
         write_self_signed_certificate(certificate)
         monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
         body = b"<Error><Code>NoSuchKey</Code></Error>"
-        with answering(Answer(404, body), certificate) as url, pytest.raises(ObjectNotFound):
+        with answering(Answer(404, body), certificate) as url, pytest.raises(ObjectNotFoundError):
             opened({**LOGIN, **REGION, "endpoint_url": url}).get("key")
 
     def test_a_file_of_authorities_that_is_not_there_is_said(self):
         options = {"client_kwargs": {"verify": "/no/such/ca.pem", "region_name": "eu-north-7"}}
         with pytest.raises(BackendError, match=r"/no/such/ca\.pem") as raised:
             opened({**LOGIN, **options, "endpoint_url": "https://127.0.0.1:9"})
-        assert not isinstance(raised.value, BackendUnavailable)
+        assert not isinstance(raised.value, BackendUnavailableError)
 
 
 class TestCredentials:
@@ -245,7 +245,7 @@ class TestEnvironmentOfObstoresOwn:
     def test_create_is_conditional_all_the_same(self, s3_server):
         backend = open_backend(f"s3://{s3_server.bucket}/taken", {**s3_server.options, "engine": "obstore"})
         backend.create("key", b"1")
-        with pytest.raises(ObjectExists):
+        with pytest.raises(ObjectExistsError):
             backend.create("key", b"2")
 
 
@@ -263,7 +263,7 @@ class TestAnotherRegion:
             pytest.raises(BackendError, match=r"another region.*region_name") as raised,
         ):
             opened({**LOGIN, **REGION, "endpoint_url": url}).put("key", b"data")
-        assert not isinstance(raised.value, BackendUnavailable)
+        assert not isinstance(raised.value, BackendUnavailableError)
 
 
 class TestBulkDelete:

@@ -9,7 +9,7 @@ from typing import Optional
 import pytest
 from sftp_in_process import FSYNC, HARD_LINK, POSIX_RENAME
 
-from input_checkpoint import ObjectNotFound, open_backend
+from input_checkpoint import ObjectNotFoundError, open_backend
 from input_checkpoint.testing import BackendContract
 from input_checkpoint_sftp import SftpBackend
 
@@ -111,7 +111,7 @@ class TestSftpBackend(BackendContract):
 
     def test_a_folder_is_no_object(self, backend):
         self.plant(backend, "folder/key", b"")
-        with pytest.raises(ObjectNotFound):
+        with pytest.raises(ObjectNotFoundError):
             backend.get("folder")
         backend.delete(["folder"])
         assert (self.folder / "folder/key").exists()

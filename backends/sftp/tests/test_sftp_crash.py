@@ -14,7 +14,7 @@ from typing import Optional
 import pytest
 from sftp_in_process import FAILURE
 
-from input_checkpoint import ObjectNotFound
+from input_checkpoint import ObjectNotFoundError
 
 CHILD = Path(__file__).with_name("sftp_writing_child.py")
 DAY = 24 * 3600
@@ -49,7 +49,7 @@ def test_a_writer_that_is_killed_in_an_upload_leaves_no_object_and_its_rest_goes
         goes_on.set()
 
     assert [info.key for info in backend.list()] == ["before"]
-    with pytest.raises(ObjectNotFound):
+    with pytest.raises(ObjectNotFoundError):
         backend.get("large")
     folder = server.data / place
     (rest,) = set(os.listdir(folder)) - {"before"}

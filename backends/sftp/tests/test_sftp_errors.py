@@ -38,14 +38,14 @@ from sftp_in_process import (
 
 from input_checkpoint import (
     BackendError,
-    BackendNotFound,
+    BackendNotFoundError,
     BackendPermissionError,
-    BackendUnavailable,
-    ObjectExists,
-    ObjectNotFound,
+    BackendUnavailableError,
+    ObjectExistsError,
+    ObjectNotFoundError,
     open_backend,
 )
-from input_checkpoint.probing import probe
+from input_checkpoint.backends.probing import probe
 from input_checkpoint_sftp.login import Login
 from tests.support.answering_server import mute_server, unused_port
 from tests.support.operations import OPERATIONS, every_operation, outcome
@@ -82,7 +82,7 @@ class TestServerThatCannotBeReached:
     @every_operation
     def test_one_that_is_down_is_unavailable_within_half_a_minute(self, opened, place, operation):
         error = outcome(lambda: operation(opened(port=unused_port())), within=HALF_A_MINUTE)
-        assert type(error) is BackendUnavailable
+        assert type(error) is BackendUnavailableError
         assert place in str(error)
         assert "trying again may help" in str(error)
 
@@ -91,14 +91,14 @@ class TestServerThatCannotBeReached:
         with mute_server() as port:
             backend = opened(port=port, timeout=0.3)
             error = outcome(lambda: operation(backend), within=HALF_A_MINUTE)
-        assert type(error) is BackendUnavailable
+        assert type(error) is BackendUnavailableError
 
     def test_without_options_it_takes_no_longer_than_half_a_minute(self):
         assert Login("host", {}).timeout < HALF_A_MINUTE
 
     def test_a_host_without_an_address_is_named(self):
         backend = open_backend("sftp://no..such..host/data/run")
-        with refused(BackendUnavailable, r"no\.\.such\.\.host cannot be looked up"):
+        with refused(BackendUnavailableError, r"no\.\.such\.\.host cannot be looked up"):
             backend.get("key")
 
 
@@ -113,13 +113,13 @@ class TestServerThatHangs:
     def test_in_an_operation_is_unavailable(self, server, opened, hang, operation):
         server.script = lambda request, path: hang.wait(HALF_A_MINUTE) and None
         error = outcome(lambda: operation(opened(timeout=0.3)), within=HALF_A_MINUTE)
-        assert type(error) is BackendUnavailable
+        assert type(error) is BackendUnavailableError
 
     @pytest.mark.parametrize("stage", ["log_in", "open_session", "start_sftp"])
     def test_before_any_operation_is_unavailable_whatever_it_is_about(self, server, opened, hang, stage):
         setattr(server, stage, lambda: hang.wait(HALF_A_MINUTE))
         error = outcome(lambda: opened(timeout=0.5).get("key"), within=HALF_A_MINUTE)
-        assert type(error) is BackendUnavailable
+        assert type(error) is BackendUnavailableError
 
     def test_all_threads_hear_of_it_at_once_and_do_not_wait_one_after_another(self, server, opened, hang):
         server.script = lambda request, path: hang.wait(HALF_A_MINUTE) and None
@@ -132,7 +132,7 @@ class TestServerThatHangs:
                     lambda number: outcome(lambda: backend.get(str(number)), HALF_A_MINUTE), range(120)
                 )
             ]
-        assert errors == [BackendUnavailable] * 120
+        assert errors == [BackendUnavailableError] * 120
         assert (
             time.monotonic() - started < 15
         )  # 40 turns of 8 at a time would be 5 s and more of timeouts each
@@ -140,7 +140,7 @@ class TestServerThatHangs:
     def test_answers_again_later_and_is_used_again(self, server, opened, hang):
         backend = opened(timeout=2)
         server.script = lambda request, path: hang.wait(HALF_A_MINUTE) and None
-        with refused(BackendUnavailable, "no answer within 2 s"):
+        with refused(BackendUnavailableError, "no answer within 2 s"):
             backend.put("key", b"data")
         server.behave()
         backend.put("key", b"data")
@@ -157,7 +157,7 @@ class TestServerThatHangs:
 
         monkeypatch.setattr(*step, wait_for_an_answer_that_nobody_gives)
         error = outcome(lambda: opened(timeout=0.3).get("key"), within=HALF_A_MINUTE)
-        assert type(error) is BackendUnavailable
+        assert type(error) is BackendUnavailableError
 
     @pytest.mark.parametrize("slow", ["write", "read", "readdir"])
     def test_is_not_taken_for_one_that_is_slow(self, server, opened, slow):
@@ -182,7 +182,7 @@ class TestServerThatDies:
             server.hang_up() if request == "write" and next(writes, None) is None else None
         )
         write = getattr(backend, name)
-        with refused(BackendUnavailable, f"{place}/key.*trying again may help"):
+        with refused(BackendUnavailableError, f"{place}/key.*trying again may help"):
             write("key", bytes(4 << 20))
         server.behave()
         assert [info.key for info in backend.list()] == ["before"]
@@ -191,16 +191,16 @@ class TestServerThatDies:
 
     def test_in_a_login_is_not_taken_for_a_refusal(self, server, opened):
         server.log_in = server.hang_up
-        with refused(BackendUnavailable, "may help"):
+        with refused(BackendUnavailableError, "may help"):
             opened().get("key")
 
     def test_and_starts_again_is_connected_to_again(self, server, opened):
         backend = opened()
         backend.create("kept", b"data")
         server.kill()
-        with refused(BackendUnavailable, "may help"):
+        with refused(BackendUnavailableError, "may help"):
             list(backend.list())
-        with refused(BackendUnavailable, "Connection refused"):
+        with refused(BackendUnavailableError, "Connection refused"):
             list(backend.list())
         server.start()
         assert [info.key for info in backend.list()] == ["kept"]
@@ -244,7 +244,7 @@ class TestSeveralThreads:
 
     def test_a_server_that_opens_no_channel_at_all_is_unavailable(self, server, backend):
         server.most_sessions = 0
-        with refused(BackendUnavailable, "opens no session"):
+        with refused(BackendUnavailableError, "opens no session"):
             backend.get("key")
 
     def test_an_interrupted_one_leaves_no_answer_behind_for_the_next(self, backend, monkeypatch):
@@ -340,7 +340,7 @@ class TestLogin:
     def test_with_something_of_the_wrong_type_does_not_repeat_it(self, opened, option):
         error = outcome(lambda: opened(**with_password(**{option: 1234567})).get("key"), HALF_A_MINUTE)
         assert isinstance(error, BackendError)
-        assert not isinstance(error, BackendUnavailable)
+        assert not isinstance(error, BackendUnavailableError)
         assert "1234567" not in "".join(traceback.format_exception(type(error), error, None))
 
     def test_is_never_logged_nor_shown(self, opened, caplog):
@@ -454,7 +454,7 @@ class TestServerWithoutExtensions:
         options = server.options(commit_lock=f"file://{tmp_path}/locks")
         backend = open_backend(server.uri(place), options)
         backend.create("key", b"first")
-        with pytest.raises(ObjectExists):
+        with pytest.raises(ObjectExistsError):
             backend.create("key", b"second")
         assert backend.get("key") == b"first"
         backend.close()
@@ -551,7 +551,7 @@ class TestPlace:
     def test_that_is_not_there_is_empty_and_made_at_the_first_write(self, server, place):
         backend = open_backend(server.uri(f"{place}/deep/down"), server.options())
         assert list(backend.list()) == []
-        with pytest.raises(ObjectNotFound):
+        with pytest.raises(ObjectNotFoundError):
             backend.get("key")
         backend.delete(["key"])
         assert not (server.data / place).exists()
@@ -570,14 +570,14 @@ class TestPlace:
     def test_that_is_a_file_or_below_one_is_said_to_be(self, server, place, operation, below):
         (server.data / place).write_bytes(b"a file")
         backend = open_backend(server.uri(place) + below, server.options())
-        with refused(BackendNotFound, f"{place} is a file, and a folder is needed"):
+        with refused(BackendNotFoundError, f"{place} is a file, and a folder is needed"):
             OPERATIONS[operation](backend)
         backend.close()
         assert (server.data / place).read_bytes() == b"a file"
 
     def test_a_missing_object_is_told_by_its_key(self, place, backend):
         backend.put("other", b"data")
-        with refused(ObjectNotFound, f"{place}/key: it does not exist"):
+        with refused(ObjectNotFoundError, f"{place}/key: it does not exist"):
             backend.get("key")
 
 
@@ -591,16 +591,16 @@ class TestUri:
         ],
     )
     def test_credentials_and_options_in_it_are_refused_without_repeating_them(self, uri):
-        with refused(BackendNotFound, "credentials and options do not belong into the URI"):
+        with refused(BackendNotFoundError, "credentials and options do not belong into the URI"):
             open_backend(uri)
 
     def test_a_password_with_a_slash_is_not_shown_as_a_wrong_port(self):
-        with refused(BackendNotFound, "host or port is wrong"):
+        with refused(BackendNotFoundError, "host or port is wrong"):
             open_backend(f"sftp://{USER}:{PASSWORD}/x@host/data")
 
     @pytest.mark.parametrize("uri", ["sftp://host", "sftp://host/", "sftp:///data"])
     def test_one_without_a_host_or_folder_is_refused(self, uri):
-        with refused(BackendNotFound, "names no host, or no folder"):
+        with refused(BackendNotFoundError, "names no host, or no folder"):
             open_backend(uri)
 
     @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from typing import Any
 
 from adlfs import AzureBlobFileSystem
 
-from input_checkpoint.backend import redact
-from input_checkpoint.errors import BackendNotFound
+from input_checkpoint.backends.redaction import redact
+from input_checkpoint.errors import BackendNotFoundError
 
 
 def uri_to_show(uri: str) -> str:
@@ -18,13 +18,13 @@ def uri_to_show(uri: str) -> str:
     'abfss://container@account.dfs.core.windows.net/run'
 
     Raises:
-        BackendNotFound: the URI holds credentials.
+        BackendNotFoundError: the URI holds credentials.
     """
     user, at, rest = uri.partition("://")[2].partition("@")
     if not at:
         return redact(uri)
     if "/" in user or ":" in user or "?" in rest:
-        raise BackendNotFound(
+        raise BackendNotFoundError(
             f"{redact(uri)}: credentials do not belong into the URI. Write abfs://container/prefix, and "
             "pass storage_options or use the Azure tools' configuration."
         )
@@ -47,9 +47,9 @@ def container_and_prefix(filesystem: AzureBlobFileSystem, uri: str) -> tuple[str
     """Return the container, and the prefix of all names with a slash at its end, or nothing.
 
     Raises:
-        BackendNotFound: the URI names no container.
+        BackendNotFoundError: the URI names no container.
     """
     container, prefix, _ = filesystem.split_path(uri)
     if not container:
-        raise BackendNotFound(f"{redact(uri)} names no container. Write abfs://container/prefix.")
+        raise BackendNotFoundError(f"{redact(uri)} names no container. Write abfs://container/prefix.")
     return container, f"{prefix.strip('/')}/" if prefix.strip("/") else ""

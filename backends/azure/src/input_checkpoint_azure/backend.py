@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Optional, TypeVar
 from azure.core.exceptions import ResourceNotFoundError
 from fsspec.asyn import sync
 
-from input_checkpoint.backend import Backend, Data, ObjectInfo, check_key
-from input_checkpoint.backends_builtin.object_store import FSSPEC, OBSTORE, chosen_engine
+from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.engines import FSSPEC, OBSTORE, chosen_engine
 from input_checkpoint.errors import BackendError
 from input_checkpoint_azure.account import container_and_prefix, open_filesystem, uri_to_show
 from input_checkpoint_azure.errors import error_code, translate

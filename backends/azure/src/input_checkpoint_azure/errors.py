@@ -7,15 +7,15 @@ from typing import Optional
 from aiohttp import ClientConnectorCertificateError, ClientConnectorSSLError
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
 
-from input_checkpoint.backend import redact
-from input_checkpoint.backends_builtin.object_store import ObjectStoreError
+from input_checkpoint.backends.obstore import ObjectStoreError
+from input_checkpoint.backends.redaction import redact
 from input_checkpoint.errors import (
     BackendError,
-    BackendNotFound,
+    BackendNotFoundError,
     BackendPermissionError,
-    BackendUnavailable,
-    ObjectExists,
-    ObjectNotFound,
+    BackendUnavailableError,
+    ObjectExistsError,
+    ObjectNotFoundError,
 )
 
 # https://learn.microsoft.com/rest/api/storageservices/blob-service-error-codes
@@ -50,7 +50,7 @@ def translate(error: BaseException, operation: str, uri: str, key: str) -> Backe
         )
     if _is_mistaken(error):
         return BackendError(f"{what}: the URI or storage_options are wrong: {message}")
-    return BackendUnavailable(
+    return BackendUnavailableError(
         f"{what}: {message}. Check that the account is right and reachable; trying again may help."
     )
 
@@ -68,13 +68,13 @@ def error_code(error: BaseException) -> Optional[str]:
 def _answered(code: str, message: str, what: str, name: str, error: BaseException) -> BackendError:
     status = str(error.status if isinstance(error, ObjectStoreError) else getattr(error, "status_code", ""))
     if code in _EXISTS:
-        return ObjectExists(f"{name} already exists")
+        return ObjectExistsError(f"{name} already exists")
     if code in _NO_CONTAINER:
-        return BackendNotFound(f"{what}: the container does not exist. Create it, or correct the URI.")
+        return BackendNotFoundError(f"{what}: the container does not exist. Create it, or correct the URI.")
     if code in _NO_BLOB:
-        return ObjectNotFound(f"{what}: it does not exist")
+        return ObjectNotFoundError(f"{what}: it does not exist")
     if code in _PASSING or status in _PASSING:
-        return BackendUnavailable(f"{what}: {code}: {message}. Trying again may help.")
+        return BackendUnavailableError(f"{what}: {code}: {message}. Trying again may help.")
     if code in _CREDENTIALS and "date header" in _whole_answer(error).lower():
         return BackendPermissionError(
             f"{what}: this machine's clock and Azure's differ by too much ({code}). Set the clock."

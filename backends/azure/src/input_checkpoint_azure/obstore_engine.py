@@ -12,18 +12,12 @@ from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential
 from fsspec.asyn import sync
 from fsspec.config import apply_config
 
-from input_checkpoint.backends_builtin.object_store import (
-    ObjectStore,
-    ObstoreBackend,
-    Patience,
-    Service,
-    load_obstore,
-)
+from input_checkpoint.backends.obstore import ObjectStore, ObstoreBackend, Patience, Service, load_obstore
 from input_checkpoint.errors import BackendError
 from input_checkpoint_azure.account import container_and_prefix, open_filesystem, uri_to_show
 from input_checkpoint_azure.errors import translate
 
-_LARGEST_DELETE = 256  # https://learn.microsoft.com/rest/api/storageservices/blob-batch
+_MAX_KEYS_PER_DELETE = 256  # https://learn.microsoft.com/rest/api/storageservices/blob-batch
 _SCOPE = "https://storage.azure.com/.default"
 _SECONDS_FOR_A_TOKEN = 60
 
@@ -90,7 +84,7 @@ def open_with_obstore(uri: str, storage_options: Mapping[str, Any]) -> ObstoreBa
         )
         return store
 
-    service = Service(open_store, translate, _LARGEST_DELETE, patience=_patience(options))
+    service = Service(open_store, translate, _MAX_KEYS_PER_DELETE, patience=_patience(options))
     return ObstoreBackend(shown, service)
 
 

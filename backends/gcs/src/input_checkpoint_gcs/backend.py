@@ -15,9 +15,9 @@ from typing import Any, Optional
 from gcsfs.core import GCSFileSystem
 from google.oauth2.credentials import Credentials
 
-from input_checkpoint.backend import Backend, Data, ObjectInfo, check_key
-from input_checkpoint.backends_builtin.object_store import FSSPEC, chosen_engine
-from input_checkpoint.errors import BackendError, BackendNotFound, BackendPermissionError
+from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.engines import FSSPEC, chosen_engine
+from input_checkpoint.errors import BackendError, BackendNotFoundError, BackendPermissionError
 from input_checkpoint_gcs import json_api
 from input_checkpoint_gcs.client import GcsClient
 from input_checkpoint_gcs.errors import (
@@ -176,12 +176,12 @@ def open_gcs(uri: str, storage_options: Mapping[str, Any]) -> GcsBackend:
 def _bucket_and_prefix(uri: str, safe_uri: str) -> tuple[str, str]:
     bucket, _, prefix = uri.partition("://")[2].partition("/")
     if "@" in bucket or ":" in bucket or "?" in uri or "#" in uri:
-        raise BackendNotFound(
+        raise BackendNotFoundError(
             f"{safe_uri}: credentials and options do not belong into the URI. Write gs://bucket/prefix, and "
             "pass storage_options or use Google's own configuration."
         )
     if not bucket:
-        raise BackendNotFound(f"{safe_uri} names no bucket. Write gs://bucket/prefix.")
+        raise BackendNotFoundError(f"{safe_uri} names no bucket. Write gs://bucket/prefix.")
     return bucket, f"{prefix.strip('/')}/" if prefix.strip("/") else ""
 
 

@@ -26,7 +26,7 @@ _PAUSE = tenacity.wait_exponential(multiplier=0.25, max=4) + tenacity.wait_rando
 
 _CONNECT = 10.0
 _ANSWER = 60.0
-_SLOWEST_UPLOAD = 64 * 1024
+_MIN_UPLOAD_BYTES_PER_SECOND = 64 * 1024
 """Bytes a second. aiohttp watches reading, not writing: a server that reads no more would stop a save
 for good."""
 
@@ -157,5 +157,5 @@ class GcsClient:
         chosen = self._fs.requests_timeout
         if chosen is not None:
             return chosen if isinstance(chosen, ClientTimeout) else ClientTimeout(total=chosen)
-        upload = None if request.body is None else _ANSWER + len(request.body) / _SLOWEST_UPLOAD
+        upload = None if request.body is None else _ANSWER + len(request.body) / _MIN_UPLOAD_BYTES_PER_SECOND
         return ClientTimeout(total=upload, sock_connect=_CONNECT, sock_read=_ANSWER)

@@ -10,14 +10,14 @@ import aiohttp
 import google.auth.exceptions
 import requests.exceptions
 
-from input_checkpoint.backend import redact
+from input_checkpoint.backends.redaction import redact
 from input_checkpoint.errors import (
     BackendError,
-    BackendNotFound,
+    BackendNotFoundError,
     BackendPermissionError,
-    BackendUnavailable,
-    ObjectExists,
-    ObjectNotFound,
+    BackendUnavailableError,
+    ObjectExistsError,
+    ObjectNotFoundError,
 )
 
 OBJECT_IS_MISSING = "noSuchObject"
@@ -109,7 +109,7 @@ def translate_open(error: BaseException, uri: str) -> BackendError:
     """
     what = f"cannot open {uri}"
     if isinstance(error, (requests.exceptions.RequestException, google.auth.exceptions.TransportError)):
-        return BackendUnavailable(
+        return BackendUnavailableError(
             f"{what}: Google's servers for credentials did not answer ({type(error).__name__}). Check the "
             "network; trying again may help."
         )
@@ -121,19 +121,21 @@ def translate_open(error: BaseException, uri: str) -> BackendError:
 def _refusal(error: GcsError, operation: str, what: str) -> BackendError:
     said = f"{error.status} {error.reason}".rstrip() + f": {redact(error.message)}"
     if error.status == 412 and operation == "create":
-        return ObjectExists(f"{what}: it already exists")
+        return ObjectExistsError(f"{what}: it already exists")
     if error.reason == OBJECT_IS_MISSING:
-        return ObjectNotFound(f"{what}: it does not exist")
+        return ObjectNotFoundError(f"{what}: it does not exist")
     if error.status == 404:
-        return BackendNotFound(
+        return BackendNotFoundError(
             f"{what}: the bucket does not exist. Create it, or correct the URI (or endpoint_url)."
         )
     if error.status == 429 or error.reason in _TOO_FAST:
-        return BackendUnavailable(f"{what}: Cloud Storage asks to slow down ({said}). Try again later.")
+        return BackendUnavailableError(f"{what}: Cloud Storage asks to slow down ({said}). Try again later.")
     if error.status in (401, 403):
         return BackendPermissionError(f"{what}: {_denied(error, operation)}. The server says: {said}")
     if _is_transient(error):
-        return BackendUnavailable(f"{what}: {said}. Check that the server is well; trying again may help.")
+        return BackendUnavailableError(
+            f"{what}: {said}. Check that the server is well; trying again may help."
+        )
     if error.status < 400:
         return BackendError(
             f"{what}: {said}. What answers there is not Cloud Storage: correct endpoint_url, or log in to "
@@ -170,7 +172,7 @@ def _credentials_refusal(error: BaseException) -> Optional[google.auth.exception
 def _credentials_failure(error: google.auth.exceptions.GoogleAuthError, what: str) -> BackendError:
     said = _words(error)
     if _is_away(error):
-        return BackendUnavailable(
+        return BackendUnavailableError(
             f"{what}: the access token could not be renewed: {said}. Check the network; trying again "
             "may help."
         )
@@ -188,9 +190,11 @@ def _failure(error: BaseException, what: str) -> BackendError:
             "server's authority is a private one, name its certificates in SSL_CERT_FILE before the start."
         )
     if isinstance(error, (asyncio.TimeoutError, TimeoutError)):
-        return BackendUnavailable(f"{what}: no answer in time. Check the network; trying again may help.")
+        return BackendUnavailableError(
+            f"{what}: no answer in time. Check the network; trying again may help."
+        )
     if is_unavailable(error):
-        return BackendUnavailable(
+        return BackendUnavailableError(
             f"{what}: {_words(error)}. Check that the endpoint is right and the server is up; trying again "
             "may help."
         )

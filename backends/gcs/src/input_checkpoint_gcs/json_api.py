@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import google_crc32c
 
-from input_checkpoint.backend import Data
+from input_checkpoint.backends.base import Data
 from input_checkpoint_gcs.client import Request
 
 _IF_THERE_IS_NONE = "0"  # https://cloud.google.com/storage/docs/request-preconditions#special-case

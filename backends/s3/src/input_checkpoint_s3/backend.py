@@ -9,14 +9,14 @@ from typing import Any, Optional
 import s3fs
 from botocore.handlers import add_expect_header
 
-from input_checkpoint.backend import Backend, Data, ObjectInfo, check_key
-from input_checkpoint.backends_builtin.object_store import FSSPEC, OBSTORE, chosen_engine
+from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.engines import FSSPEC, OBSTORE, chosen_engine
 from input_checkpoint.errors import BackendError, BackendPermissionError
 from input_checkpoint_s3.errors import error_code, translate
 from input_checkpoint_s3.obstore_engine import open_with_obstore
 from input_checkpoint_s3.place import bucket_and_prefix
 
-_LARGEST_DELETE = 1000  # https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
+_MAX_KEYS_PER_DELETE = 1000  # https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 _PAST_THE_END = ("InvalidRange", "416")
 _RETRIES = 2
 
@@ -102,8 +102,8 @@ class S3Backend(Backend):
     def delete(self, keys: Iterable[str]) -> None:
         """See `Backend.delete`."""
         names = [self._name(key) for key in keys]
-        for start in range(0, len(names), _LARGEST_DELETE):
-            objects = [{"Key": name} for name in names[start : start + _LARGEST_DELETE]]
+        for start in range(0, len(names), _MAX_KEYS_PER_DELETE):
+            objects = [{"Key": name} for name in names[start : start + _MAX_KEYS_PER_DELETE]]
             with self._errors("delete", ""):
                 answer = self._fs.call_s3(
                     "delete_objects",

@@ -15,15 +15,15 @@ from botocore.exceptions import (
     SSLError,
 )
 
-from input_checkpoint.backend import redact
-from input_checkpoint.backends_builtin.object_store import ObjectStoreError
+from input_checkpoint.backends.obstore import ObjectStoreError
+from input_checkpoint.backends.redaction import redact
 from input_checkpoint.errors import (
     BackendError,
-    BackendNotFound,
+    BackendNotFoundError,
     BackendPermissionError,
-    BackendUnavailable,
-    ObjectExists,
-    ObjectNotFound,
+    BackendUnavailableError,
+    ObjectExistsError,
+    ObjectNotFoundError,
 )
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
@@ -65,11 +65,11 @@ def translate(error: BaseException, operation: str, uri: str, key: str) -> Backe
     if isinstance(error, ObjectStoreError) and error.key and code != "NoSuchKey":
         return _not_deleted(error, uri)
     if code in _EXISTS:
-        return ObjectExists(f"{uri}/{key} already exists")
+        return ObjectExistsError(f"{uri}/{key} already exists")
     if code == "NoSuchBucket":
-        return BackendNotFound(f"{what}: the bucket does not exist. Create it, or correct the URI.")
+        return BackendNotFoundError(f"{what}: the bucket does not exist. Create it, or correct the URI.")
     if code in ("NoSuchKey", "404") or (code is None and isinstance(error, FileNotFoundError)):
-        return ObjectNotFound(f"{what}: it does not exist")
+        return ObjectNotFoundError(f"{what}: it does not exist")
     if code == "RequestTimeTooSkewed":
         return BackendPermissionError(
             f"{what}: this machine's clock and the server's differ by too much ({code}). Set the clock."
@@ -105,7 +105,7 @@ def translate(error: BaseException, operation: str, uri: str, key: str) -> Backe
         return BackendError(f"{what}: the URI or storage_options are wrong: {message}")
     if code in _PERMANENT:
         return BackendError(f"{what}: {code}: {message}")
-    return BackendUnavailable(
+    return BackendUnavailableError(
         f"{what}: {message}. Check that the endpoint is right and the server is up; trying again may help."
     )
 

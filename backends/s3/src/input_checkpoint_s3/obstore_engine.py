@@ -15,19 +15,13 @@ from botocore.exceptions import NoCredentialsError, PartialCredentialsError
 from fsspec.config import apply_config
 from s3fs import S3FileSystem
 
-from input_checkpoint.backend import redact
-from input_checkpoint.backends_builtin.object_store import (
-    ObjectStore,
-    ObstoreBackend,
-    Patience,
-    Service,
-    load_obstore,
-)
+from input_checkpoint.backends.obstore import ObjectStore, ObstoreBackend, Patience, Service, load_obstore
+from input_checkpoint.backends.redaction import redact
 from input_checkpoint.errors import BackendError
 from input_checkpoint_s3.errors import translate
 from input_checkpoint_s3.place import bucket_and_prefix
 
-_LARGEST_DELETE = 1000  # https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
+_MAX_KEYS_PER_DELETE = 1000  # https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 
 _GROUPS = (
     "client_kwargs",
@@ -114,7 +108,7 @@ def open_with_obstore(uri: str, storage_options: Mapping[str, Any]) -> ObstoreBa
         )
         return store
 
-    service = Service(open_store, translate, _LARGEST_DELETE, _put_options(options), _patience(options))
+    service = Service(open_store, translate, _MAX_KEYS_PER_DELETE, _put_options(options), _patience(options))
     return ObstoreBackend(redact(uri), service)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from input_checkpoint.backend import redact
-from input_checkpoint.errors import BackendNotFound
+from input_checkpoint.backends.redaction import redact
+from input_checkpoint.errors import BackendNotFoundError
 
 
 def bucket_and_prefix(uri: str) -> tuple[str, str]:
@@ -13,14 +13,14 @@ def bucket_and_prefix(uri: str) -> tuple[str, str]:
     ('bucket', 'run-7/input/')
 
     Raises:
-        BackendNotFound: the URI names no bucket, or holds credentials.
+        BackendNotFoundError: the URI names no bucket, or holds credentials.
     """
     bucket, _, prefix = uri.partition("://")[2].lstrip("/").partition("/")
     if "@" in bucket or ":" in bucket:
-        raise BackendNotFound(
+        raise BackendNotFoundError(
             f"{redact(uri)}: credentials do not belong into the URI. Write s3://bucket/prefix, and pass "
             "storage_options or use the AWS tools' configuration."
         )
     if not bucket:
-        raise BackendNotFound(f"{redact(uri)} names no bucket. Write s3://bucket/prefix.")
+        raise BackendNotFoundError(f"{redact(uri)} names no bucket. Write s3://bucket/prefix.")
     return bucket, f"{prefix.strip('/')}/" if prefix.strip("/") else ""

@@ -14,8 +14,8 @@ import asyncssh
 from asyncssh.constants import FILEXFER_TYPE_DIRECTORY, FILEXFER_TYPE_REGULAR, FILEXFER_TYPE_UNKNOWN
 from fsspec.config import apply_config
 
-from input_checkpoint.backend import Backend, Data, ObjectInfo, check_key
-from input_checkpoint.errors import BackendNotFound
+from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.errors import BackendNotFoundError
 from input_checkpoint_sftp.connection import Connection, Session
 from input_checkpoint_sftp.errors import SftpError, translate
 from input_checkpoint_sftp.files import (
@@ -64,12 +64,12 @@ class SftpBackend(Backend):
         super().__init__(uri)
         where = _split(uri)
         if where.password is not None or where.query or where.fragment:
-            raise BackendNotFound(
+            raise BackendNotFoundError(
                 f"{self.uri}: credentials and options do not belong into the URI. Write "
                 "sftp://user@host/path, and pass storage_options or use a key."
             )
         if not where.hostname or not where.path.strip("/"):
-            raise BackendNotFound(
+            raise BackendNotFoundError(
                 f"{self.uri} names no host, or no folder on it. Write sftp://host/absolute/path."
             )
         self._root = posixpath.normpath("/" + where.path.strip("/"))
@@ -174,7 +174,7 @@ def _split(uri: str) -> SplitResult:
     except ValueError:
         pass
     # Neither the URI nor the error is shown: the port may be a piece of a password with a slash in it.
-    raise BackendNotFound(
+    raise BackendNotFoundError(
         "the sftp URI cannot be read: its host or port is wrong. Write sftp://user@host:22/path, without a "
         "password."
     )

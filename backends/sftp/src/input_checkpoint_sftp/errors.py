@@ -6,14 +6,14 @@ from typing import Union
 
 import asyncssh
 
-from input_checkpoint.backend import redact
+from input_checkpoint.backends.redaction import redact
 from input_checkpoint.errors import (
     BackendError,
-    BackendNotFound,
+    BackendNotFoundError,
     BackendPermissionError,
-    BackendUnavailable,
-    ObjectExists,
-    ObjectNotFound,
+    BackendUnavailableError,
+    ObjectExistsError,
+    ObjectNotFoundError,
 )
 
 _FULL = (asyncssh.SFTPFailure, asyncssh.SFTPNoSpaceOnFilesystem, asyncssh.SFTPQuotaExceeded)
@@ -64,24 +64,24 @@ def translate(
     if isinstance(error, asyncssh.SFTPError):
         return _refused(error, message, operation, what)
     if isinstance(error, ConnectionLostError):
-        return BackendUnavailable(
+        return BackendUnavailableError(
             f"{what}: {message}. Check that the host and port are right and the server is up; trying again "
             "may help."
         )
     if isinstance(error, LoginError):
         return BackendPermissionError(f"{what}: {message}")
     if isinstance(error, NameTakenError):
-        return ObjectExists(f"{uri}/{key} already exists")
+        return ObjectExistsError(f"{uri}/{key} already exists")
     if isinstance(error, NotAFolderError):
-        return BackendNotFound(f"{what}: {message} is a file, and a folder is needed. Correct the URI.")
+        return BackendNotFoundError(f"{what}: {message} is a file, and a folder is needed. Correct the URI.")
     return BackendError(f"{what}: {message}")
 
 
 def _refused(error: asyncssh.SFTPError, message: str, operation: str, what: str) -> BackendError:
     if isinstance(error, asyncssh.SFTPNoSuchFile) and operation == "read":
-        return ObjectNotFound(f"{what}: it does not exist")
+        return ObjectNotFoundError(f"{what}: it does not exist")
     if isinstance(error, asyncssh.SFTPNoSuchFile):
-        return BackendNotFound(f"{what}: the folder does not exist ({message}).")
+        return BackendNotFoundError(f"{what}: the folder does not exist ({message}).")
     if isinstance(error, _REFUSED):
         return BackendPermissionError(
             f"{what}: permission denied. The user needs to read, write and search that folder, in a file "

@@ -102,13 +102,13 @@ async def _connect(login: Login) -> asyncssh.SSHClientConnection:
         **login.arguments,
         **_OURS,
         "known_hosts": known,
-        "client_factory": lambda: _Doorkeeper(login.host_key_policy, known),
+        "client_factory": lambda: _HostKeyVerifier(login.host_key_policy, known),
         "login_timeout": login.timeout,
     }
     return await asyncssh.connect(login.host, **options)
 
 
-class _Doorkeeper(asyncssh.SSHClient):
+class _HostKeyVerifier(asyncssh.SSHClient):
     """Judges a host key that known_hosts does not have."""
 
     def __init__(self, policy: str, known: asyncssh.SSHKnownHosts) -> None:

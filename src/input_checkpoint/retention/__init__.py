@@ -1,0 +1,1 @@
+"""Which checkpoints to keep."""

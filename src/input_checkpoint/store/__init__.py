@@ -1,0 +1,1 @@
+"""The checkpoints under one URI."""

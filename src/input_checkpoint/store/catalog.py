@@ -1,0 +1,214 @@
+"""What is committed under a backend: listings, headers, manifests and lineage records, each one checked."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Collection, Iterable, Iterator
+from typing import Optional
+
+from input_checkpoint.backends.base import Backend
+from input_checkpoint.checkpoint import CheckpointRef
+from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError, ObjectNotFoundError
+from input_checkpoint.format.keys import (
+    announcements_prefix,
+    checkpoints_prefix,
+    lineage_key,
+    lineages_prefix,
+    manifest_key,
+    packs_prefix,
+    parse_checkpoint_key,
+    parse_lineage_key,
+    worker_of,
+)
+from input_checkpoint.format.lineage import Lineage, decode_lineage, lost_lineage
+from input_checkpoint.format.manifest import (
+    HEAD_BYTES,
+    Header,
+    IteratorRows,
+    Manifest,
+    decode_header,
+    decode_manifest,
+    header_end,
+)
+from input_checkpoint.parallel import map_ordered, run_both
+from input_checkpoint.state import ElementBatch
+from input_checkpoint.store.reading import read_batches
+
+logger = logging.getLogger(__name__)
+
+_HEADERS_AT_ONCE = 16
+
+
+class Catalog:
+    """Reads what a store holds. Changes nothing.
+
+    Everything here raises `CheckpointNotFoundError` for what does not exist (any more) and
+    `CorruptCheckpointError` for what is damaged, with the URI and the object's name.
+
+    Args:
+        backend: where.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self._headers: dict[CheckpointRef, Header] = {}
+
+    def refs(self, worker: Optional[str] = None) -> list[CheckpointRef]:
+        """Return every checkpoint that is there now, from old to new, of one worker or of all."""
+        keys = (info.key for info in self.backend.list(checkpoints_prefix(worker)))
+        present = sorted(ref for ref in map(parse_checkpoint_key, keys) if ref)
+        self._forget_all_but(present, worker)
+        return present
+
+    def holds(self, ref: CheckpointRef) -> bool:
+        """Whether a checkpoint is there now, damaged or not."""
+        return any(info.key == manifest_key(ref) for info in self.backend.list(manifest_key(ref)))
+
+    def header(self, ref: CheckpointRef) -> Header:
+        """Return the header of a manifest. Reads it once: a manifest never changes."""
+        if ref not in self._headers:
+            self._headers[ref] = self.read_header(ref)
+        return self._headers[ref]
+
+    def fetch_headers(self, wanted: Iterable[CheckpointRef]) -> None:
+        """Read the headers that are not known yet, several at once.
+
+        What is wrong with one is told when it is asked for.
+        """
+        unknown = [ref for ref in wanted if ref not in self._headers]
+
+        def fetch(ref: CheckpointRef) -> None:
+            with contextlib.suppress(CorruptCheckpointError, CheckpointNotFoundError):
+                self.header(ref)
+
+        for _ in map_ordered(fetch, unknown, _HEADERS_AT_ONCE):
+            continue
+
+    def remember(self, header: Header) -> None:
+        """Take note of a header that need not be read any more."""
+        self._headers[header.ref] = header
+
+    def read_header(self, ref: CheckpointRef) -> Header:
+        """Read the header of a manifest, also if it is known already."""
+        with self._error_context(manifest_key(ref), ref):
+            head = self.backend.get(manifest_key(ref), 0, HEAD_BYTES)
+            end = header_end(head)
+            if end > len(head):
+                head = self.backend.get(manifest_key(ref), 0, end)
+            return _same(decode_header(head), ref)
+
+    def manifest(self, ref: CheckpointRef) -> Manifest:
+        """Read a manifest."""
+        return self.stored_manifest(ref)[1]
+
+    def stored_manifest(self, ref: CheckpointRef) -> tuple[bytes, Manifest]:
+        """Read a manifest; return it as it is stored, and decoded."""
+        with self._error_context(manifest_key(ref), ref):
+            stored = self.backend.get(manifest_key(ref))
+            manifest = decode_manifest(stored)
+            _same(manifest.header, ref)
+            return stored, manifest
+
+    def batches(self, manifest: Manifest, rows: IteratorRows, concurrency: int) -> Iterator[ElementBatch]:
+        """Yield the elements of one iterator, in pieces as they lie in the packs."""
+        ref = manifest.header.ref
+        with self._error_context(manifest_key(ref), ref):
+            yield from read_batches(self.backend, manifest, rows, concurrency)
+
+    def workers(self) -> list[str]:
+        """Return every worker that has left anything, also one that has committed nothing."""
+        prefixes = (
+            checkpoints_prefix(),
+            lineages_prefix(),
+            packs_prefix(),
+            announcements_prefix(),
+        )
+        keys = (info.key for prefix in prefixes for info in self.backend.list(prefix))
+        return sorted({worker for worker in map(worker_of, keys) if worker})
+
+    def newest_number(self, worker: str) -> int:
+        """Return the number of the lineage that was opened last, readable or not; 0 if there is none."""
+        return max(self._lineage_numbers(worker), default=0)
+
+    def checkpoints_and_lineage(self, worker: str) -> tuple[list[CheckpointRef], Optional[Lineage]]:
+        """Return a worker's checkpoints, from old to new, and its lineage that was opened last (None: none).
+
+        If that one's record cannot be read, or is missing while its checkpoints are there, that is logged,
+        and a `LostLineage` stands in for it, whose ancestors are guessed from the newest record that can be
+        read.
+        """
+        present, listed = run_both(lambda: self.refs(worker), lambda: self._lineage_numbers(worker))
+        # A run that began between the two listings may be known by its checkpoints alone.
+        numbers = {*listed, *(ref.lineage for ref in present)}
+        lost: list[int] = []
+        newest: Optional[Lineage] = None
+        for number in sorted(numbers, reverse=True):
+            newest = self._readable_lineage(worker, number)
+            if newest is not None:
+                break
+            lost.append(number)
+        if lost and self.newest_number(worker) > lost[0]:
+            # It was not damaged, but outlived and removed since it was listed.
+            return self.checkpoints_and_lineage(worker)
+        for number in reversed(lost):
+            newest = lost_lineage(worker, number, newest, present)
+        return present, newest
+
+    def lineage(self, worker: str, number: int) -> Lineage:
+        """Read one lineage record."""
+        key = lineage_key(worker, number)
+        with self._error_context(key):
+            found = decode_lineage(self.backend.get(key))
+            if found.key != key:
+                raise CorruptCheckpointError(f"it holds the record of another lineage, {found.key}")
+            return found
+
+    def lineage_of(self, ref: CheckpointRef) -> Lineage:
+        """Read the record of the lineage that has written a checkpoint.
+
+        If it cannot be read, that is logged, and a `LostLineage` without ancestors stands in for it.
+        """
+        found = self._readable_lineage(ref.worker, ref.lineage)
+        return found or lost_lineage(ref.worker, ref.lineage, None, ())
+
+    def _forget_all_but(self, present: Collection[CheckpointRef], worker: Optional[str]) -> None:
+        # A copy is gone through: another thread may be adding. What is forgotten too early is read again.
+        known = {ref for ref in tuple(self._headers) if worker in (None, ref.worker)}
+        for ref in known.difference(present):
+            self._headers.pop(ref, None)
+
+    def _lineage_numbers(self, worker: str) -> list[int]:
+        keys = [info.key for info in self.backend.list(lineages_prefix(worker))]
+        return [number for number in map(parse_lineage_key, keys) if number]
+
+    def _readable_lineage(self, worker: str, number: int) -> Optional[Lineage]:
+        try:
+            return self.lineage(worker, number)
+        except (CorruptCheckpointError, CheckpointNotFoundError) as error:
+            logger.warning(
+                "%s. So it is not known which older checkpoints run %d of worker %r continues; what it has "
+                "saved itself is not affected.",
+                error,
+                number,
+                worker,
+            )
+            return None
+
+    @contextlib.contextmanager
+    def _error_context(self, key: str, ref: Optional[CheckpointRef] = None) -> Iterator[None]:
+        """Say which object and checkpoint an error is about."""
+        what = f"checkpoint {ref}" if ref else key
+        try:
+            yield
+        except ObjectNotFoundError as error:
+            raise CheckpointNotFoundError(f"{self.backend.uri}: {what} does not exist") from error
+        except CorruptCheckpointError as error:
+            where = f" ({key})" if ref else ""
+            raise CorruptCheckpointError(f"{self.backend.uri}: {what} is damaged{where}: {error}") from error
+
+
+def _same(header: Header, ref: CheckpointRef) -> Header:
+    if header.ref != ref:
+        raise CorruptCheckpointError(f"it holds the manifest of another checkpoint, {header.ref}")
+    return header

@@ -1,0 +1,1 @@
+"""The integrations with TensorFlow. The only package that imports it."""

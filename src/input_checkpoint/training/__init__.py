@@ -1,0 +1,1 @@
+"""What every integration shares. Nothing here imports TensorFlow."""

@@ -1,0 +1,194 @@
+"""What a save uploads, keeps in memory and leaves behind when it fails."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import tracemalloc
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+import input_checkpoint as ic
+from benchmarks.incremental import measure
+from input_checkpoint.backends.memory import MemoryBackend
+from input_checkpoint.format.keys import manifest_key
+from input_checkpoint.state import Element
+from tests.support.faults import Fail, FaultyBackend
+from tests.support.wrappers import BeforeWrites, Failing, Recording
+
+SMALL = ic.SaveOptions(pack_bytes=1 << 16, concurrency=1, compress=False)
+
+
+class WithoutPacks(MemoryBackend):
+    """Forgets the data, so that only the memory of the save itself is measured."""
+
+    def put(self, key, data):
+        if not key.startswith("packs/"):
+            super().put(key, data)
+
+
+@pytest.fixture
+def memory() -> MemoryBackend:
+    return MemoryBackend(f"memory://{uuid.uuid4().hex}")
+
+
+def state(*elements: Element) -> list[ic.IteratorState]:
+    return [ic.IteratorState("Iterator", list(elements))]
+
+
+def large(number: int) -> Element:
+    return (b"slot", random.Random(number).randbytes(2100))
+
+
+class TestUploads:
+    @pytest.mark.parametrize(
+        ("payload_bytes", "share"), [(200, 0.30), (500, 0.14), (1000, 0.08), (1024, 0.08), (2000, 0.07)]
+    )
+    def test_at_5_percent_turnover(self, payload_bytes, share):
+        figures = measure(0.05, saves=12, elements=8000, element_bytes=payload_bytes)
+        assert max(figures.uploads) <= share * 8000 * payload_bytes
+
+    def test_the_manifest_of_a_million_tiny_elements_is_small(self, memory):
+        store = ic.CheckpointStore.open(memory, create=True)
+        elements = ((b"Iterator::Shuffle:buffer::%d" % n, b"%08d" % n) for n in range(200_000))
+        info = store.save(store.open_lineage("main", None), 1, [ic.IteratorState("Iterator", elements)])
+        assert len(memory.get(manifest_key(info.ref))) < 0.025 * info.logical_bytes
+
+    def test_keys_are_compressed_though_payloads_do_not_shrink(self, memory):
+        store = ic.CheckpointStore.open(memory, create=True)
+        chance = random.Random(1)
+        count, payload_bytes = 2000, 3000
+        elements = [
+            (b"a long key with a number: %d" % n * 20, chance.randbytes(payload_bytes)) for n in range(count)
+        ]
+        info = store.save(store.open_lineage("main", None), 1, state(*elements))
+        assert info.logical_bytes > 1.15 * count * payload_bytes
+        assert info.stored_bytes < 1.02 * count * payload_bytes
+
+    def test_elements_that_are_the_same_are_stored_once(self, memory):
+        store = ic.CheckpointStore.open(memory, create=True, options=SMALL)
+        lineage = store.open_lineage("main", None)
+        info = store.save(lineage, 1, state(*[large(n % 3) for n in range(3000)]))
+        assert info.stored_bytes < 4 * 2100 + 3000 * 8 + 20
+        (loaded,) = store.load(info)
+        assert loaded.in_order() == [large(n % 3) for n in range(3000)]
+
+
+class TestOrder:
+    def test_encoding_begins_while_the_save_is_announced(self, memory):
+        encoding = threading.Event()
+
+        def elements() -> Iterator[Element]:
+            encoding.set()
+            yield b"key", b"payload"
+
+        def announced(key: str) -> None:
+            assert encoding.wait(10), f"{key} was written before anything was encoded"
+
+        store = ic.CheckpointStore.open(memory, create=True)
+        lineage = store.open_lineage("main", None)
+        observed = ic.CheckpointStore(BeforeWrites(memory, announced))
+        info = observed.save(lineage, 1, [ic.IteratorState("Iterator", elements())])
+        assert [state.in_order() for state in store.load(info)] == [[(b"key", b"payload")]]
+
+    def test_what_encoding_raises_at_once_takes_the_announcement_back(self, memory):
+        def elements() -> Iterator[Element]:
+            raise OSError("the session is gone")
+            yield
+
+        store = ic.CheckpointStore.open(memory, create=True)
+        with pytest.raises(OSError, match="the session is gone"):
+            store.save(store.open_lineage("main", None), 1, [ic.IteratorState("Iterator", elements())])
+        assert list(memory.list("saves/")) == []
+
+
+class TestMemory:
+    COUNT = 20_000
+    PAYLOAD_BYTES = 1000
+
+    def elements(self, generation: int) -> Iterator[Element]:
+        rest = bytes(self.PAYLOAD_BYTES - 16)
+        for number in range(self.COUNT):
+            yield b"%d" % number, b"%08d%08d" % (number, generation) + rest
+
+    def test_many_payloads_that_are_all_new_take_little_at_every_save(self, monkeypatch):
+        monkeypatch.setattr("input_checkpoint.store.chunk_index.MAX_OLDER_CHUNKS", 0)
+        backend = WithoutPacks(f"memory://{uuid.uuid4().hex}")
+        store = ic.CheckpointStore.open(backend, create=True, options=SMALL)
+        lineage = store.open_lineage("main", None)
+        tracemalloc.start()
+        try:
+            for step in range(3):
+                info = store.save(lineage, step, [ic.IteratorState("Iterator", self.elements(step))])
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        manifests = 5 * len(
+            backend.get(manifest_key(info.ref))
+        )  # three in the store, one twice in the making
+        buffers = 4 * SMALL.pack_bytes + (1 << 20)
+        two_states = 2 * self.COUNT
+        assert peak < manifests + buffers + 80 * two_states
+
+
+class TestFailure:
+    def test_nothing_is_built_on_a_save_that_was_not_committed(self, memory):
+        failing = Failing(memory, "create", "checkpoints/main/00000001/000000000001", ic.BackendError("no"))
+        store = ic.CheckpointStore.open(failing, create=True, options=SMALL, retry=None)
+        lineage = store.open_lineage("main", None)
+        with pytest.raises(ic.BackendError, match="no"):
+            store.save(lineage, 1, state(large(1), large(2)))
+        memory.delete([info.key for info in memory.list("packs/")])
+        store.save(lineage, 2, state(large(1), large(2)))
+        assert store.verify().ok
+
+    def test_a_storage_that_was_waited_for_in_vain_is_not_waited_for_again(self, memory):
+        patience = 0.4
+        faulty = FaultyBackend(memory)
+        policy = ic.RetryPolicy(timeout=patience, initial_delay=0.01, max_delay=0.02)
+        store = ic.CheckpointStore.open(faulty, create=True, options=SMALL, retry=policy)
+        lineage = store.open_lineage("main", None)
+        # Away for good once the save is announced.
+        faulty.plan.update({len(faulty.calls) + number: Fail() for number in range(2, 10_000)})
+        started = time.monotonic()
+        with pytest.raises(ic.BackendUnavailableError):
+            store.save(lineage, 1, state(large(1)))
+        assert time.monotonic() - started < 1.7 * patience
+        assert not [call for call in faulty.calls if call.startswith("delete")]
+
+    def test_the_announcement_of_a_save_that_found_the_storage_away_is_removed_by_the_next_clean_up(
+        self, memory
+    ):
+        failing = Failing(
+            memory, "put", "packs/main/00000001/000000000001", ic.BackendUnavailableError("away")
+        )
+        store = ic.CheckpointStore.open(failing, create=True, options=SMALL, retry=None)
+        lineage = store.open_lineage("main", None)
+        with pytest.raises(ic.BackendUnavailableError):
+            store.save(lineage, 1, state(large(1)))
+        assert len(list(memory.list("saves/"))) == 1
+        store.save(lineage, 2, state(large(2)))
+        report = store.prune(ic.KeepLast(1), lineage=lineage)
+        assert report.kept
+        assert list(memory.list("saves/")) == []
+
+    def test_a_save_that_fails_for_another_reason_takes_its_announcement_back(self, memory):
+        recording = Recording(memory)
+        failing = Failing(recording, "put", "packs/", ic.BackendPermissionError("no"))
+        store = ic.CheckpointStore.open(failing, create=True, options=SMALL, retry=None)
+        with pytest.raises(ic.BackendPermissionError):
+            store.save(store.open_lineage("main", None), 1, state(large(1)))
+        assert list(memory.list("saves/")) == []
+
+    def test_a_checkpoint_of_more_packs_than_a_manifest_can_name_is_not_committed(self, memory, monkeypatch):
+        monkeypatch.setattr("input_checkpoint.format.manifest._MAX_HEADER_BYTES", 4000)
+        options = ic.SaveOptions(pack_bytes=1)
+        store = ic.CheckpointStore.open(memory, create=True, options=options)
+        lineage = store.open_lineage("main", None)
+        with pytest.raises(ic.InputCheckpointError, match=r"101 packs.*SaveOptions\(pack_bytes"):
+            store.save(lineage, 1, state(*map(large, range(100))))
+        assert (store.checkpoints(), store.history("main")) == ([], [])
+        assert store.save(lineage, 2, state(large(1))).step == 2

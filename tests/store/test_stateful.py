@@ -1,0 +1,317 @@
+"""Whatever happens to a store, in whatever order: history is one line, and nothing comes back wrong.
+
+A small model says what must be true. integration/test_store_at_length.py looks much further.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+import uuid
+from dataclasses import dataclass, field
+from typing import Optional
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import input_checkpoint as ic
+from input_checkpoint.backends.memory import MemoryBackend
+from input_checkpoint.checkpoint import CheckpointRef
+from input_checkpoint.format.keys import manifest_key
+from input_checkpoint.format.lineage import Lineage
+from input_checkpoint.format.manifest import decode_header
+from input_checkpoint.state import Element
+from tests.support.cycles import open_store, restored
+from tests.support.faults import Die, FaultyBackend, Killed, Meanwhile
+
+WORKER = "main"
+State = list[tuple[str, list[Element]]]
+
+
+@dataclass
+class Writer:
+    """A process that trains, or that was superseded and does not know it."""
+
+    backend: FaultyBackend
+    store: ic.CheckpointStore
+    lineage: Lineage
+    step: int
+    state: State
+
+
+@dataclass
+class Model:
+    """What must be true of the store."""
+
+    parents: dict[int, Optional[CheckpointRef]] = field(default_factory=dict)
+    """Of every lineage, from old to new."""
+    saved: dict[CheckpointRef, State] = field(default_factory=dict)
+    """What was committed and not removed."""
+    named: dict[CheckpointRef, set[str]] = field(default_factory=dict)
+    """The keys that each of them consists of."""
+    damaged: set[str] = field(default_factory=set)
+
+    @property
+    def newest(self) -> int:
+        return max(self.parents)
+
+    def line(self) -> list[CheckpointRef]:
+        """The history, by following each restart to the checkpoint that it began from."""
+        found: list[CheckpointRef] = []
+        number, last_step = max(self.parents, default=None), None
+        while number is not None:
+            own = [ref for ref in self.saved if ref.lineage == number]
+            found += [ref for ref in own if last_step is None or ref.step <= last_step]
+            parent = self.parents[number]
+            number, last_step = (parent.lineage, parent.step) if parent else (None, None)
+        return sorted(found)
+
+    def may_be_unreadable(self, ref: CheckpointRef) -> bool:
+        return bool(self.named[ref] & self.damaged)
+
+
+def without_chance(key: str) -> str:
+    """A key without its random part, so that Hypothesis can play a scene again."""
+    return re.sub(r"(?<=\d{12}-)[0-9a-f]{8}", "*", key)
+
+
+payloads = st.builds(
+    lambda seed, size: random.Random(seed).randbytes(size),
+    # Few, so that a payload often comes back after nothing has needed it for a while.
+    st.integers(0, 3),
+    st.sampled_from([0, 40, 2047, 2048, 7000]),
+)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    @initialize()
+    def an_empty_store(self) -> None:
+        self.inner = MemoryBackend(f"memory://{uuid.uuid4().hex}")
+        self.model = Model()
+        self.writer: Optional[Writer] = None
+        self.zombies: list[Writer] = []
+        self.start(None)
+
+    # What a writer does.
+
+    @precondition(lambda self: self.writer)
+    @rule(drawn=st.lists(payloads, max_size=5), forget=st.integers(0, 9), stride=st.integers(1, 30))
+    def save(self, drawn: list[bytes], forget: int, stride: int) -> None:
+        writer = self.advance(drawn, forget, stride)
+        info = writer.store.save(writer.lineage, writer.step, self.streams(writer.state))
+        self.committed(info.ref, writer.state)
+
+    @precondition(lambda self: self.writer)
+    @rule(
+        drawn=st.lists(payloads, max_size=5),
+        call=st.integers(1, 12),
+        moment=st.sampled_from(["before", "after"]),
+    )
+    def die_in_the_middle_of_a_save(self, drawn: list[bytes], call: int, moment: str) -> None:
+        writer = self.advance(drawn, 3, 10)
+        writer.backend.plan[len(writer.backend.calls) + call] = Die(moment)
+        with contextlib.suppress(Killed):
+            writer.store.save(writer.lineage, writer.step, self.streams(writer.state))
+        ref = CheckpointRef(WORKER, writer.lineage.number, writer.step)
+        if any(info.key == manifest_key(ref) for info in self.inner.list()):
+            self.committed(ref, writer.state)
+        self.writer = None
+
+    @precondition(lambda self: self.writer)
+    @rule(
+        drawn=st.lists(payloads, max_size=5),
+        call=st.integers(1, 12),
+        n=st.integers(1, 3),
+        moment=st.sampled_from(["before", "after"]),
+        by_the_writer=st.booleans(),
+    )
+    def a_prune_comes_in_the_middle_of_a_save(
+        self, drawn: list[bytes], call: int, n: int, moment: str, by_the_writer: bool
+    ) -> None:
+        writer = self.advance(drawn, 3, 10)
+        ref = CheckpointRef(WORKER, writer.lineage.number, writer.step)
+
+        def prune() -> None:
+            if any(info.key == manifest_key(ref) for info in self.inner.list()):
+                self.committed(ref, writer.state)
+            if by_the_writer:
+                self.prune_by(writer.store, n, writer.lineage)
+            else:
+                self.prune_by(open_store(self.inner), n, None)
+
+        writer.backend.plan[len(writer.backend.calls) + call] = Meanwhile(prune, moment)
+        writer.store.save(writer.lineage, writer.step, self.streams(writer.state))
+        self.committed(ref, writer.state)
+        writer.backend.plan.clear()
+
+    @precondition(lambda self: self.writer)
+    @rule(n=st.integers(1, 4))
+    def the_writer_prunes(self, n: int) -> None:
+        assert self.writer
+        self.prune_by(self.writer.store, n, self.writer.lineage)
+
+    # What others do.
+
+    @rule(n=st.integers(1, 4))
+    def a_tool_prunes(self, n: int) -> None:
+        self.prune_by(open_store(self.inner), n, None)
+
+    @rule(data=st.data(), back=st.integers(0, 3))
+    def restart_from_the_newest_or_an_older_step(self, data: st.DataObject, back: int) -> None:
+        readable = [ref for ref in self.model.line() if not self.model.may_be_unreadable(ref)]
+        self.start(readable[max(0, len(readable) - 1 - back)] if readable else None)
+
+    @precondition(lambda self: self.model.saved)
+    @rule(data=st.data())
+    def restart_from_a_step_that_was_left_behind(self, data: st.DataObject) -> None:
+        behind = sorted(set(self.model.saved) - set(self.model.line()))
+        readable = [ref for ref in behind if not self.model.may_be_unreadable(ref)]
+        if readable:
+            self.start(data.draw(st.sampled_from(readable)))
+
+    @precondition(lambda self: self.zombies)
+    @rule(data=st.data(), drawn=st.lists(payloads, max_size=3))
+    def a_zombie_saves(self, data: st.DataObject, drawn: list[bytes]) -> None:
+        zombie = data.draw(st.sampled_from(self.zombies))
+        before = self.keys()
+        zombie.step += 10
+        state = [("zombie", [(b"%d" % number, payload) for number, payload in enumerate(drawn)])]
+        try:
+            zombie.store.save(zombie.lineage, zombie.step, self.streams(state))
+        except ic.WriterSupersededError:
+            pass
+        else:
+            raise AssertionError("a superseded writer has saved")
+        assert before <= self.keys()
+        assert all(key.startswith("packs/") for key in self.keys() - before)
+
+    @precondition(lambda self: self.zombies)
+    @rule(data=st.data(), n=st.integers(1, 2))
+    def a_zombie_prunes(self, data: st.DataObject, n: int) -> None:
+        zombie = data.draw(st.sampled_from(self.zombies))
+        before = self.keys()
+        try:
+            zombie.store.prune(ic.KeepLast(n), WORKER, lineage=zombie.lineage, orphan_age=0)
+        except ic.WriterSupersededError:
+            pass
+        else:
+            raise AssertionError("a superseded writer has pruned")
+        assert self.keys() == before
+
+    @precondition(lambda self: self.model.saved)
+    @rule(data=st.data(), how=st.sampled_from(["flip", "cut", "delete"]))
+    def an_object_is_damaged(self, data: st.DataObject, how: str) -> None:
+        alive = sorted(set().union(*self.model.named.values()) & self.keys(), key=without_chance)
+        if not alive:
+            return
+        key = alive[data.draw(st.integers(0, len(alive) - 1))]
+        content = self.inner.get(key)
+        position = int(data.draw(st.floats(0, 0.999)) * len(content))
+        if how == "delete" and key.startswith("packs/"):
+            self.inner.delete([key])
+        elif how == "cut" and content:
+            self.inner.put(key, content[:position])
+        elif content:
+            self.inner.put(
+                key, content[:position] + bytes([content[position] ^ 0x41]) + content[position + 1 :]
+            )
+        self.model.damaged.add(key)
+
+    # What must be true at any time.
+
+    @invariant()
+    def history_is_the_line(self) -> None:
+        if hasattr(self, "model"):
+            assert open_store(self.inner).history(WORKER) == self.model.line()
+
+    @invariant()
+    def every_checkpoint_comes_back_as_it_was_or_not_at_all(self) -> None:
+        if not hasattr(self, "model"):
+            return
+        store = open_store(self.inner)
+        problems = store.verify(WORKER).problems
+        for ref, state in self.model.saved.items():
+            try:
+                assert restored(store, ref) == state
+            except ic.CorruptCheckpointError:
+                assert self.model.may_be_unreadable(ref)
+                assert ref in problems
+            else:
+                # A pack of the wrong size is reported, also if this one does not need what is missing.
+                assert "bytes instead of" in problems.get(ref, "bytes instead of")
+
+    # How it is done.
+
+    def start(self, parent: Optional[CheckpointRef]) -> None:
+        if self.writer:
+            self.zombies.append(self.writer)
+        backend = FaultyBackend(self.inner)
+        store = open_store(backend)
+        state = restored(store, parent) if parent else [("first", []), ("second", [])]
+        lineage = store.open_lineage(WORKER, parent)
+        self.model.parents[lineage.number] = parent
+        self.writer = Writer(backend, store, lineage, parent.step if parent else 0, state)
+
+    def advance(self, drawn: list[bytes], forget: int, stride: int) -> Writer:
+        """Train for some steps: old elements leave the buffer, new ones come."""
+        writer = self.writer
+        assert writer
+        writer.step += stride
+        kept = writer.state[0][1][forget:]
+        new = [(b"%d:%d" % (writer.step, number), payload) for number, payload in enumerate(drawn)]
+        writer.state = [("first", kept + new), ("second", [(b"step", b"%d" % writer.step)])]
+        return writer
+
+    def committed(self, ref: CheckpointRef, state: State) -> None:
+        if ref in self.model.saved:
+            return
+        self.model.saved[ref] = state
+        packs = decode_header(self.inner.get(manifest_key(ref))).packs
+        self.model.named[ref] = {manifest_key(ref), *(pack.key for pack in packs)}
+
+    def prune_by(self, store: ic.CheckpointStore, n: int, lineage: Optional[Lineage]) -> None:
+        model = self.model
+        present, line = set(model.saved), model.line()
+        report = store.prune(ic.KeepLast(n), WORKER, lineage=lineage, orphan_age=0)
+        removed = set(report.removed)
+        assert removed | set(report.kept) == present
+        assert not removed & set(report.kept)
+        # Which of the damaged ones still count depends on what the pruner has read before.
+        intact = [ref for ref in line if not model.may_be_unreadable(ref)]
+        certain = [ref for ref in line[-n:] if ref in intact]
+        assert not removed & {*certain, *line[-1:]}
+        if len(intact) == len(line):
+            assert removed & set(line) == set(line[:-n])
+        behind = present - set(line)
+        own = [ref for ref in present if ref.lineage == model.newest]
+        assert removed & behind == (behind if len(own) >= 2 else set())
+        for ref in removed:
+            del model.saved[ref], model.named[ref]
+        needed = {key for ref in model.saved if not model.may_be_unreadable(ref) for key in model.named[ref]}
+        assert not needed & set(report.removed_packs)
+        assert needed <= self.keys()
+
+    def keys(self) -> set[str]:
+        return {info.key for info in self.inner.list()}
+
+    @staticmethod
+    def streams(state: State) -> list[ic.IteratorState]:
+        return [ic.IteratorState(name, iter(elements)) for name, elements in state]
+
+
+BRIEF = settings(
+    max_examples=40,
+    stateful_step_count=30,
+    deadline=None,
+    # Not `explain`: it traces every line, which takes minutes here.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+
+
+@pytest.mark.timeout(600)  # for shrinking, should it ever fail
+class TestStore(StoreMachine.TestCase):
+    settings = BRIEF
