@@ -20,7 +20,7 @@ import input_checkpoint as ic
 from benchmarks.observed import ObservedBackend
 from benchmarks.pipelines import Pipeline
 from input_checkpoint import CheckpointInputPipelineHook
-from input_checkpoint.tensorflow.iterators import external_state_policy
+from input_checkpoint.tensorflow.iterators import external_state_policy_number
 from integration.servers.server import Place
 
 v1 = tf.compat.v1
@@ -255,7 +255,7 @@ class TrainingSession:
 
 def serialize_op(resource: Any) -> Any:
     """Return the operation that takes an iterator's state into memory, and throws it away."""
-    policy = external_state_policy("fail")
+    policy = external_state_policy_number("fail")
     return tf.raw_ops.SerializeIterator(resource_handle=resource, external_state_policy=policy).op
 
 

@@ -23,7 +23,7 @@ from benchmarks.report import Figure, Goal
 from input_checkpoint import Backend, CheckpointStore, KeepLast, open_backend
 from input_checkpoint.backends.local import LocalBackend
 from input_checkpoint.store.pack_writer import CONCURRENCY, PACK_BYTES
-from input_checkpoint.tensorflow.iterators import Snapshot
+from input_checkpoint.tensorflow.iterators import HeldSnapshot
 from integration.servers.server import Place
 
 NAME = "durable"
@@ -94,7 +94,7 @@ class _Runner:
         self.name = name
         self._backend = ObservedBackend(backend)
         self._store = CheckpointStore.open(self._backend, create=True)
-        self._lineage = self._store.open_lineage("main", parent=None)
+        self._run = self._store.begin_run("main")
 
     def save(self, number: int, opened: RawSession) -> dict[str, float]:
         """Save, then encode and upload apart. Returns seconds."""
@@ -102,13 +102,13 @@ class _Runner:
         started = time.perf_counter()
         snapshot = opened.iterators.snapshot(opened.session)
         serialized = time.perf_counter() - started
-        self._store.save(self._lineage, number, snapshot.states())
+        self._run.save(number, snapshot.states())
         durable = self._backend.committed_at - started
         new_bytes = self._backend.look().uploaded
         encode = serialized + _seconds(lambda: _encode(snapshot))
         snapshot.release()
         wire = _seconds(lambda: self._put(number, new_bytes))
-        self._store.prune(KeepLast(2), lineage=self._lineage)
+        self._run.prune(KeepLast(2))
         return {self.name: durable, ENCODE: encode, WIRE: wire, LIMIT: max(encode, wire)}
 
     def _put(self, number: int, size: int) -> None:
@@ -123,7 +123,7 @@ class _Runner:
                 future.result()
 
 
-def _encode(snapshot: Snapshot) -> None:
+def _encode(snapshot: HeldSnapshot) -> None:
     for state in snapshot.states():
         for _ in state.elements:
             pass

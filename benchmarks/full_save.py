@@ -14,9 +14,9 @@ from pathlib import Path
 
 from input_checkpoint import CheckpointStore, IteratorState
 from input_checkpoint.backends.local import LocalBackend
-from input_checkpoint.format.lineage import Lineage
 from input_checkpoint.state import Element
 from input_checkpoint.store.pack_writer import PackWriter
+from input_checkpoint.store.run import Run
 
 ELEMENTS = 3_000
 ELEMENT_BYTES = 100_000
@@ -38,10 +38,10 @@ def bare_write(folder: Path, number: int, state: list[Element]) -> float:
     return time.perf_counter() - started
 
 
-def save(store: CheckpointStore, lineage: Lineage, number: int, state: list[Element]) -> float:
+def save(run: Run, number: int, state: list[Element]) -> float:
     """Return the seconds that it takes to save and commit the elements."""
     started = time.perf_counter()
-    store.save(lineage, number, [IteratorState("Iterator", state)])
+    run.save(number, [IteratorState("Iterator", state)])
     return time.perf_counter() - started
 
 
@@ -49,12 +49,12 @@ def main() -> None:
     """Print the ratio, pair by pair."""
     with tempfile.TemporaryDirectory() as folder:
         store = CheckpointStore.open(f"{folder}/store", create=True)
-        lineage = store.open_lineage("main", parent=None)
+        run = store.begin_run("main")
         ratios = []
         for number in range(ROUNDS):
             state = fresh_state()
             bare = bare_write(Path(folder), number, state)
-            ours = save(store, lineage, number, state)
+            ours = save(run, number, state)
             ratios.append(ours / bare)
         size = ELEMENTS * ELEMENT_BYTES / 1e6
         print(f"save of {size:.0f} MB, all new, relative to a bare write of the same bytes, {ROUNDS} pairs:")

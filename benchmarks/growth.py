@@ -21,8 +21,8 @@ from benchmarks.report import Figure, Goal, aligned, exponent, number
 from input_checkpoint import CheckpointRef, CheckpointStore, IteratorState, KeepAll, KeepLast
 from input_checkpoint.backends.local import LocalBackend
 from input_checkpoint.backends.memory import MemoryBackend
-from input_checkpoint.format.lineage import Lineage
 from input_checkpoint.state import Element
+from input_checkpoint.store.run import Run
 
 NAME = "growth"
 EXPONENT = "exponent"
@@ -140,13 +140,13 @@ def _save_all(pipeline: Pipeline) -> Costs:
         iterators.snapshot(session).release()
         session.run(opened.serialize)
         store = CheckpointStore.open(LocalBackend(str(folder)), create=True)
-        lineage = store.open_lineage("main", parent=None)
+        run = store.begin_run("main")
         before = time.perf_counter()
         session.run(opened.serialize)
         started = time.perf_counter()
         snapshot = iterators.snapshot(session)
         stalled = time.perf_counter()
-        store.save(lineage, 1, snapshot.states())
+        run.save(1, snapshot.states())
         saved = time.perf_counter()
         snapshot.release()
         iterators.restore(session, store.load(store.newest("main")))
@@ -163,14 +163,14 @@ def live_long(retained: int) -> Costs:
     """Return what everything costs in a store with that many checkpoints."""
     backend = ObservedBackend(MemoryBackend(f"memory://{uuid.uuid4().hex}"))
     store = CheckpointStore.open(backend, create=True)
-    lineage = store.open_lineage("main", parent=None)
+    run = store.begin_run("main")
     # At least so many that the packs are of as many ages as they will ever be.
     last = max(retained, _LEAST_SAVES)
     for step in range(1, last + 1):
-        store.save(lineage, step, [_state(step)])
-    store.prune(KeepLast(retained), "main", lineage=lineage)
-    costs = _costs_of(backend, "save", lambda: store.save(lineage, last + 1, [_state(last + 1)]))
-    costs |= _costs_of(backend, "prune", lambda: _open(backend).prune(KeepAll(), "main", lineage=lineage))
+        run.save(step, [_state(step)])
+    run.prune(KeepLast(retained))
+    costs = _costs_of(backend, "save", lambda: run.save(last + 1, [_state(last + 1)]))
+    costs |= _costs_of(backend, "prune", lambda: run.prune(KeepAll()))
     costs |= _costs_of(backend, "list all", lambda: _open(backend).checkpoints())
     costs |= _costs_of(backend, "resume", lambda: _resume(backend, "main"))
     return costs
@@ -180,15 +180,13 @@ def work_together(workers: int) -> Costs:
     """Return what everything costs one of that many workers."""
     backend = ObservedBackend(MemoryBackend(f"memory://{uuid.uuid4().hex}"))
     names = [f"worker-{index}" for index in range(workers)]
-    lineages: dict[str, Lineage] = {}
-    stores: dict[str, CheckpointStore] = {}
+    runs: dict[str, Run] = {}
     for name in names:
-        stores[name] = CheckpointStore.open(backend, create=True)
-        lineages[name] = stores[name].open_lineage(name, parent=None)
-        stores[name].save(lineages[name], 1, [_state(1)])
+        runs[name] = CheckpointStore.open(backend, create=True).begin_run(name)
+        runs[name].save(1, [_state(1)])
     one = names[-1]
-    costs = _costs_of(backend, "save", lambda: stores[one].save(lineages[one], 2, [_state(2)]))
-    costs |= _costs_of(backend, "prune", lambda: stores[one].prune(KeepAll(), one, lineage=lineages[one]))
+    costs = _costs_of(backend, "save", lambda: runs[one].save(2, [_state(2)]))
+    costs |= _costs_of(backend, "prune", lambda: runs[one].prune(KeepAll()))
     costs |= _costs_of(backend, "list own", lambda: _open(backend).checkpoints(one))
     costs |= _costs_of(backend, "list all", lambda: _open(backend).checkpoints())
     costs |= _costs_of(backend, "resume", lambda: _resume(backend, one))
@@ -201,8 +199,8 @@ def _resume(backend: ObservedBackend, worker: str) -> None:
     newest: CheckpointRef = store.history(worker)[-1]
     for state in store.load(newest):
         state.in_order()
-    lineage = store.open_lineage(worker, newest)
-    store.save(lineage, newest.step + 1, [_state(newest.step + 1)])
+    run = store.begin_run(worker, newest)
+    run.save(newest.step + 1, [_state(newest.step + 1)])
 
 
 def _open(backend: ObservedBackend) -> CheckpointStore:

@@ -96,7 +96,7 @@ def measure(turnover: float, saves: int, elements: int, element_bytes: int) -> F
     """Save a shuffle buffer ``saves`` times, replacing a share of its elements at random in between."""
     backend = CountingBackend(f"memory://{uuid.uuid4().hex}")
     store = CheckpointStore.open(backend, create=True, options=SaveOptions(pack_bytes=PACK_BYTES))
-    lineage = store.open_lineage("main", parent=None)
+    run = store.begin_run("main")
     chance = random.Random(1)
     buffer = [chance.randbytes(element_bytes) for _ in range(elements)]
     uploads = []
@@ -104,10 +104,10 @@ def measure(turnover: float, saves: int, elements: int, element_bytes: int) -> F
     for step in range(saves):
         backend.uploaded = 0
         keyed = ((b"Iterator::Shuffle:buffer::%d" % slot, payload) for slot, payload in enumerate(buffer))
-        newest = store.save(lineage, step, [IteratorState("Iterator", keyed)])
+        newest = run.save(step, [IteratorState("Iterator", keyed)])
         uploads.append(backend.uploaded)
         fresh_objects = fresh_objects or len(newest.packs) + 1
-        store.prune(KeepLast(5), lineage=lineage)
+        run.prune(KeepLast(5))
         for slot in chance.sample(range(elements), round(turnover * elements)):
             buffer[slot] = chance.randbytes(element_bytes)
     backend.read, backend.objects = 0, set()

@@ -86,8 +86,8 @@ def save_once(who: str, size: int, remote: Place) -> float:
 
 def _save(store: CheckpointStore, opened: RawSession) -> None:
     snapshot = opened.iterators.snapshot(opened.session)
-    lineage = store.open_lineage("main", parent=None)
-    store.save(lineage, 1, snapshot.states())
+    run = store.begin_run("main")
+    run.save(1, snapshot.states())
     snapshot.release()
 
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from benchmarks.competitors import serialize_op
 from benchmarks.pipelines import Pipeline
-from input_checkpoint.tensorflow.iterators import GraphIterators, external_state_policy
+from input_checkpoint.tensorflow.iterators import GraphIterators, external_state_policy_number
 
 v1 = tf.compat.v1
 
@@ -48,7 +48,7 @@ def raw_session(pipeline: Pipeline) -> Iterator[RawSession]:
         iterator = v1.data.make_initializable_iterator(pipeline.dataset())
         batch = iterator.get_next().op
         saveable = tf.data.experimental.make_saveable_from_iterator(iterator)
-        iterators = GraphIterators(graph, external_state_policy("fail"))
+        iterators = GraphIterators(graph, external_state_policy_number("fail"))
         serialize = serialize_op(iterator._iterator_resource)
         with v1.Session() as session:
             saver = v1.train.Saver([saveable], sharded=True)

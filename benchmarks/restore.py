@@ -123,14 +123,14 @@ class _Restorer:
         self._opened = opened
         self._backend = ObservedBackend(backend)
         self._store = CheckpointStore.open(self._backend, create=True)
-        self._lineage = self._store.open_lineage("main", parent=None)
+        self._run = self._store.begin_run("main")
 
     def save(self, number: int) -> None:
         """Save and clean up."""
         snapshot = self._opened.iterators.snapshot(self._opened.session)
-        info = self._store.save(self._lineage, number, snapshot.states())
+        info = self._run.save(number, snapshot.states())
         snapshot.release()
-        self._store.prune(KeepLast(2), lineage=self._lineage)
+        self._run.prune(KeepLast(2))
         self.state_bytes = info.logical_bytes
 
     def restore(self) -> int:

@@ -97,7 +97,7 @@ def train(run: Run) -> list[Figure]:
 def _save_often(run: Run, pipeline: Pipeline, opened: RawSession) -> list[Figure]:
     backend = ObservedBackend(MemoryBackend(f"memory://{uuid.uuid4().hex}"))
     store = CheckpointStore.open(backend, create=True)
-    lineage = store.open_lineage("main", parent=None)
+    saving = store.begin_run("main")
     watched = Watched()
     case = f"{pipeline.name}, {run.steps} steps of {pipeline.batch}"
     figures: list[Figure] = []
@@ -105,10 +105,10 @@ def _save_often(run: Run, pipeline: Pipeline, opened: RawSession) -> list[Figure
         watched.begin()
         backend.look()
         snapshot = opened.iterators.snapshot(opened.session)
-        store.save(lineage, number, watched.states(snapshot.states()))
+        saving.save(number, watched.states(snapshot.states()))
         snapshot.release()
         uploaded = backend.look().uploaded
-        store.prune(KeepLast(5), lineage=lineage)
+        saving.prune(KeepLast(5))
         if number:  # the first one is full in any case
             figures += _figures(case, number, uploaded, watched)
         opened.draw(run.steps)

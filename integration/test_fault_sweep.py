@@ -183,18 +183,18 @@ def killed_at_change(backend: Backend, number: int) -> Backend:
 def three_saves() -> Backend:
     inner = cycles.new_backend("memory")
     store = cycles.open_store(inner)
-    lineage = store.open_lineage(cycles.WORKER, None)
+    run = store.begin_run(cycles.WORKER, None)
     for step in (10, 20, 30):
-        store.save(lineage, step, cycles.state(step))
+        run.save(step, cycles.state(step))
     return inner
 
 
 def save_next(backend: Backend) -> Callable[[], object]:
     """A restarted run that is about to save. What it builds on may be pruned under its hands."""
     store = cycles.open_store(backend)
-    lineage = store.open_lineage(cycles.WORKER, store.newest(cycles.WORKER).ref)
-    store.save(lineage, 35, cycles.state(35))
-    return lambda: store.save(lineage, 40, cycles.state(40))
+    run = store.begin_run(cycles.WORKER, store.newest(cycles.WORKER).ref)
+    run.save(35, cycles.state(35))
+    return lambda: run.save(40, cycles.state(40))
 
 
 def points_of(prepare: Callable[[Backend], Callable[[], object]]) -> Iterator[tuple[int, str]]:

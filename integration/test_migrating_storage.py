@@ -33,11 +33,11 @@ def test_three_checkpoints_that_share_most_of_their_data_cost_the_target_what_th
     server: Server, place: Place, tmp_path: Path
 ) -> None:
     source = ic.CheckpointStore.open(place.uri, place.storage_options, create=True)
-    lineage = source.open_lineage("main", None)
+    run = source.begin_run("main")
     elements = [(b"slot %d" % slot, os.urandom(ELEMENT_BYTES)) for slot in range(1000)]
     for step in (10, 20, 30):
         elements = [*elements[50:], *((b"new", os.urandom(ELEMENT_BYTES)) for _ in range(50))]
-        source.save(lineage, step, [ic.IteratorState("Iterator", elements)])
+        run.save(step, [ic.IteratorState("Iterator", elements)])
     elsewhere = server.place(uuid.uuid4().hex)
     target = ic.CheckpointStore.open(elsewhere.uri, elsewhere.storage_options, create=True)
     report = source.copy_to(target)

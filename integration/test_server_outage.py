@@ -43,7 +43,7 @@ def opened(place: Place, patience: float) -> CheckpointStore:
 @pytest.mark.timeout(300)
 def test_a_save_outlasts_a_server_that_is_killed_and_comes_back(server: Server, place: Place) -> None:
     store = opened(place, patience=120)
-    lineage = store.open_lineage("main", None)
+    run = store.begin_run("main")
     state = fresh_state()
     coming_back = threading.Timer(3, server.start)
 
@@ -51,7 +51,7 @@ def test_a_save_outlasts_a_server_that_is_killed_and_comes_back(server: Server, 
         kill(server)
         coming_back.start()
 
-    info = store.save(lineage, 10, [IteratorState("Iterator", interrupted(state, outage))])
+    info = run.save(10, [IteratorState("Iterator", interrupted(state, outage))])
     coming_back.join()
     assert [found.in_order() for found in store.load(info)] == [state]
     assert store.verify().problems == {}
@@ -62,16 +62,16 @@ def test_a_save_to_a_server_that_stays_away_fails_clearly_and_the_one_before_it_
     server: Server, place: Place
 ) -> None:
     store = opened(place, patience=5)
-    lineage = store.open_lineage("main", None)
+    run = store.begin_run("main")
     before, lost, after = fresh_state(), fresh_state(), fresh_state()
-    safe = store.save(lineage, 10, [IteratorState("Iterator", before)])
+    safe = run.save(10, [IteratorState("Iterator", before)])
     with pytest.raises(BackendUnavailableError, match="gave up") as raised:
-        store.save(lineage, 20, [IteratorState("Iterator", interrupted(lost, lambda: kill(server)))])
+        run.save(20, [IteratorState("Iterator", interrupted(lost, lambda: kill(server)))])
     assert store.uri in str(raised.value)
     server.start()
     assert store.checkpoints() == [safe]
     assert [found.in_order() for found in store.load(safe)] == [before]
-    info = store.save(lineage, 30, [IteratorState("Iterator", after)])
+    info = run.save(30, [IteratorState("Iterator", after)])
     elsewhere = CheckpointStore.open(place.uri, place.storage_options)
     assert [found.in_order() for found in elsewhere.load(info)] == [after]
     assert store.verify().problems == {}

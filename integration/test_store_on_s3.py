@@ -9,7 +9,7 @@ import pytest
 from aiobotocore.session import AioSession
 
 from input_checkpoint import Backend, open_backend
-from tests.store.conftest import lineage, memory, store
+from tests.store.conftest import memory, run, store
 from tests.store.test_commit import TestCommit
 from tests.store.test_damage import TestDamage, TestForgery
 from tests.store.test_lineages import TestDamagedLineageRecord, TestGoingBack, TestLineages
@@ -34,8 +34,8 @@ __all__ = [
     "TestPruning",
     "TestSavingAndLoading",
     "TestVerifying",
-    "lineage",
     "memory",
+    "run",
     "store",
 ]
 

@@ -207,9 +207,9 @@ def test_traffic_is_counted(observed: ObservedBackend) -> None:
 
 def test_a_commit_is_noticed(observed: ObservedBackend) -> None:
     store = ic.CheckpointStore.open(observed, create=True)
-    lineage = store.open_lineage("main", parent=None)
+    run = store.begin_run("main")
     assert observed.committed_at == 0
-    store.save(lineage, 1, [ic.IteratorState("one", [(b"key", b"payload")])])
+    run.save(1, [ic.IteratorState("one", [(b"key", b"payload")])])
     assert observed.committed_at > 0
 
 

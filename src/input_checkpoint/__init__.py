@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from input_checkpoint.backends.base import Backend
@@ -32,12 +33,14 @@ from input_checkpoint.retention.with_model import KeepWithModel
 from input_checkpoint.state import IteratorState, StoredState
 from input_checkpoint.store.copying import CopyProgress, CopyReport
 from input_checkpoint.store.pruning import PruneReport
+from input_checkpoint.store.run import Run
 from input_checkpoint.store.saving import SaveOptions
 from input_checkpoint.store.store import CheckpointStore
 from input_checkpoint.store.verification import VerifyReport
 
 if TYPE_CHECKING:
     from input_checkpoint.tensorflow.hook import CheckpointInputPipelineHook
+    from input_checkpoint.tensorflow.session_hook import SessionHook
 
 __version__ = "0.1.0"
 
@@ -73,7 +76,9 @@ __all__ = [
     "PruneReport",
     "RetentionPolicy",
     "RetryPolicy",
+    "Run",
     "SaveOptions",
+    "SessionHook",
     "StoredState",
     "UnknownBackendError",
     "UnsupportedFormatError",
@@ -84,10 +89,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # The store and its tools work without TensorFlow, so what needs it is imported when first asked for.
-    if name == "CheckpointInputPipelineHook":
-        from input_checkpoint.tensorflow.hook import CheckpointInputPipelineHook
+# What needs TensorFlow, and so is imported only when it is first used: the store and its tools work without.
+_TENSORFLOW_NAMES = {
+    "CheckpointInputPipelineHook": "input_checkpoint.tensorflow.hook",
+    "SessionHook": "input_checkpoint.tensorflow.session_hook",
+}
 
-        return CheckpointInputPipelineHook
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    module = _TENSORFLOW_NAMES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(module), name)

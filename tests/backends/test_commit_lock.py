@@ -40,7 +40,7 @@ def test_a_store_can_be_kept_where_it_could_not_without(tmp_path):
     backend = CommitLockBackend(plain, LocalBackend(str(tmp_path / "locks")))
     probe(backend)
     store = CheckpointStore.open(backend, create=True)
-    info = store.save(store.open_lineage("main", None), 10, [])
+    info = store.begin_run("main").save(10, [])
     assert CheckpointStore.open(backend).checkpoints() == [info]
 
 

@@ -228,7 +228,7 @@ class TestGeneric:
     def test_a_store_can_be_read_out_of_an_archive(self, tmp_path):
         store = CheckpointStore.open(str(tmp_path / "run"), create=True)
         state = IteratorState("Iterator", [(b"slot", b"payload")])
-        info = store.save(store.open_lineage("main", None), 10, [state])
+        info = store.begin_run("main").save(10, [state])
         shutil.make_archive(str(tmp_path / "run"), "zip", tmp_path / "run")
         archived = CheckpointStore.open(f"zip::file://{tmp_path}/run.zip")
         assert archived.checkpoints() == [info]

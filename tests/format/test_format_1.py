@@ -46,12 +46,12 @@ def state(turned_over: int) -> dict[str, Elements]:
 
 def write(directory: str) -> None:
     store = CheckpointStore.open(directory, create=True, options=SaveOptions(pack_bytes=40_000))
-    lineage = store.open_lineage("main", parent=None)
+    run = store.begin_run("main")
     for number, step in SAVED:
-        if number == 2 and lineage.number == 1:
-            lineage = store.open_lineage("main", parent=CheckpointRef("main", 1, 10))
+        if number == 2 and run.lineage.number == 1:
+            run = store.begin_run("main", parent=CheckpointRef("main", 1, 10))
         states = [IteratorState(name, elements) for name, elements in state(SAVED[number, step]).items()]
-        store.save(lineage, step, states)
+        run.save(step, states)
 
 
 @pytest.mark.parametrize("saved", SAVED)

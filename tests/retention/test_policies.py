@@ -251,11 +251,11 @@ class TestKeepBytes:
         backend = MemoryBackend(f"memory://{uuid.uuid4().hex}")
         ic.CheckpointStore.open(backend, create=True)
         store = ic.CheckpointStore(backend, ic.SaveOptions(pack_bytes=1 << 17))
-        lineage = store.open_lineage("main", None)
+        run = store.begin_run("main")
         for step in range(40):
             keyed = ((b"slot %d" % slot, payload) for slot, payload in enumerate(buffer))
-            store.save(lineage, step, [ic.IteratorState("Iterator", keyed)])
-            store.prune(ic.KeepBytes(budget), lineage=lineage)
+            run.save(step, [ic.IteratorState("Iterator", keyed)])
+            run.prune(ic.KeepBytes(budget))
             # A little more for what is neither data nor a list of chunks.
             assert sum(found.size for found in backend.list()) <= 1.03 * budget
             for slot in chance.sample(range(200), 10):
@@ -580,9 +580,9 @@ def test_a_model_directory_that_cannot_be_reached_costs_no_checkpoint_of_the_sto
 
 def store_with(steps: Sequence[int]) -> ic.CheckpointStore:
     store = ic.CheckpointStore.open(MemoryBackend(f"memory://{uuid.uuid4().hex}"), create=True)
-    lineage = store.open_lineage("main", parent=None)
+    run = store.begin_run("main")
     for step in steps:
-        store.save(lineage, step, [ic.IteratorState("Iterator", [(b"key", str(step).encode())])])
+        run.save(step, [ic.IteratorState("Iterator", [(b"key", str(step).encode())])])
     return store
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from input_checkpoint import Backend, CheckpointStore
+from input_checkpoint import Backend, CheckpointStore, Run
 from input_checkpoint.backends.local import LocalBackend
 from input_checkpoint.backends.memory import MemoryBackend
-from input_checkpoint.format.lineage import Lineage
 
 
 @pytest.fixture(params=["memory", "local"])
@@ -26,8 +25,8 @@ def store(backend: Backend) -> CheckpointStore:
 
 
 @pytest.fixture
-def lineage(store: CheckpointStore) -> Lineage:
-    return store.open_lineage("main", parent=None)
+def run(store: CheckpointStore) -> Run:
+    return store.begin_run("main")
 
 
 @pytest.fixture

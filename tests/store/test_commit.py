@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -18,23 +20,32 @@ from input_checkpoint import (
 )
 from input_checkpoint.format.keys import manifest_key
 from input_checkpoint.state import Element
-from tests.support.stores import die_before_commit, loaded, pack_keys, save, some_state, state_of, steps
+from tests.support.stores import (
+    die_before_commit,
+    loaded,
+    pack_keys,
+    run_in,
+    save,
+    some_state,
+    state_of,
+    steps,
+)
 from tests.support.wrappers import Failing, LosingAnswers, Recording
 
 
 class TestCommit:
-    def test_a_checkpoint_exists_from_its_manifest_on(self, backend, store, lineage):
-        die_before_commit(backend, lineage, 10)
+    def test_a_checkpoint_exists_from_its_manifest_on(self, backend, store, run):
+        die_before_commit(backend, run, 10)
         assert (store.checkpoints(), store.history("main"), store.workers()) == ([], [], [])
         assert pack_keys(backend)
         with pytest.raises(CheckpointNotFoundError):
             store.newest("main")
 
-    def test_the_manifest_is_written_after_the_last_pack_is_stored(self, backend, store, lineage):
+    def test_the_manifest_is_written_after_the_last_pack_is_stored(self, backend, store, run):
         recording = Recording(backend)
         small_packs = CheckpointStore(recording, SaveOptions(pack_bytes=1, concurrency=4))
         states = [IteratorState(f"Iterator_{number}", [(b"", b"%d" % number)]) for number in range(10)]
-        info = small_packs.save(lineage, 10, states)
+        info = run_in(small_packs, run).save(10, states)
         kinds = ("packs/", "checkpoints/")
         writes = [
             call for call in recording.calls if call[0] in ("put", "create") and call[1].startswith(kinds)
@@ -42,64 +53,66 @@ class TestCommit:
         assert [verb for verb, _ in writes] == ["put"] * 10 + ["create"]
         assert writes[-1] == ("create", manifest_key(info.ref))
 
-    def test_a_pack_that_cannot_be_stored_leaves_no_checkpoint(self, backend, store, lineage):
+    def test_a_pack_that_cannot_be_stored_leaves_no_checkpoint(self, backend, store, run):
         failing = CheckpointStore(Failing(backend, "put", "packs/", BackendUnavailableError("no answer")))
         with pytest.raises(BackendUnavailableError, match="no answer"):
-            save(failing, lineage, 10)
+            save(run_in(failing, run), 10)
         assert store.checkpoints() == []
 
-    def test_a_state_that_cannot_be_read_to_its_end_leaves_no_checkpoint(self, backend, store, lineage):
+    def test_a_state_that_cannot_be_read_to_its_end_leaves_no_checkpoint(self, backend, store, run):
         def elements() -> Iterator[Element]:
             yield b"", b"first"
             raise RuntimeError("the session is gone")
 
         with pytest.raises(RuntimeError, match="the session is gone"):
-            store.save(lineage, 10, [IteratorState("Iterator", elements())])
+            run.save(10, [IteratorState("Iterator", elements())])
         assert store.checkpoints() == []
 
-    def test_a_lost_answer_is_not_mistaken_for_another_writer(self, backend, store, lineage):
-        (ref,) = save(CheckpointStore(LosingAnswers(backend)), lineage, 10)
+    def test_a_lost_answer_is_not_mistaken_for_another_writer(self, backend, store, run):
+        (ref,) = save(run_in(CheckpointStore(LosingAnswers(backend)), run), 10)
         assert loaded(store, ref) == [("Iterator", state_of(b"10"))]
 
-    def test_another_writers_manifest_supersedes_this_writer(self, backend, store, lineage):
-        store.save(lineage, 10, some_state(b"theirs"))
-        with pytest.raises(WriterSupersededError, match=r"step 10 .* another writer"):
-            CheckpointStore(backend).save(lineage, 10, some_state(b"ours"))
+    def test_another_writers_manifest_supersedes_this_writer(self, backend, store, run):
+        run.save(10, some_state(b"theirs"))
+        with pytest.raises(WriterSupersededError, match=r"step 10 .* another process"):
+            run_in(CheckpointStore(backend), run).save(10, some_state(b"ours"))
         assert loaded(store, CheckpointRef("main", 1, 10)) == [("Iterator", state_of(b"theirs"))]
 
     def test_another_writers_manifest_supersedes_this_writer_though_an_answer_was_lost(
-        self, backend, store, lineage
+        self, backend, store, run
     ):
-        store.save(lineage, 10, some_state(b"theirs"))
+        run.save(10, some_state(b"theirs"))
         with pytest.raises(WriterSupersededError):
-            CheckpointStore(LosingAnswers(backend)).save(lineage, 10, some_state(b"ours"))
+            run_in(CheckpointStore(LosingAnswers(backend)), run).save(10, some_state(b"ours"))
 
-    def test_the_writer_of_an_older_lineage_is_superseded_at_its_next_commit(self, store, lineage):
-        (ref,) = save(store, lineage, 10)
-        store.open_lineage("main", parent=ref)
+    def test_the_writer_of_an_older_lineage_is_superseded_at_its_next_commit(self, store, run):
+        (ref,) = save(run, 10)
+        store.begin_run("main", parent=ref)
         with pytest.raises(WriterSupersededError):
-            save(store, lineage, 20)
+            save(run, 20)
 
     def test_the_writer_of_an_older_lineage_is_told_before_it_uploads_everything_again(
-        self, store, lineage, backend
+        self, store, run, backend
     ):
-        (ref,) = save(store, lineage, 10)
-        store.open_lineage("main", parent=ref)
+        (ref,) = save(run, 10)
+        store.begin_run("main", parent=ref)
         before = pack_keys(backend)
         with pytest.raises(WriterSupersededError):
-            save(store, lineage, 20)
+            save(run_in(store, run), 20)
         assert pack_keys(backend) == before
 
-    def test_what_a_superseded_run_has_saved_is_not_remembered_for_its_saves(self, store, lineage):
-        (ref,) = save(store, lineage, 10)
-        second = store.open_lineage("main", parent=ref)
-        save(store, second, 20)
-        assert list(store._savers) == [("main", 2)]
+    def test_a_store_remembers_nothing_of_a_run_that_is_over(self, store):
+        run = store.begin_run("main")
+        save(run, 10)
+        over = weakref.ref(run)
+        del run
+        gc.collect()
+        assert over() is None
 
-    def test_the_writer_of_an_older_lineage_cannot_make_itself_visible_in_the_history(self, store, lineage):
-        (ref,) = save(store, lineage, 10)
-        successor = store.open_lineage("main", parent=ref)
+    def test_the_writer_of_an_older_lineage_cannot_make_itself_visible_in_the_history(self, store, run):
+        (ref,) = save(run, 10)
+        successor = store.begin_run("main", parent=ref)
         with contextlib.suppress(WriterSupersededError):
-            save(store, lineage, 20)
-        save(store, successor, 15)
+            save(run, 20)
+        save(successor, 15)
         assert steps(store.history("main")) == [(1, 10), (2, 15)]

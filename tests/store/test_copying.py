@@ -17,8 +17,8 @@ import input_checkpoint as ic
 from input_checkpoint.backends.local import LocalBackend
 from input_checkpoint.backends.memory import MemoryBackend
 from input_checkpoint.format.keys import manifest_key
-from input_checkpoint.format.lineage import Lineage
 from input_checkpoint.state import Element
+from input_checkpoint.store.run import Run
 from tests.support.training import make_estimator, shuffled_ids, trained_on, uninterrupted
 from tests.support.wrappers import Failing, Overtaken, Recording, Wrapped, contents
 
@@ -68,14 +68,14 @@ def there() -> MemoryBackend:
 def source(here: MemoryBackend) -> ic.CheckpointStore:
     """Two workers; a restart from an older step; chunks that checkpoints share; a pin; compressible data."""
     store = opened(here)
-    first = store.open_lineage("main", None)
-    kept = store.save(first, 10, state(1, 2, 3))
-    store.save(first, 20, state(2, 3, 4))
-    second = store.open_lineage("main", kept.ref)
-    store.save(second, 20, state(3, 5, 6))
-    store.save(second, 30, [*state(5, 6, 7), ic.IteratorState("Other", [(b"slot", b"zeros" * 5000)])])
-    other = store.open_lineage("worker-1", None)
-    store.save(other, 10, state(8, 9))
+    first = store.begin_run("main")
+    kept = first.save(10, state(1, 2, 3))
+    first.save(20, state(2, 3, 4))
+    second = store.begin_run("main", kept.ref)
+    second.save(20, state(3, 5, 6))
+    second.save(30, [*state(5, 6, 7), ic.IteratorState("Other", [(b"slot", b"zeros" * 5000)])])
+    other = store.begin_run("worker-1", None)
+    other.save(10, state(8, 9))
     store.pin(kept, note="best so far")
     return store
 
@@ -203,7 +203,7 @@ class TestDamage:
     def test_a_pack_is_checked_without_unpacking_all_of_it_at_once(self, here, there):
         source = ic.CheckpointStore.open(here, create=True)
         shrinks_well = ((b"slot %d" % number, bytes([number]) * (4 << 20)) for number in range(50))
-        source.save(source.open_lineage("main", None), 10, [ic.IteratorState("Iterator", shrinks_well)])
+        source.begin_run("main").save(10, [ic.IteratorState("Iterator", shrinks_well)])
         tracemalloc.start()
         assert source.copy_to(opened(there)).ok
         peak = tracemalloc.get_traced_memory()[1]
@@ -230,8 +230,8 @@ class TestAgain:
     def test_what_was_saved_since_is_brought_by_the_next_copy(self, source, there):
         target = opened(there)
         source.copy_to(target)
-        lineage = source.newest_lineage("main")
-        info = source.save(lineage, 40, state(6, 7, 10))
+        run = Run(source._catalog, source.newest_lineage("main"), source._options, source._released)
+        info = run.save(40, state(6, 7, 10))
         report = source.copy_to(target)
         assert report.copied == (info.ref,)
         assert report.copied_bytes == info.stored_bytes
@@ -254,9 +254,9 @@ class TestAgain:
     def test_a_copy_that_is_killed_is_completed_by_the_next_one(self, tmp_path):
         here = LocalBackend(str(tmp_path / "here"))
         store = opened(here)
-        lineage = store.open_lineage("main", None)
+        run = store.begin_run("main")
         for step in range(10, 60, 10):
-            store.save(lineage, step, state(step, step + 1, step + 2))
+            run.save(step, state(step, step + 1, step + 2))
         for written in (5, 9, 14):
             there = tmp_path / f"there-{written}"
             killed = subprocess.run(
@@ -307,7 +307,7 @@ ic.CheckpointStore.open(here).copy_to(target)
 class TestOtherRuns:
     def test_a_target_with_another_run_of_the_worker_is_refused_untouched(self, source, there):
         target = opened(there)
-        target.save(target.open_lineage("main", None), 10, state(1))
+        target.begin_run("main").save(10, state(1))
         before = contents(there)
         with pytest.raises(
             ic.DifferentHistoryError, match=r"another run of worker 'main'.*Nothing was copied"
@@ -319,15 +319,15 @@ class TestOtherRuns:
         target = opened(there)
         source.copy_to(target)
         for store in (source, target):
-            store.open_lineage("main", store.newest("main").ref)
+            store.begin_run("main", store.newest("main").ref)
         with pytest.raises(ic.DifferentHistoryError):
             source.copy_to(target, worker="main")
 
     def test_a_run_that_went_on_at_the_target_may_still_fetch_what_was_left_behind(self, source, there):
         target = opened(there)
         source.copy_to(target, [source.newest("main")])
-        lineage = target.open_lineage("main", target.newest("main").ref)
-        target.save(lineage, 40, state(7, 8))
+        run = target.begin_run("main", target.newest("main").ref)
+        run.save(40, state(7, 8))
         assert source.copy_to(target, worker="main").ok
         assert {info.ref for info in source.checkpoints("main")} < {info.ref for info in target.checkpoints()}
         assert target.newest("main").step == 40
@@ -390,8 +390,8 @@ class TestGoingOn:
     def test_the_next_save_at_the_target_uploads_only_what_is_new(self, source, there):
         target = opened(there)
         source.copy_to(target)
-        lineage: Lineage = target.open_lineage("main", target.newest("main").ref)
-        info = target.save(lineage, 40, state(6, 7, 11))
+        run = target.begin_run("main", target.newest("main").ref)
+        info = run.save(40, state(6, 7, 11))
         assert info.stored_bytes < 2 * len(payload(11))
 
     def test_training_goes_on_from_the_copy_as_if_nothing_had_happened(self, tmp_path):

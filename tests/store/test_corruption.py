@@ -44,7 +44,7 @@ def test_after_damage_to_the_newest_checkpoint_the_next_run_goes_on_from_an_olde
     backend.put(manifest_key(newest), backend.get(manifest_key(newest))[:-1])
     older = store.history("main")[-2]
     assert cycles.restored(store, older) == cycles.expected(30)
-    lineage = store.open_lineage("main", older)
-    info = store.save(lineage, 40, cycles.state(40))
+    run = store.begin_run("main", older)
+    info = run.save(40, cycles.state(40))
     assert cycles.restored(cycles.open_store(backend), info.ref) == cycles.expected(40)
     assert store.history("main")[-1] == info.ref

@@ -38,9 +38,9 @@ def replace_all(data: bytes) -> bytes:
 
 class TestDamage:
     @pytest.fixture
-    def damaged(self, store, lineage) -> CheckpointInfo:
+    def damaged(self, store, run) -> CheckpointInfo:
         """A checkpoint that a test is about to damage."""
-        return store.save(lineage, 100, [IteratorState(name, elements) for name, elements in STATE])
+        return run.save(100, [IteratorState(name, elements) for name, elements in STATE])
 
     @pytest.mark.parametrize("harm", [cut, flip, empty, replace_all])
     @pytest.mark.parametrize("which", ["pack", "manifest"])
@@ -59,8 +59,8 @@ class TestDamage:
             loaded(store, damaged)
         assert all(word in str(raised.value) for word in (store.uri, "step 100", pack))
 
-    def test_the_manifest_of_another_checkpoint_is_reported(self, store, backend, lineage, damaged):
-        (other,) = save(store, lineage, 200)
+    def test_the_manifest_of_another_checkpoint_is_reported(self, store, backend, run, damaged):
+        (other,) = save(run, 200)
         backend.put(manifest_key(damaged.ref), backend.get(manifest_key(other)))
         with pytest.raises(CorruptCheckpointError, match="step 100"):
             loaded(store, damaged)
@@ -85,8 +85,8 @@ class TestDamage:
         with pytest.raises(BackendUnavailableError):
             loaded(CheckpointStore(failing), damaged)
 
-    def test_other_checkpoints_can_still_be_loaded(self, store, backend, lineage, damaged):
-        (other,) = save(store, lineage, 200)
+    def test_other_checkpoints_can_still_be_loaded(self, store, backend, run, damaged):
+        (other,) = save(run, 200)
         backend.put(manifest_key(damaged.ref), b"damaged")
         assert loaded(store, other) == [("Iterator", state_of(b"200"))]
 
@@ -96,8 +96,8 @@ class TestForgery:
     """A stranger's manifest, whose checksums are right."""
 
     @pytest.fixture
-    def ref(self, store, lineage) -> CheckpointRef:
-        return save(store, lineage, 100)[0]
+    def ref(self, store, run) -> CheckpointRef:
+        return save(run, 100)[0]
 
     @pytest.mark.parametrize(
         "pack",

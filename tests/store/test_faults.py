@@ -41,10 +41,10 @@ def test_slow_calls_change_nothing() -> None:
 def test_a_storage_that_is_away_for_a_while_during_training_is_survived() -> None:
     faulty = FaultyBackend(new_backend("memory"))
     store = ic.CheckpointStore.open(faulty, create=True, retry=QUICK)
-    lineage = store.open_lineage("main", None)
+    run = store.begin_run("main")
     away = range(len(faulty.calls) + 2, len(faulty.calls) + 12)
     faulty.plan.update({number: Fail() for number in away})
-    info = store.save(lineage, 10, cycles.state(10))
+    info = run.save(10, cycles.state(10))
     assert cycles.restored(store, info.ref) == cycles.expected(10)
 
 
@@ -161,10 +161,10 @@ def test_a_dead_process_does_nothing_more() -> None:
 def test_a_payload_that_comes_back_after_its_data_was_removed_is_stored_anew() -> None:
     backend = new_backend("memory")
     store = cycles.open_store(backend)
-    lineage = store.open_lineage("main", None)
+    run = store.begin_run("main")
     for step, name in ((10, "seen before"), (20, "another"), (30, "seen before")):
         elements = cycles.elements(10) if name == "seen before" else cycles.elements(1000)
-        info = store.save(lineage, step, [ic.IteratorState("only", elements)])
+        info = run.save(step, [ic.IteratorState("only", elements)])
         cycles.open_store(backend).prune(ic.KeepLast(1), orphan_age=0)
     assert cycles.restored(cycles.open_store(backend), info.ref) == [("only", cycles.elements(10))]
 
@@ -174,11 +174,11 @@ def test_several_uploads_at_once_may_fail_and_nothing_becomes_visible() -> None:
     faulty = FaultyBackend(inner)
     options = ic.SaveOptions(pack_bytes=OPTIONS.pack_bytes, concurrency=4)
     store = ic.CheckpointStore.open(faulty, create=True, options=options, retry=None)
-    lineage = store.open_lineage("main", None)
+    run = store.begin_run("main")
     faulty.plan.update({len(faulty.calls) + number: Fail() for number in (4, 5)})
     with pytest.raises(ic.BackendUnavailableError):
-        store.save(lineage, 10, cycles.state(10))
+        run.save(10, cycles.state(10))
     faulty.plan.clear()
     assert store.history("main") == []
-    store.save(lineage, 20, cycles.state(20))
+    run.save(20, cycles.state(20))
     assert store.verify().ok

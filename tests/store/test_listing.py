@@ -6,66 +6,66 @@ import pytest
 
 from input_checkpoint import CheckpointNotFoundError, CheckpointStore, KeepLast
 from input_checkpoint.format.keys import manifest_key
-from tests.support.stores import save
+from tests.support.stores import run_in, save
 from tests.support.wrappers import Recording
 
 
 class TestListing:
-    def test_checkpoints_are_listed_from_old_to_new(self, store, lineage):
-        save(store, lineage, 9, 10, 100)
+    def test_checkpoints_are_listed_from_old_to_new(self, store, run):
+        save(run, 9, 10, 100)
         assert [info.step for info in store.checkpoints()] == [9, 10, 100]
 
     def test_checkpoints_of_one_worker_or_of_all_are_listed(self, store):
         for worker in ("worker-1", "chief-0", "worker-10"):
-            save(store, store.open_lineage(worker, None), 10)
+            save(store.begin_run(worker), 10)
         assert [info.worker for info in store.checkpoints()] == ["chief-0", "worker-1", "worker-10"]
         assert [info.worker for info in store.checkpoints("worker-1")] == ["worker-1"]
         assert store.workers() == ["chief-0", "worker-1", "worker-10"]
 
-    def test_objects_that_are_no_checkpoints_are_not_listed(self, store, lineage, backend):
-        save(store, lineage, 10)
+    def test_objects_that_are_no_checkpoints_are_not_listed(self, store, run, backend):
+        save(run, 10)
         for key in ("checkpoints/main/notes", "checkpoints/main/00000001/000000000020.manifest.tmp"):
             backend.put(key, b"")
         assert [info.step for info in store.checkpoints()] == [10]
 
-    def test_the_newest_is_the_last_of_the_history(self, store, lineage):
-        save(store, lineage, 10, 20)
+    def test_the_newest_is_the_last_of_the_history(self, store, run):
+        save(run, 10, 20)
         assert store.newest("main").step == 20
 
-    def test_there_is_no_newest_of_a_worker_that_saved_nothing(self, store, lineage):
+    def test_there_is_no_newest_of_a_worker_that_saved_nothing(self, store, run):
         with pytest.raises(CheckpointNotFoundError, match=f"{store.uri}.*'main'"):
             store.newest("main")
 
-    def test_what_somebody_else_commits_is_seen_at_once(self, store, lineage, backend):
+    def test_what_somebody_else_commits_is_seen_at_once(self, store, run, backend):
         assert store.checkpoints() == []
-        save(CheckpointStore(backend), lineage, 10)
+        save(run_in(CheckpointStore(backend), run), 10)
         assert [info.step for info in store.checkpoints()] == [10]
 
     def test_a_listing_reads_each_manifest_once(self, memory):
         store = CheckpointStore.open(memory, create=True)
-        save(store, store.open_lineage("main", None), 10, 20)
+        save(store.begin_run("main"), 10, 20)
         recording = Recording(memory)
         reader = CheckpointStore(recording)
         assert reader.checkpoints() == reader.checkpoints()
         assert len(recording.keys("get")) == 2
 
-    def test_what_is_no_longer_there_is_forgotten(self, store, lineage, backend):
-        first, _ = save(store, lineage, 10, 20)
+    def test_what_is_no_longer_there_is_forgotten(self, store, run, backend):
+        first, _ = save(run, 10, 20)
         backend.delete([manifest_key(first)])
         store.checkpoints()
         with pytest.raises(CheckpointNotFoundError):
             store.info(first)
 
-    def test_headers_do_not_pile_up_in_a_long_run(self, store, lineage):
+    def test_headers_do_not_pile_up_in_a_long_run(self, store, run):
         for step in range(10, 400, 10):
-            save(store, lineage, step)
-            store.prune(KeepLast(2), "main", lineage=lineage)
+            save(run, step)
+            run.prune(KeepLast(2))
         assert len(store._catalog._headers) <= 3
 
     def test_listing_one_worker_forgets_nothing_of_another(self, memory):
         store = CheckpointStore.open(memory, create=True)
         for worker in ("chief-0", "worker-1"):
-            save(store, store.open_lineage(worker, None), 10)
+            save(store.begin_run(worker), 10)
         recording = Recording(memory)
         reader = CheckpointStore(recording)
         reader.checkpoints()
@@ -74,7 +74,7 @@ class TestListing:
         reader.checkpoints()
         assert len(recording.keys("get")) == read
 
-    def test_a_damaged_manifest_is_left_out_of_the_list(self, store, lineage, backend):
-        first, _ = save(store, lineage, 10, 20)
+    def test_a_damaged_manifest_is_left_out_of_the_list(self, store, run, backend):
+        first, _ = save(run, 10, 20)
         backend.put(manifest_key(first), b"damaged")
         assert [info.step for info in CheckpointStore(backend).checkpoints()] == [20]

@@ -25,8 +25,8 @@ class TestOpening:
     def test_a_store_that_was_made_can_be_opened(self, store, backend):
         assert CheckpointStore.open(backend).checkpoints() == []
 
-    def test_making_a_store_again_keeps_what_it_holds(self, store, backend, lineage):
-        save(store, lineage, 10)
+    def test_making_a_store_again_keeps_what_it_holds(self, store, backend, run):
+        save(run, 10)
         assert [info.step for info in CheckpointStore.open(backend, create=True).checkpoints()] == [10]
 
     def test_a_lost_answer_to_making_a_store_is_no_error(self, backend):

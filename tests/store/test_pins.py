@@ -13,7 +13,6 @@ import input_checkpoint as ic
 from input_checkpoint.backends.local import LocalBackend
 from input_checkpoint.backends.memory import MemoryBackend
 from input_checkpoint.format.keys import manifest_key, pin_key
-from input_checkpoint.format.lineage import Lineage
 from tests.support.wrappers import BeforeWrites, Wrapped
 
 
@@ -32,14 +31,14 @@ def store(backend: ic.Backend) -> ic.CheckpointStore:
 @pytest.fixture
 def saved(store: ic.CheckpointStore) -> list[ic.CheckpointInfo]:
     """Checkpoints of steps 10, 20 and 30."""
-    return save(store, store.open_lineage("main", parent=None), 10, 20, 30)
+    return save(store.begin_run("main"), 10, 20, 30)
 
 
-def save(store: ic.CheckpointStore, lineage: Lineage, *steps: int) -> list[ic.CheckpointInfo]:
+def save(run: ic.Run, *steps: int) -> list[ic.CheckpointInfo]:
     def state(step: int) -> ic.IteratorState:
         return ic.IteratorState("Iterator", [(b"key", f"payload {step}".encode())])
 
-    return [store.save(lineage, step, [state(step)]) for step in steps]
+    return [run.save(step, [state(step)]) for step in steps]
 
 
 def steps(store: ic.CheckpointStore) -> list[int]:
@@ -105,14 +104,14 @@ def test_a_dry_run_keeps_pinned_checkpoints_too(store, saved) -> None:
 
 def test_an_abandoned_checkpoint_stays_while_it_is_pinned(store, saved) -> None:
     store.pin(saved[2], note="wrong turn")
-    save(store, store.open_lineage("main", parent=saved[0].ref), 20, 30)
+    save(store.begin_run("main", parent=saved[0].ref), 20, 30)
     assert store.prune(ic.KeepAll(), orphan_age=0).kept[saved[2].ref] == "pinned: wrong turn"
     assert payloads(store, saved[2].ref) == [b"payload 30"]
 
 
 def test_an_abandoned_checkpoint_goes_once_it_is_unpinned(store, saved) -> None:
     store.pin(saved[2])
-    save(store, store.open_lineage("main", parent=saved[0].ref), 20, 30)
+    save(store.begin_run("main", parent=saved[0].ref), 20, 30)
     store.prune(ic.KeepAll())
     store.unpin(saved[2])
     assert saved[2].ref in store.prune(ic.KeepAll()).removed
@@ -126,7 +125,7 @@ def test_a_pinned_checkpoint_whose_manifest_is_damaged_stays(store, saved, backe
 
 
 def test_one_workers_pin_does_not_keep_anothers_checkpoint(store, saved) -> None:
-    save(store, store.open_lineage("worker-1", parent=None), 10, 20, 30)
+    save(store.begin_run("worker-1", parent=None), 10, 20, 30)
     store.pin(saved[0])
     removed = store.prune(ic.KeepLast(1)).removed
     assert [(ref.worker, ref.step) for ref in removed] == [("main", 20), ("worker-1", 10), ("worker-1", 20)]
@@ -152,7 +151,7 @@ def test_pinning_again_with_a_note_replaces_the_note(store, saved) -> None:
 
 
 def test_pins_are_listed_for_one_worker_or_for_all(store, saved) -> None:
-    other = save(store, store.open_lineage("worker-1", parent=None), 10)[0]
+    other = save(store.begin_run("worker-1", parent=None), 10)[0]
     store.pin(saved[1])
     store.pin(other)
     assert (list(store.pins("worker-1")), list(store.pins())) == ([other.ref], [saved[1].ref, other.ref])

@@ -21,6 +21,7 @@ from tests.support.stores import (
     die_before_commit,
     loaded,
     pack_keys,
+    run_in,
     save,
     some_state,
     state_of,
@@ -30,46 +31,46 @@ from tests.support.wrappers import Failing, Overtaken, Recording, contents
 
 
 class TestPruning:
-    def test_what_the_policy_does_not_keep_is_removed_with_its_packs(self, store, lineage, backend):
-        save(store, lineage, 10, 20, 30)
+    def test_what_the_policy_does_not_keep_is_removed_with_its_packs(self, store, run, backend):
+        save(run, 10, 20, 30)
         report = store.prune(KeepLast(2))
         assert (steps(report.removed), len(report.removed_packs)) == ([(1, 10)], 1)
         assert [info.step for info in store.checkpoints()] == [20, 30]
         assert len(pack_keys(backend)) == 2
 
-    def test_what_is_kept_can_be_loaded(self, store, lineage):
-        *_, kept = save(store, lineage, 10, 20, 30)
+    def test_what_is_kept_can_be_loaded(self, store, run):
+        *_, kept = save(run, 10, 20, 30)
         store.prune(KeepLast(1))
         assert loaded(store, kept) == [("Iterator", state_of(b"30"))]
 
-    def test_the_report_gives_a_reason_for_all_that_stays(self, store, lineage):
-        save(store, lineage, 10, 20, 30)
+    def test_the_report_gives_a_reason_for_all_that_stays(self, store, run):
+        save(run, 10, 20, 30)
         kept = store.prune(KeepLast(2)).kept
         assert {ref.step: reason for ref, reason in kept.items()} == {
             20: "one of the last 2",
             30: "one of the last 2",
         }
 
-    def test_the_newest_is_never_removed(self, store, lineage):
-        save(store, lineage, 10, 20)
+    def test_the_newest_is_never_removed(self, store, run):
+        save(run, 10, 20)
         store.prune(KeepNothing())
         assert [info.step for info in store.checkpoints()] == [20]
 
-    def test_the_one_that_a_run_resumed_from_is_kept_until_it_has_committed(self, store, lineage):
-        first, _ = save(store, lineage, 10, 20)
-        store.open_lineage("main", parent=first)
+    def test_the_one_that_a_run_resumed_from_is_kept_until_it_has_committed(self, store, run):
+        first, _ = save(run, 10, 20)
+        store.begin_run("main", parent=first)
         store.prune(KeepNothing())
         assert steps(store.history("main")) == [(1, 10)]
 
-    def test_pruning_again_removes_nothing_more(self, store, lineage, backend):
-        save(store, lineage, 10, 20, 30)
+    def test_pruning_again_removes_nothing_more(self, store, run, backend):
+        save(run, 10, 20, 30)
         store.prune(KeepLast(2))
         before = contents(backend)
         assert store.prune(KeepLast(2)).removed == ()
         assert contents(backend) == before
 
-    def test_a_dry_run_reports_the_same_and_removes_nothing(self, store, lineage, backend):
-        save(store, lineage, 10, 20, 30)
+    def test_a_dry_run_reports_the_same_and_removes_nothing(self, store, run, backend):
+        save(run, 10, 20, 30)
         before = contents(backend)
         dry = store.prune(KeepLast(1), dry_run=True)
         assert contents(backend) == before
@@ -77,7 +78,7 @@ class TestPruning:
 
     def test_only_the_worker_asked_for_is_pruned(self, store):
         for worker in ("worker-1", "worker-10"):
-            save(store, store.open_lineage(worker, None), 10, 20)
+            save(store.begin_run(worker), 10, 20)
         store.prune(KeepLast(1), "worker-1")
         assert [(info.worker, info.step) for info in store.checkpoints()] == [
             ("worker-1", 20),
@@ -87,7 +88,7 @@ class TestPruning:
 
     def test_every_worker_is_pruned_if_none_is_named(self, store):
         for worker in ("worker-1", "worker-2"):
-            save(store, store.open_lineage(worker, None), 10, 20)
+            save(store.begin_run(worker), 10, 20)
         assert [(ref.worker, ref.step) for ref in store.prune(KeepLast(1)).removed] == [
             ("worker-1", 10),
             ("worker-2", 10),
@@ -96,21 +97,21 @@ class TestPruning:
     def test_an_empty_store_is_pruned_without_complaint(self, store):
         assert store.prune(KeepLast(1)).removed == ()
 
-    def test_manifests_are_removed_before_the_packs_they_name(self, store, lineage, backend):
-        save(store, lineage, 10, 20, 30)
+    def test_manifests_are_removed_before_the_packs_they_name(self, store, run, backend):
+        save(run, 10, 20, 30)
         recording = Recording(backend)
         CheckpointStore(recording).prune(KeepLast(1))
         assert [key.split("/")[0] for key in recording.keys("delete")] == ["checkpoints"] * 2 + ["packs"] * 2
 
-    def test_a_prune_that_breaks_off_leaves_no_checkpoint_without_its_packs(self, store, lineage, backend):
-        save(store, lineage, 10, 20, 30)
+    def test_a_prune_that_breaks_off_leaves_no_checkpoint_without_its_packs(self, store, run, backend):
+        save(run, 10, 20, 30)
         breaking = Failing(backend, "delete", "packs/", BackendUnavailableError("no answer"))
         with pytest.raises(BackendUnavailableError):
             CheckpointStore(breaking).prune(KeepLast(1))
         assert [loaded(store, info) for info in store.checkpoints()] == [[("Iterator", state_of(b"30"))]]
 
-    def test_packs_that_a_broken_prune_left_go_once_they_are_old_enough(self, store, lineage, backend):
-        save(store, lineage, 10, 20, 30)
+    def test_packs_that_a_broken_prune_left_go_once_they_are_old_enough(self, store, run, backend):
+        save(run, 10, 20, 30)
         breaking = Failing(backend, "delete", "packs/", BackendUnavailableError("no answer"))
         with pytest.raises(BackendUnavailableError):
             CheckpointStore(breaking).prune(KeepLast(1))
@@ -118,19 +119,19 @@ class TestPruning:
         assert len(store.prune(KeepLast(1), orphan_age=0).removed_packs) == 2
         assert len(pack_keys(backend)) == 1
 
-    def test_the_traces_of_a_run_that_died_are_removed_with_its_packs(self, store, lineage, backend):
-        (ref,) = save(store, lineage, 10)
-        die_before_commit(backend, lineage, 20)
+    def test_the_traces_of_a_run_that_died_are_removed_with_its_packs(self, store, run, backend):
+        (ref,) = save(run, 10)
+        die_before_commit(backend, run, 20)
         assert list(backend.list("saves/"))
-        store.open_lineage("main", parent=ref)
+        store.begin_run("main", parent=ref)
         store.prune(KeepAll(), orphan_age=0)
         assert list(backend.list("saves/")) == []
 
     def test_a_save_announces_itself_before_it_builds_on_anything_and_until_it_has_committed(
-        self, store, lineage, backend
+        self, store, run, backend
     ):
         recording = Recording(backend)
-        info = CheckpointStore(recording).save(lineage, 10, some_state())
+        info = run_in(CheckpointStore(recording), run).save(10, some_state())
         changes = [(verb, key.split("/")[0]) for verb, key in recording.calls if verb != "get"]
         kept = [change for change in changes if change[1] != "lineages"]
         assert kept == [
@@ -143,8 +144,8 @@ class TestPruning:
         assert store.info(info.ref) == info
 
     def test_what_a_worker_left_that_died_before_it_committed_anything_is_removed(self, store, backend):
-        left = die_before_commit(backend, store.open_lineage("worker-3", None), 10)
-        store.open_lineage("worker-3", None)
+        left = die_before_commit(backend, store.begin_run("worker-3", None), 10)
+        store.begin_run("worker-3", None)
         assert list(store.prune(KeepAll(), orphan_age=0).removed_packs) == left
         assert (pack_keys(backend), list(backend.list("saves/")), store.workers()) == ([], [], [])
 
@@ -154,7 +155,7 @@ class TestPruning:
         assert pack_keys(backend) == []
 
     def test_packs_in_flight_of_a_worker_that_has_not_committed_yet_are_spared(self, store, backend):
-        in_flight = die_before_commit(backend, store.open_lineage("worker-3", None), 10)
+        in_flight = die_before_commit(backend, store.begin_run("worker-3", None), 10)
         store.prune(KeepAll(), orphan_age=0)
         assert pack_keys(backend) == in_flight
 
@@ -164,105 +165,103 @@ class TestPruning:
         store.prune(KeepAll(), orphan_age=0)
         assert pack_keys(backend) == [theirs]
 
-    def test_packs_that_a_dead_run_left_are_removed(self, store, lineage, backend):
-        (ref,) = save(store, lineage, 10)
-        orphans = die_before_commit(backend, lineage, 20)
-        store.open_lineage("main", parent=ref)
+    def test_packs_that_a_dead_run_left_are_removed(self, store, run, backend):
+        (ref,) = save(run, 10)
+        orphans = die_before_commit(backend, run, 20)
+        store.begin_run("main", parent=ref)
         assert list(store.prune(KeepAll(), orphan_age=0).removed_packs) == orphans
         assert not set(orphans) & set(pack_keys(backend))
 
-    def test_packs_in_flight_of_the_newest_run_are_spared(self, store, lineage, backend):
-        save(store, lineage, 10)
-        in_flight = die_before_commit(backend, lineage, 20)
+    def test_packs_in_flight_of_the_newest_run_are_spared(self, store, run, backend):
+        save(run, 10)
+        in_flight = die_before_commit(backend, run, 20)
         assert store.prune(KeepAll(), orphan_age=0).removed_packs == ()
         assert set(in_flight) <= set(pack_keys(backend))
 
-    def test_a_writer_prunes_beside_its_own_save_and_spares_what_that_builds_on(
-        self, store, lineage, backend
-    ):
+    def test_a_writer_prunes_beside_its_own_save_and_spares_what_that_builds_on(self, store, run, backend):
         shared, new = (b"slot 1", b"x" * 5000), (b"slot 2", b"y" * 5000)
-        store.save(lineage, 10, [IteratorState("Iterator", [shared])])
-        save(store, lineage, 20)
+        run.save(10, [IteratorState("Iterator", [shared])])
+        save(run, 20)
         reports = []
 
         def elements_while_a_prune_runs() -> Iterator[Element]:
             yield from (shared, new)
-            reports.append(store.prune(KeepLast(1), "main", lineage=lineage, orphan_age=0))
+            reports.append(run.prune(KeepLast(1), orphan_age=0))
 
-        info = store.save(lineage, 30, [IteratorState("Iterator", elements_while_a_prune_runs())])
+        info = run.save(30, [IteratorState("Iterator", elements_while_a_prune_runs())])
         assert steps(reports[0].removed) == [(1, 10)]
         assert loaded(store, info) == [("Iterator", [shared, new])]
 
-    def test_what_the_save_in_flight_keeps_from_going_goes_with_the_next_prune(self, store, lineage, backend):
-        save(store, lineage, 10)
+    def test_what_the_save_in_flight_keeps_from_going_goes_with_the_next_prune(self, store, run, backend):
+        save(run, 10)
 
         def elements_while_a_prune_runs() -> Iterator[Element]:
             yield (b"slot 1", b"new")
-            store.prune(KeepLast(1), "main", lineage=lineage)
+            run.prune(KeepLast(1))
 
-        save(store, lineage, 20)
-        store.save(lineage, 30, [IteratorState("Iterator", elements_while_a_prune_runs())])
+        save(run, 20)
+        run.save(30, [IteratorState("Iterator", elements_while_a_prune_runs())])
         assert len(pack_keys(backend)) == 3
-        store.prune(KeepLast(1), "main", lineage=lineage)
+        run.prune(KeepLast(1))
         assert [key.split("/")[-1][:12] for key in pack_keys(backend)] == ["000000000030"]
 
-    def test_saves_that_follow_without_a_pause_do_not_keep_old_data_alive(self, store, lineage, backend):
+    def test_saves_that_follow_without_a_pause_do_not_keep_old_data_alive(self, store, run, backend):
         def elements_while_a_prune_runs(step: int) -> Iterator[Element]:
             yield (b"slot", b"%d" % step)
-            store.prune(KeepLast(2), "main", lineage=lineage)
+            run.prune(KeepLast(2))
 
         for step in range(10, 200, 10):
-            store.save(lineage, step, [IteratorState("Iterator", elements_while_a_prune_runs(step))])
+            run.save(step, [IteratorState("Iterator", elements_while_a_prune_runs(step))])
             assert len(pack_keys(backend)) <= 4
 
-    def test_what_the_pruning_writer_left_announced_is_no_obstacle_to_it(self, store, lineage, backend):
-        save(store, lineage, 10)
+    def test_what_the_pruning_writer_left_announced_is_no_obstacle_to_it(self, store, run, backend):
+        save(run, 10)
         backend.put(announcement_key(CheckpointRef("main", 1, 15), "0" * 8), b"")
-        save(store, lineage, 20)
-        assert len(store.prune(KeepLast(1), "main", lineage=lineage).removed_packs) == 1
+        save(run, 20)
+        assert len(run.prune(KeepLast(1)).removed_packs) == 1
         assert list(backend.list("saves/")) == []
 
-    def test_packs_in_flight_of_another_worker_are_spared(self, store, lineage, backend):
-        save(store, lineage, 10)
-        other = store.open_lineage("worker-1", None)
+    def test_packs_in_flight_of_another_worker_are_spared(self, store, run, backend):
+        save(run, 10)
+        other = store.begin_run("worker-1", None)
         in_flight = die_before_commit(backend, other, 20)
-        save(store, store.open_lineage("main", parent=None), 10, 20)
+        save(store.begin_run("main"), 10, 20)
         store.prune(KeepLast(1))
         assert set(in_flight) <= set(pack_keys(backend))
 
-    def test_a_checkpoint_whose_manifest_cannot_be_read_is_kept_with_its_packs(self, store, lineage, backend):
-        damaged, _ = save(store, lineage, 10, 20)
+    def test_a_checkpoint_whose_manifest_cannot_be_read_is_kept_with_its_packs(self, store, run, backend):
+        damaged, _ = save(run, 10, 20)
         backend.put(manifest_key(damaged), b"damaged")
         report = CheckpointStore(backend).prune(KeepLast(1))
         assert (report.removed, report.kept[damaged]) == ((), "its manifest cannot be read")
         assert len(pack_keys(backend)) == 2
 
     def test_what_a_damaged_manifest_may_name_is_spared_since_its_writer_goes_on_from_it(
-        self, store, lineage, backend
+        self, store, run, backend
     ):
         shared = (b"slot", b"x" * 5000)
         for step, elements in ((10, [shared]), (20, []), (30, [shared])):
-            newest = store.save(lineage, step, [IteratorState("Iterator", elements)])
+            newest = run.save(step, [IteratorState("Iterator", elements)])
         backend.put(manifest_key(newest.ref), b"damaged")
         CheckpointStore(backend).prune(KeepLast(1), orphan_age=0)
-        info = store.save(lineage, 40, [IteratorState("Iterator", [shared])])
+        info = run.save(40, [IteratorState("Iterator", [shared])])
         assert loaded(store, info) == [("Iterator", [shared])]
 
-    def test_a_damaged_newest_does_not_take_the_place_of_a_readable_one(self, store, lineage, backend):
-        _, good, damaged = save(store, lineage, 10, 20, 30)
+    def test_a_damaged_newest_does_not_take_the_place_of_a_readable_one(self, store, run, backend):
+        _, good, damaged = save(run, 10, 20, 30)
         backend.put(manifest_key(damaged), b"damaged")
         assert set(CheckpointStore(backend).prune(KeepLast(1)).kept) == {good, damaged}
 
-    def test_nothing_is_removed_if_a_manifest_cannot_be_asked_for(self, store, lineage, backend):
-        first, *_ = save(store, lineage, 10, 20, 30)
+    def test_nothing_is_removed_if_a_manifest_cannot_be_asked_for(self, store, run, backend):
+        first, *_ = save(run, 10, 20, 30)
         before = contents(backend)
         failing = Failing(backend, "get", manifest_key(first), BackendUnavailableError("no answer"))
         with pytest.raises(BackendUnavailableError):
             CheckpointStore(failing).prune(KeepLast(1))
         assert contents(backend) == before
 
-    def test_objects_of_somebody_else_are_left_alone(self, store, lineage, backend):
-        save(store, lineage, 10, 20)
+    def test_objects_of_somebody_else_are_left_alone(self, store, run, backend):
+        save(run, 10, 20)
         theirs = ["notes.txt", "packs/main/notes", "checkpoints/main/notes"]
         for key in theirs:
             backend.put(key, b"theirs")
@@ -270,12 +269,12 @@ class TestPruning:
         assert set(theirs) <= set(contents(backend))
 
     def test_a_superseded_writer_that_prunes_spares_what_its_successor_commits_meanwhile(
-        self, store, lineage, backend
+        self, store, run, backend
     ):
-        _, newest = save(store, lineage, 10, 20)
+        _, newest = save(run, 10, 20)
 
         def successor_commits() -> None:
-            save(store, store.open_lineage("main", parent=newest), 30)
+            save(store.begin_run("main", parent=newest), 30)
 
         overtaken = Overtaken(backend, "list", "checkpoints/", successor_commits)
         CheckpointStore(overtaken).prune(KeepAll(), "main")

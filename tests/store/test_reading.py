@@ -60,7 +60,7 @@ def saved(memory: MemoryBackend, elements: Sequence[Element], options: SaveOptio
     """Save a state; return its manifest."""
     CheckpointStore.open(memory, create=True)
     store = CheckpointStore(memory, options)
-    info = store.save(store.open_lineage("main", None), 1, [IteratorState("Iterator", elements)])
+    info = store.begin_run("main").save(1, [IteratorState("Iterator", elements)])
     return decode_manifest(memory.get(manifest_key(info.ref)))
 
 

@@ -17,6 +17,7 @@ from input_checkpoint.backends.memory import MemoryBackend
 from input_checkpoint.format.keys import manifest_key
 from input_checkpoint.state import Element
 from tests.support.faults import Fail, FaultyBackend
+from tests.support.stores import run_in
 from tests.support.wrappers import BeforeWrites, Failing, Recording
 
 SMALL = ic.SaveOptions(pack_bytes=1 << 16, concurrency=1, compress=False)
@@ -54,7 +55,7 @@ class TestUploads:
     def test_the_manifest_of_a_million_tiny_elements_is_small(self, memory):
         store = ic.CheckpointStore.open(memory, create=True)
         elements = ((b"Iterator::Shuffle:buffer::%d" % n, b"%08d" % n) for n in range(200_000))
-        info = store.save(store.open_lineage("main", None), 1, [ic.IteratorState("Iterator", elements)])
+        info = store.begin_run("main").save(1, [ic.IteratorState("Iterator", elements)])
         assert len(memory.get(manifest_key(info.ref))) < 0.025 * info.logical_bytes
 
     def test_keys_are_compressed_though_payloads_do_not_shrink(self, memory):
@@ -64,14 +65,14 @@ class TestUploads:
         elements = [
             (b"a long key with a number: %d" % n * 20, chance.randbytes(payload_bytes)) for n in range(count)
         ]
-        info = store.save(store.open_lineage("main", None), 1, state(*elements))
+        info = store.begin_run("main").save(1, state(*elements))
         assert info.logical_bytes > 1.15 * count * payload_bytes
         assert info.stored_bytes < 1.02 * count * payload_bytes
 
     def test_elements_that_are_the_same_are_stored_once(self, memory):
         store = ic.CheckpointStore.open(memory, create=True, options=SMALL)
-        lineage = store.open_lineage("main", None)
-        info = store.save(lineage, 1, state(*[large(n % 3) for n in range(3000)]))
+        run = store.begin_run("main")
+        info = run.save(1, state(*[large(n % 3) for n in range(3000)]))
         assert info.stored_bytes < 4 * 2100 + 3000 * 8 + 20
         (loaded,) = store.load(info)
         assert loaded.in_order() == [large(n % 3) for n in range(3000)]
@@ -89,9 +90,9 @@ class TestOrder:
             assert encoding.wait(10), f"{key} was written before anything was encoded"
 
         store = ic.CheckpointStore.open(memory, create=True)
-        lineage = store.open_lineage("main", None)
+        run = store.begin_run("main")
         observed = ic.CheckpointStore(BeforeWrites(memory, announced))
-        info = observed.save(lineage, 1, [ic.IteratorState("Iterator", elements())])
+        info = run_in(observed, run).save(1, [ic.IteratorState("Iterator", elements())])
         assert [state.in_order() for state in store.load(info)] == [[(b"key", b"payload")]]
 
     def test_what_encoding_raises_at_once_takes_the_announcement_back(self, memory):
@@ -101,7 +102,7 @@ class TestOrder:
 
         store = ic.CheckpointStore.open(memory, create=True)
         with pytest.raises(OSError, match="the session is gone"):
-            store.save(store.open_lineage("main", None), 1, [ic.IteratorState("Iterator", elements())])
+            store.begin_run("main").save(1, [ic.IteratorState("Iterator", elements())])
         assert list(memory.list("saves/")) == []
 
 
@@ -118,11 +119,11 @@ class TestMemory:
         monkeypatch.setattr("input_checkpoint.store.chunk_index.MAX_OLDER_CHUNKS", 0)
         backend = WithoutPacks(f"memory://{uuid.uuid4().hex}")
         store = ic.CheckpointStore.open(backend, create=True, options=SMALL)
-        lineage = store.open_lineage("main", None)
+        run = store.begin_run("main")
         tracemalloc.start()
         try:
             for step in range(3):
-                info = store.save(lineage, step, [ic.IteratorState("Iterator", self.elements(step))])
+                info = run.save(step, [ic.IteratorState("Iterator", self.elements(step))])
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -138,11 +139,11 @@ class TestFailure:
     def test_nothing_is_built_on_a_save_that_was_not_committed(self, memory):
         failing = Failing(memory, "create", "checkpoints/main/00000001/000000000001", ic.BackendError("no"))
         store = ic.CheckpointStore.open(failing, create=True, options=SMALL, retry=None)
-        lineage = store.open_lineage("main", None)
+        run = store.begin_run("main")
         with pytest.raises(ic.BackendError, match="no"):
-            store.save(lineage, 1, state(large(1), large(2)))
+            run.save(1, state(large(1), large(2)))
         memory.delete([info.key for info in memory.list("packs/")])
-        store.save(lineage, 2, state(large(1), large(2)))
+        run.save(2, state(large(1), large(2)))
         assert store.verify().ok
 
     def test_a_storage_that_was_waited_for_in_vain_is_not_waited_for_again(self, memory):
@@ -150,12 +151,12 @@ class TestFailure:
         faulty = FaultyBackend(memory)
         policy = ic.RetryPolicy(timeout=patience, initial_delay=0.01, max_delay=0.02)
         store = ic.CheckpointStore.open(faulty, create=True, options=SMALL, retry=policy)
-        lineage = store.open_lineage("main", None)
+        run = store.begin_run("main")
         # Away for good once the save is announced.
         faulty.plan.update({len(faulty.calls) + number: Fail() for number in range(2, 10_000)})
         started = time.monotonic()
         with pytest.raises(ic.BackendUnavailableError):
-            store.save(lineage, 1, state(large(1)))
+            run.save(1, state(large(1)))
         assert time.monotonic() - started < 1.7 * patience
         assert not [call for call in faulty.calls if call.startswith("delete")]
 
@@ -166,12 +167,12 @@ class TestFailure:
             memory, "put", "packs/main/00000001/000000000001", ic.BackendUnavailableError("away")
         )
         store = ic.CheckpointStore.open(failing, create=True, options=SMALL, retry=None)
-        lineage = store.open_lineage("main", None)
+        run = store.begin_run("main")
         with pytest.raises(ic.BackendUnavailableError):
-            store.save(lineage, 1, state(large(1)))
+            run.save(1, state(large(1)))
         assert len(list(memory.list("saves/"))) == 1
-        store.save(lineage, 2, state(large(2)))
-        report = store.prune(ic.KeepLast(1), lineage=lineage)
+        run.save(2, state(large(2)))
+        report = run.prune(ic.KeepLast(1))
         assert report.kept
         assert list(memory.list("saves/")) == []
 
@@ -180,15 +181,15 @@ class TestFailure:
         failing = Failing(recording, "put", "packs/", ic.BackendPermissionError("no"))
         store = ic.CheckpointStore.open(failing, create=True, options=SMALL, retry=None)
         with pytest.raises(ic.BackendPermissionError):
-            store.save(store.open_lineage("main", None), 1, state(large(1)))
+            store.begin_run("main").save(1, state(large(1)))
         assert list(memory.list("saves/")) == []
 
     def test_a_checkpoint_of_more_packs_than_a_manifest_can_name_is_not_committed(self, memory, monkeypatch):
         monkeypatch.setattr("input_checkpoint.format.manifest._MAX_HEADER_BYTES", 4000)
         options = ic.SaveOptions(pack_bytes=1)
         store = ic.CheckpointStore.open(memory, create=True, options=options)
-        lineage = store.open_lineage("main", None)
+        run = store.begin_run("main")
         with pytest.raises(ic.InputCheckpointError, match=r"101 packs.*SaveOptions\(pack_bytes"):
-            store.save(lineage, 1, state(*map(large, range(100))))
+            run.save(1, state(*map(large, range(100))))
         assert (store.checkpoints(), store.history("main")) == ([], [])
-        assert store.save(lineage, 2, state(large(1))).step == 2
+        assert run.save(2, state(large(1))).step == 2

@@ -19,37 +19,37 @@ from input_checkpoint.backends.local import LocalBackend
 from input_checkpoint.format.keys import manifest_key
 from input_checkpoint.format.manifest import HEAD_BYTES, header_end
 from input_checkpoint.store.reading import READ_BYTES
-from tests.support.stores import MIB, STATE, loaded, pack_keys, save
+from tests.support.stores import MIB, STATE, loaded, pack_keys, run_in, save
 
 
 class TestSavingAndLoading:
-    def test_a_checkpoint_comes_back_as_it_was_saved(self, store, lineage):
-        info = store.save(lineage, 100, [IteratorState(name, elements) for name, elements in STATE])
+    def test_a_checkpoint_comes_back_as_it_was_saved(self, store, run):
+        info = run.save(100, [IteratorState(name, elements) for name, elements in STATE])
         assert loaded(store, info) == STATE
 
-    def test_a_checkpoint_comes_back_from_another_process(self, store, lineage, backend):
-        info = store.save(lineage, 100, [IteratorState(name, elements) for name, elements in STATE])
+    def test_a_checkpoint_comes_back_from_another_process(self, store, run, backend):
+        info = run.save(100, [IteratorState(name, elements) for name, elements in STATE])
         assert loaded(CheckpointStore.open(backend), info.ref) == STATE
 
-    def test_a_state_of_many_packs_comes_back(self, store, lineage, backend):
+    def test_a_state_of_many_packs_comes_back(self, store, run, backend):
         elements = [(b"slot %d" % number, bytes([number]) * MIB) for number in range(6)]
         small_packs = CheckpointStore(backend, SaveOptions(2 * MIB, 2, compress=False))
-        info = small_packs.save(lineage, 1, [IteratorState("Iterator", iter(elements))])
+        info = run_in(small_packs, run).save(1, [IteratorState("Iterator", iter(elements))])
         assert len(pack_keys(backend)) == 4  # three of payloads, one of their keys
         assert loaded(store, info) == [("Iterator", elements)]
 
-    def test_an_empty_state_comes_back(self, store, lineage):
-        assert loaded(store, store.save(lineage, 1, [])) == []
+    def test_an_empty_state_comes_back(self, store, run):
+        assert loaded(store, run.save(1, [])) == []
 
-    def test_an_iterator_without_elements_comes_back(self, store, lineage):
-        assert loaded(store, store.save(lineage, 1, [IteratorState("Iterator", [])])) == [("Iterator", [])]
+    def test_an_iterator_without_elements_comes_back(self, store, run):
+        assert loaded(store, run.save(1, [IteratorState("Iterator", [])])) == [("Iterator", [])]
 
-    def test_elements_may_be_streams_that_are_read_once(self, store, lineage):
+    def test_elements_may_be_streams_that_are_read_once(self, store, run):
         states = (IteratorState(name, iter(elements)) for name, elements in STATE)
-        assert loaded(store, store.save(lineage, 1, states)) == STATE
+        assert loaded(store, run.save(1, states)) == STATE
 
-    def test_the_info_says_what_was_stored(self, store, lineage, backend):
-        info = store.save(lineage, 100, [IteratorState(name, elements) for name, elements in STATE])
+    def test_the_info_says_what_was_stored(self, store, run, backend):
+        info = run.save(100, [IteratorState(name, elements) for name, elements in STATE])
         packs = [found.size for found in backend.list("packs/")]
         assert (info.step, info.worker, info.lineage) == (100, "main", 1)
         assert (info.iterators, info.elements) == (("Iterator", "scope/Iterator_1"), 4)
@@ -60,16 +60,16 @@ class TestSavingAndLoading:
         CheckpointStore.open(memory, create=True)
         store = CheckpointStore(memory, SaveOptions(pack_bytes=1))
         states = [IteratorState(f"Iterator_{number}", [(b"", b"%d" % number)]) for number in range(300)]
-        info = store.save(store.open_lineage("main", None), 1, states)
+        info = store.begin_run("main").save(1, states)
         assert header_end(memory.get(manifest_key(info.ref))) > HEAD_BYTES
         assert CheckpointStore.open(memory).checkpoints() == [info]
 
-    def test_a_checkpoint_that_does_not_exist_is_not_found(self, store, lineage):
+    def test_a_checkpoint_that_does_not_exist_is_not_found(self, store, run):
         with pytest.raises(CheckpointNotFoundError, match="step 70"):
             loaded(store, CheckpointRef("main", 1, 70))
 
-    def test_a_checkpoint_that_was_removed_is_not_found(self, store, lineage, backend):
-        (ref,) = save(store, lineage, 10)
+    def test_a_checkpoint_that_was_removed_is_not_found(self, store, run, backend):
+        (ref,) = save(run, 10)
         backend.delete([manifest_key(ref)])
         with pytest.raises(CheckpointNotFoundError, match=store.uri):
             loaded(store, ref)
@@ -77,7 +77,7 @@ class TestSavingAndLoading:
     @pytest.mark.parametrize("worker", ["", "a/b", "../up", "-x", "white space"])
     def test_a_worker_name_that_could_leave_its_place_is_refused(self, memory, worker):
         with pytest.raises(ValueError, match="not a worker name"):
-            CheckpointStore.open(memory, create=True).open_lineage(worker, None)
+            CheckpointStore.open(memory, create=True).begin_run(worker)
 
 
 class TestMemory:
@@ -102,11 +102,11 @@ class TestMemory:
         return [IteratorState("Iterator", ((b"", bytes([n]) * MIB) for n in range(self.ELEMENTS)))]
 
     def test_a_large_state_is_saved_with_bounded_memory(self, small_packs):
-        lineage = small_packs.open_lineage("main", None)
-        assert self.peak(lambda: small_packs.save(lineage, 1, self.large_state())) < self.BOUND
+        run = small_packs.begin_run("main")
+        assert self.peak(lambda: run_in(small_packs, run).save(1, self.large_state())) < self.BOUND
 
     def test_a_large_state_is_loaded_with_bounded_memory(self, small_packs):
-        info = small_packs.save(small_packs.open_lineage("main", None), 1, self.large_state())
+        info = small_packs.begin_run("main").save(1, self.large_state())
         assert self.peak(lambda: self.load(small_packs, info, self.ELEMENTS)) < self.BOUND
 
     @pytest.mark.parametrize("compress", [True, False], ids=["that shrinks well", "of one payload repeated"])
@@ -116,7 +116,7 @@ class TestMemory:
         store = CheckpointStore(place, SaveOptions(concurrency=2, compress=compress))
         payloads = (bytes([n if compress else 1]) * MIB for n in range(count))
         state = IteratorState("Iterator", ((b"", payload) for payload in payloads))
-        info = store.save(store.open_lineage("main", None), 1, [state])
+        info = store.begin_run("main").save(1, [state])
         assert info.stored_bytes < 2 * MIB
         extents_at_once = 2 + 2
         # Half as much again for what is just being unpacked.

@@ -10,7 +10,7 @@ import random
 import re
 import uuid
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Callable, Optional
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -21,7 +21,6 @@ import input_checkpoint as ic
 from input_checkpoint.backends.memory import MemoryBackend
 from input_checkpoint.checkpoint import CheckpointRef
 from input_checkpoint.format.keys import manifest_key
-from input_checkpoint.format.lineage import Lineage
 from input_checkpoint.format.manifest import decode_header
 from input_checkpoint.state import Element
 from tests.support.cycles import open_store, restored
@@ -37,7 +36,7 @@ class Writer:
 
     backend: FaultyBackend
     store: ic.CheckpointStore
-    lineage: Lineage
+    run: ic.Run
     step: int
     state: State
 
@@ -101,7 +100,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(drawn=st.lists(payloads, max_size=5), forget=st.integers(0, 9), stride=st.integers(1, 30))
     def save(self, drawn: list[bytes], forget: int, stride: int) -> None:
         writer = self.advance(drawn, forget, stride)
-        info = writer.store.save(writer.lineage, writer.step, self.streams(writer.state))
+        info = writer.run.save(writer.step, self.streams(writer.state))
         self.committed(info.ref, writer.state)
 
     @precondition(lambda self: self.writer)
@@ -114,8 +113,8 @@ class StoreMachine(RuleBasedStateMachine):
         writer = self.advance(drawn, 3, 10)
         writer.backend.plan[len(writer.backend.calls) + call] = Die(moment)
         with contextlib.suppress(Killed):
-            writer.store.save(writer.lineage, writer.step, self.streams(writer.state))
-        ref = CheckpointRef(WORKER, writer.lineage.number, writer.step)
+            writer.run.save(writer.step, self.streams(writer.state))
+        ref = CheckpointRef(WORKER, writer.run.lineage.number, writer.step)
         if any(info.key == manifest_key(ref) for info in self.inner.list()):
             self.committed(ref, writer.state)
         self.writer = None
@@ -132,18 +131,18 @@ class StoreMachine(RuleBasedStateMachine):
         self, drawn: list[bytes], call: int, n: int, moment: str, by_the_writer: bool
     ) -> None:
         writer = self.advance(drawn, 3, 10)
-        ref = CheckpointRef(WORKER, writer.lineage.number, writer.step)
+        ref = CheckpointRef(WORKER, writer.run.lineage.number, writer.step)
 
         def prune() -> None:
             if any(info.key == manifest_key(ref) for info in self.inner.list()):
                 self.committed(ref, writer.state)
             if by_the_writer:
-                self.prune_by(writer.store, n, writer.lineage)
+                self.prune_by(writer.run.prune, n)
             else:
-                self.prune_by(open_store(self.inner), n, None)
+                self.prune_by(open_store(self.inner).prune, n)
 
         writer.backend.plan[len(writer.backend.calls) + call] = Meanwhile(prune, moment)
-        writer.store.save(writer.lineage, writer.step, self.streams(writer.state))
+        writer.run.save(writer.step, self.streams(writer.state))
         self.committed(ref, writer.state)
         writer.backend.plan.clear()
 
@@ -151,13 +150,13 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(n=st.integers(1, 4))
     def the_writer_prunes(self, n: int) -> None:
         assert self.writer
-        self.prune_by(self.writer.store, n, self.writer.lineage)
+        self.prune_by(self.writer.run.prune, n)
 
     # What others do.
 
     @rule(n=st.integers(1, 4))
     def a_tool_prunes(self, n: int) -> None:
-        self.prune_by(open_store(self.inner), n, None)
+        self.prune_by(open_store(self.inner).prune, n)
 
     @rule(data=st.data(), back=st.integers(0, 3))
     def restart_from_the_newest_or_an_older_step(self, data: st.DataObject, back: int) -> None:
@@ -180,7 +179,7 @@ class StoreMachine(RuleBasedStateMachine):
         zombie.step += 10
         state = [("zombie", [(b"%d" % number, payload) for number, payload in enumerate(drawn)])]
         try:
-            zombie.store.save(zombie.lineage, zombie.step, self.streams(state))
+            zombie.run.save(zombie.step, self.streams(state))
         except ic.WriterSupersededError:
             pass
         else:
@@ -194,7 +193,7 @@ class StoreMachine(RuleBasedStateMachine):
         zombie = data.draw(st.sampled_from(self.zombies))
         before = self.keys()
         try:
-            zombie.store.prune(ic.KeepLast(n), WORKER, lineage=zombie.lineage, orphan_age=0)
+            zombie.run.prune(ic.KeepLast(n), orphan_age=0)
         except ic.WriterSupersededError:
             pass
         else:
@@ -251,9 +250,9 @@ class StoreMachine(RuleBasedStateMachine):
         backend = FaultyBackend(self.inner)
         store = open_store(backend)
         state = restored(store, parent) if parent else [("first", []), ("second", [])]
-        lineage = store.open_lineage(WORKER, parent)
-        self.model.parents[lineage.number] = parent
-        self.writer = Writer(backend, store, lineage, parent.step if parent else 0, state)
+        run = store.begin_run(WORKER, parent)
+        self.model.parents[run.lineage.number] = parent
+        self.writer = Writer(backend, store, run, parent.step if parent else 0, state)
 
     def advance(self, drawn: list[bytes], forget: int, stride: int) -> Writer:
         """Train for some steps: old elements leave the buffer, new ones come."""
@@ -272,10 +271,10 @@ class StoreMachine(RuleBasedStateMachine):
         packs = decode_header(self.inner.get(manifest_key(ref))).packs
         self.model.named[ref] = {manifest_key(ref), *(pack.key for pack in packs)}
 
-    def prune_by(self, store: ic.CheckpointStore, n: int, lineage: Optional[Lineage]) -> None:
+    def prune_by(self, prune: Callable[..., ic.PruneReport], n: int) -> None:
         model = self.model
         present, line = set(model.saved), model.line()
-        report = store.prune(ic.KeepLast(n), WORKER, lineage=lineage, orphan_age=0)
+        report = prune(ic.KeepLast(n), orphan_age=0)
         removed = set(report.removed)
         assert removed | set(report.kept) == present
         assert not removed & set(report.kept)

@@ -20,7 +20,7 @@ class TestVerifying:
         CheckpointStore.open(memory, create=True)
         store = CheckpointStore(memory, SaveOptions(pack_bytes=1, compress=False))
         elements = [(b"slot %d" % number, bytes([number]) * 3000) for number in range(40)]
-        store.save(store.open_lineage("main", None), 10, [IteratorState("Iterator", elements)])
+        store.begin_run("main").save(10, [IteratorState("Iterator", elements)])
         return len(pack_keys(memory))
 
     def read_packs(self, memory: Backend, share) -> list[str]:
@@ -49,39 +49,37 @@ class TestVerifying:
         with pytest.raises(ValueError, match="between 0 and 1"):
             CheckpointStore(memory).verify(read_data=share)
 
-    def test_a_pack_that_is_missing_is_found_without_reading_data(self, store, lineage, backend):
-        (ref,) = save(store, lineage, 10)
+    def test_a_pack_that_is_missing_is_found_without_reading_data(self, store, run, backend):
+        (ref,) = save(run, 10)
         backend.delete(pack_keys(backend))
         assert list(store.verify(read_data=False).problems) == [ref]
 
-    def test_what_checkpoints_share_is_read_once(self, store, lineage, backend):
+    def test_what_checkpoints_share_is_read_once(self, store, run, backend):
         for step in (10, 20, 30):
-            store.save(lineage, step, [IteratorState("Iterator", [(b"slot", b"x" * 5000)])])
+            run.save(step, [IteratorState("Iterator", [(b"slot", b"x" * 5000)])])
         report = store.verify()
         assert len(report.checked) == 3
         assert report.read_bytes == sum(info.size for info in backend.list("packs/"))
 
-    def test_what_a_checkpoint_holds_many_times_is_read_once(self, store, lineage, backend):
+    def test_what_a_checkpoint_holds_many_times_is_read_once(self, store, run, backend):
         same = [(b"slot %d" % number, b"x" * 5000) for number in range(10)]
-        store.save(lineage, 10, [IteratorState("Iterator", same)])
+        run.save(10, [IteratorState("Iterator", same)])
         assert store.verify().read_bytes == sum(info.size for info in backend.list("packs/"))
 
     @pytest.mark.parametrize("parts", [0, 1, 3, 77, 2**32 - 1])
-    def test_a_chunk_of_another_number_of_elements_than_listed_is_a_problem(
-        self, store, lineage, backend, parts
-    ):
-        (ref,) = save(store, lineage, 10)
+    def test_a_chunk_of_another_number_of_elements_than_listed_is_a_problem(self, store, run, backend, parts):
+        (ref,) = save(run, 10)
         tamper(backend, ref, elements=parts)
         assert list(store.verify().problems) == [ref]
 
-    def test_so_it_is_if_another_checkpoint_lists_it_rightly(self, store, lineage, backend):
+    def test_so_it_is_if_another_checkpoint_lists_it_rightly(self, store, run, backend):
         for step in (10, 20):
-            store.save(lineage, step, some_state())
+            run.save(step, some_state())
         tamper(backend, CheckpointRef("main", 1, 20), elements=3)
         assert [ref.step for ref in store.verify().problems] == [20]
 
-    def test_numbers_that_do_not_add_up_are_found_without_reading_data(self, store, lineage, backend):
-        (ref,) = save(store, lineage, 10)
+    def test_numbers_that_do_not_add_up_are_found_without_reading_data(self, store, run, backend):
+        (ref,) = save(run, 10)
         content = decode_manifest(backend.get(manifest_key(ref)))
         body = content.table.encode()
         entry = replace(content.header.iterators[0], elements=5)

@@ -15,12 +15,12 @@ def damaged_store() -> Backend:
     """A store with two lineages that share packs; what is done to it comes later."""
     inner = cycles.new_backend("memory")
     store = cycles.open_store(inner)
-    lineage = store.open_lineage(cycles.WORKER, None)
+    run = store.begin_run(cycles.WORKER, None)
     for step in (10, 20, 30):
-        store.save(lineage, step, cycles.state(step))
-    lineage = store.open_lineage(cycles.WORKER, CheckpointRef(cycles.WORKER, 1, 20))
+        run.save(step, cycles.state(step))
+    run = store.begin_run(cycles.WORKER, CheckpointRef(cycles.WORKER, 1, 20))
     for step in (30, 40):
-        store.save(lineage, step, cycles.state(step))
+        run.save(step, cycles.state(step))
     return inner
 
 

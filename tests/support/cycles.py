@@ -25,7 +25,6 @@ from input_checkpoint.format.keys import (
     parse_checkpoint_key,
     parse_lineage_key,
 )
-from input_checkpoint.format.lineage import Lineage
 from input_checkpoint.format.manifest import decode_header
 from input_checkpoint.state import Element
 from tests.support.faults import MOMENTS, Die, Fail, FaultyBackend, Killed
@@ -82,22 +81,22 @@ class Cycle:
 
     def live(self, backend: Backend) -> None:
         store = open_store(backend)
-        lineage = store.open_lineage(WORKER, None)
+        run = store.begin_run(WORKER)
         for step in (10, 20, 30, 40):
-            self._save(store, lineage, step)
-        store.prune(ic.KeepLast(2), WORKER, lineage=lineage)
+            self._save(run, step)
+        run.prune(ic.KeepLast(2))
         store = open_store(backend)
         newest = store.newest(WORKER)
         assert newest.step == 40
         assert restored(store, newest.ref) == expected(40)
-        lineage = store.open_lineage(WORKER, newest.ref)
-        self._save(store, lineage, 50)
-        store.prune(ic.KeepLast(2), WORKER, lineage=lineage)
+        run = store.begin_run(WORKER, newest.ref)
+        self._save(run, 50)
+        run.prune(ic.KeepLast(2))
         self.restored = restored(store, store.newest(WORKER).ref)
 
-    def _save(self, store: ic.CheckpointStore, lineage: Lineage, step: int) -> None:
+    def _save(self, run: ic.Run, step: int) -> None:
         self.begun = step
-        store.save(lineage, step, state(step))
+        run.save(step, state(step))
         self.committed = step
 
 
@@ -127,9 +126,9 @@ def check_that_nothing_committed_is_lost(inner: Backend, cycle: Cycle) -> None:
     assert newest in (cycle.committed, cycle.begun)
     for ref in history:
         assert restored(store, ref) == expected(ref.step)
-    lineage = store.open_lineage(WORKER, history[-1] if history else None)
-    store.save(lineage, 60, state(60))
-    store.prune(ic.KeepLast(2), WORKER, lineage=lineage, orphan_age=0)
+    run = store.begin_run(WORKER, history[-1] if history else None)
+    run.save(60, state(60))
+    run.prune(ic.KeepLast(2), orphan_age=0)
     assert orphans(inner) == []
     again = open_store(inner)
     assert again.verify().problems == {}

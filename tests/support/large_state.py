@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from input_checkpoint import CheckpointStore
-from input_checkpoint.tensorflow.iterators import GraphIterators, external_state_policy
+from input_checkpoint.tensorflow.iterators import GraphIterators, external_state_policy_number
 
 v1 = tf.compat.v1
 ELEMENT_BYTES = 1 << 20
@@ -42,15 +42,15 @@ def main() -> None:
     store = CheckpointStore.open(uri, options, create=True)
     with v1.Graph().as_default() as graph:
         iterator, following = build(megabytes)
-        iterators = GraphIterators(graph, external_state_policy("fail"))
+        iterators = GraphIterators(graph, external_state_policy_number("fail"))
         with v1.Session() as session:
             session.run(iterator.initializer)
             if mode == "save":
                 session.run(following)
                 snapshot = iterators.snapshot(session)
                 before = peak_mb()
-                lineage = store.open_lineage("main", None)
-                info = store.save(lineage, 1, snapshot.states())
+                run = store.begin_run("main")
+                info = run.save(1, snapshot.states())
                 snapshot.release()
                 assert info.logical_bytes > megabytes * ELEMENT_BYTES
             else:

@@ -15,11 +15,11 @@ from input_checkpoint import (
     CheckpointStore,
     IteratorState,
     RetentionPolicy,
+    Run,
 )
 from input_checkpoint.checkpoint import PackEntry
 from input_checkpoint.format.chunking import digest
 from input_checkpoint.format.keys import manifest_key
-from input_checkpoint.format.lineage import Lineage
 from input_checkpoint.format.manifest import decode_manifest, encode_manifest
 from input_checkpoint.state import Element
 from tests.support.wrappers import Failing
@@ -46,8 +46,13 @@ def state_of(content: bytes) -> list[Element]:
     return [(b"slot 1", b"element"), (b"slot 2", content)]
 
 
-def save(store: CheckpointStore, lineage: Lineage, *steps: int) -> list[CheckpointRef]:
-    return [store.save(lineage, step, some_state(b"%d" % step)).ref for step in steps]
+def run_in(store: CheckpointStore, run: Run) -> Run:
+    """The same run in another store object: as another process, or over another backend."""
+    return Run(store._catalog, run.lineage, store._options, store._released)
+
+
+def save(run: Run, *steps: int) -> list[CheckpointRef]:
+    return [run.save(step, some_state(b"%d" % step)).ref for step in steps]
 
 
 def loaded(store: CheckpointStore, checkpoint) -> list[tuple[str, list[Element]]]:
@@ -62,14 +67,14 @@ def pack_keys(backend: Backend) -> list[str]:
     return [info.key for info in backend.list("packs/")]
 
 
-def die_before_commit(backend: Backend, lineage: Lineage, step: int) -> list[str]:
+def die_before_commit(backend: Backend, run: Run, step: int) -> list[str]:
     """Save as a process does that dies between its last pack and its manifest; return the packs it leaves."""
     before = set(pack_keys(backend))
     died = BackendUnavailableError("died")
     uncommitted = Failing(backend, "create", "checkpoints/", died)
     dying = CheckpointStore(Failing(uncommitted, "delete", "saves/", died))
     with pytest.raises(BackendUnavailableError, match="died"):
-        dying.save(lineage, step, some_state(b"lost"))
+        run_in(dying, run).save(step, some_state(b"lost"))
     return sorted(set(pack_keys(backend)) - before)
 
 

@@ -138,7 +138,7 @@ def _noise_shuffled() -> Iterator[tuple[Any, GraphIterators, Any]]:
         noise = tf.data.Dataset.range(500).map(_noise)
         iterator = v1.data.make_initializable_iterator(noise.shuffle(200, seed=3))
         following = iterator.get_next()
-        held = GraphIterators(graph, iterators.external_state_policy(None))
+        held = GraphIterators(graph, iterators.external_state_policy_number(None))
         with v1.Session() as session:
             session.run(iterator.initializer)
             session.run(following)

@@ -176,5 +176,5 @@ def test_what_went_wrong_with_the_last_save_of_a_training_is_no_error_of_the_nex
     rights["given"] = True
     with caplog.at_level(logging.WARNING, "input_checkpoint"):
         estimator.train(shuffled_ids, hooks=[hook], steps=20)
-    assert "The last save of the training before this one failed: withdrawn" in caplog.text
+    assert "The last save of the previous training failed: withdrawn" in caplog.text
     assert trained_on(tmp_path / "model") == reference[:20]

@@ -156,7 +156,7 @@ def test_what_was_saved_past_the_step_gone_back_to_is_cleaned_up_after_two_saves
 def test_exact_refuses_when_there_is_no_checkpoint_of_the_models_step(tmp_path: Path) -> None:
     train(tmp_path / "model", 20)
     forget_input(tmp_path / "model", 20)
-    with pytest.raises(ic.CheckpointNotFoundError, match="for step 20"):
+    with pytest.raises(ic.CheckpointNotFoundError, match="at step 20"):
         train(tmp_path / "model", 10, resume="exact")
 
 

@@ -164,7 +164,7 @@ def test_a_run_that_another_one_has_taken_over_from_stops_with_the_name_of_its_s
     def another_run_begins() -> None:
         wait_until(lambda: committed(memory) == [0, 10])
         store = ic.CheckpointStore.open(memory)
-        store.open_lineage("main", parent=store.newest("main").ref)
+        store.begin_run("main", parent=store.newest("main").ref)
 
     estimator = make_estimator(tmp_path / "model")
     hook = ic.CheckpointInputPipelineHook(estimator, backend=memory)
@@ -245,7 +245,7 @@ def test_save_steps_overrides_the_run_config(tmp_path: Path, memory: MemoryBacke
 
 
 def test_for_session_needs_to_know_where_to_put_the_state() -> None:
-    with pytest.raises(ValueError, match="needs a backend or a model_dir"):
+    with pytest.raises(ValueError, match="pass a backend, or a model_dir"):
         ic.CheckpointInputPipelineHook.for_session(save_steps=10)
 
 

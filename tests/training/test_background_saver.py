@@ -15,8 +15,23 @@ from input_checkpoint.training.background_saver import BackgroundSaver
 from tests.support.wrappers import Wrapped
 
 
+class Source:
+    """An input whose state is one element; its snapshots are in memory, as an integration's are."""
+
+    names = ("Iterator",)
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def snapshot(self) -> Held:
+        return Held(self._content)
+
+    def restore(self, states) -> None:
+        raise AssertionError("nothing is restored here")
+
+
 class Held:
-    """A state in memory, as a face hands it over."""
+    """A snapshot in memory."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -63,11 +78,11 @@ def gated(memory: MemoryBackend) -> Iterator[PruneGate]:
 
 def writer_on(backend, retention=KeepLast(1), **options) -> BackgroundSaver:  # noqa: B008 - immutable
     store = CheckpointStore.open(backend, create=True)
-    return BackgroundSaver(store, store.open_lineage("main", None), retention, **options)
+    return BackgroundSaver(store.begin_run("main"), retention, **options)
 
 
 def submit(writer: BackgroundSaver, step: int) -> bool:
-    accepted = writer.submit(step, lambda: Held(b"%d" % step))
+    accepted = writer.submit(step, Source(b"%d" % step))
     writer.wait_for_snapshot()
     return accepted
 

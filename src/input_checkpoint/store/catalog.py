@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Optional
 
 from input_checkpoint.backends.base import Backend
@@ -38,6 +39,24 @@ from input_checkpoint.store.reading import read_batches
 logger = logging.getLogger(__name__)
 
 _HEADERS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class WorkerListing:
+    """What a worker has stored, as of one listing."""
+
+    checkpoints: tuple[CheckpointRef, ...]
+    """All of them, from old to new."""
+    lineage: Optional[Lineage]
+    """The one that was opened last; None if there is none."""
+
+    @property
+    def history(self) -> list[CheckpointRef]:
+        """The checkpoints that the worker can resume from, from old to new.
+
+        Those that an older lineage wrote past the step from which its successor restarted are not included.
+        """
+        return self.lineage.history(self.checkpoints) if self.lineage else []
 
 
 class Catalog:
@@ -131,12 +150,12 @@ class Catalog:
         """Return the number of the lineage that was opened last, readable or not; 0 if there is none."""
         return max(self._lineage_numbers(worker), default=0)
 
-    def checkpoints_and_lineage(self, worker: str) -> tuple[list[CheckpointRef], Optional[Lineage]]:
-        """Return a worker's checkpoints, from old to new, and its lineage that was opened last (None: none).
+    def list_worker(self, worker: str) -> WorkerListing:
+        """Return a worker's checkpoints and its newest lineage.
 
-        If that one's record cannot be read, or is missing while its checkpoints are there, that is logged,
-        and a `LostLineage` stands in for it, whose ancestors are guessed from the newest record that can be
-        read.
+        If the record of that lineage cannot be read, or is missing although its checkpoints exist, a warning
+        is logged and a `LostLineage` takes its place. Its ancestors are guessed from the newest record that
+        can be read.
         """
         present, listed = run_both(lambda: self.refs(worker), lambda: self._lineage_numbers(worker))
         # A run that began between the two listings may be known by its checkpoints alone.
@@ -149,11 +168,11 @@ class Catalog:
                 break
             lost.append(number)
         if lost and self.newest_number(worker) > lost[0]:
-            # It was not damaged, but outlived and removed since it was listed.
-            return self.checkpoints_and_lineage(worker)
+            # The record was not damaged, but removed since it was listed: a newer run has begun.
+            return self.list_worker(worker)
         for number in reversed(lost):
             newest = lost_lineage(worker, number, newest, present)
-        return present, newest
+        return WorkerListing(tuple(present), newest)
 
     def lineage(self, worker: str, number: int) -> Lineage:
         """Read one lineage record."""
@@ -164,11 +183,17 @@ class Catalog:
                 raise CorruptCheckpointError(f"it holds the record of another lineage, {found.key}")
             return found
 
-    def lineage_of(self, ref: CheckpointRef) -> Lineage:
-        """Read the record of the lineage that has written a checkpoint.
+    def lineage_holding(self, ref: CheckpointRef, present: Collection[CheckpointRef]) -> Lineage:
+        """Read the record of the lineage that wrote ``ref``.
 
-        If it cannot be read, that is logged, and a `LostLineage` without ancestors stands in for it.
+        If it cannot be read although checkpoints of that lineage are ``present``, a warning is logged and a
+        `LostLineage` without ancestors takes its place.
+
+        Raises:
+            CheckpointNotFoundError: nothing is left of that lineage.
         """
+        if not any(other.lineage == ref.lineage for other in present):
+            return self.lineage(ref.worker, ref.lineage)
         found = self._readable_lineage(ref.worker, ref.lineage)
         return found or lost_lineage(ref.worker, ref.lineage, None, ())
 
@@ -202,10 +227,17 @@ class Catalog:
         try:
             yield
         except ObjectNotFoundError as error:
-            raise CheckpointNotFoundError(f"{self.backend.uri}: {what} does not exist") from error
+            raise CheckpointNotFoundError(
+                f"{self.backend.uri}: {what} does not exist", uri=self.backend.uri, key=key, ref=ref
+            ) from error
         except CorruptCheckpointError as error:
             where = f" ({key})" if ref else ""
-            raise CorruptCheckpointError(f"{self.backend.uri}: {what} is damaged{where}: {error}") from error
+            raise CorruptCheckpointError(
+                f"{self.backend.uri}: {what} is damaged{where}: {error}",
+                uri=self.backend.uri,
+                key=key,
+                ref=ref,
+            ) from error
 
 
 def _same(header: Header, ref: CheckpointRef) -> Header:

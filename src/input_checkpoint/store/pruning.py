@@ -1,4 +1,4 @@
-"""Clean-up: references before data, and data only while no save is in flight."""
+"""Pruning: manifests are removed before data, and data only while no save is in progress."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Callable, Optional
+from typing import Any, Optional
 
 from input_checkpoint.backends.base import ObjectInfo
 from input_checkpoint.checkpoint import CheckpointRef
@@ -16,20 +16,28 @@ from input_checkpoint.format.keys import (
     lineages_prefix,
     manifest_key,
     packs_prefix,
-    parse_announcement_key,
-    parse_lineage_key,
     parse_pack_key,
 )
-from input_checkpoint.format.lineage import Lineage, LostLineage, abandoned_checkpoints
-from input_checkpoint.retention.policy import RetentionPolicy, merge_reasons
+from input_checkpoint.format.lineage import Lineage, LostLineage
+from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.store.catalog import Catalog
-from input_checkpoint.store.pins import pin_reason, read_pins
-from input_checkpoint.store.saving import LineageSaver, SaveInFlight
+from input_checkpoint.store.fencing import Fence
+from input_checkpoint.store.pins import read_pins
+from input_checkpoint.store.prune_plan import (
+    CheckpointPlan,
+    PackNeeds,
+    ReadableHistory,
+    blocks_removal,
+    kept_checkpoints,
+    plan_checkpoints,
+    unneeded_lineages,
+    unneeded_packs,
+)
+from input_checkpoint.store.saving import CheckpointSaver
 
 ORPHAN_AGE_SECONDS = 3600.0
-"""Data that no manifest names and no clean-up has set free (a crash has left it) is removed at this age."""
+"""Age at which data that no manifest names is taken for that of a crash, and removed."""
 
-_STALE_ANNOUNCEMENT_SECONDS = 24 * 3600
 _DELETE_BATCH = 500
 
 
@@ -40,16 +48,32 @@ class PruneReport:
     kept: Mapping[CheckpointRef, str]
     """Every checkpoint that stays, with the reason."""
     removed: tuple[CheckpointRef, ...]
-    """Checkpoints that go, from old to new."""
+    """Checkpoints that were removed, from old to new."""
     removed_packs: tuple[str, ...]
-    """Keys of the data that goes with them, or that a crash has left."""
+    """Keys of the data that was removed with them, or that a crash had left behind."""
+    removed_bytes: int = 0
+    """Size of that data."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-ready values.
+
+        Example:
+            >>> PruneReport({CheckpointRef("main", 1, 20): "the newest"}, (), ()).to_dict()["kept"]
+            [{'worker': 'main', 'lineage': 1, 'step': 20, 'reason': 'the newest'}]
+        """
+        return {
+            "kept": [{**ref.to_dict(), "reason": reason} for ref, reason in self.kept.items()],
+            "removed": [ref.to_dict() for ref in self.removed],
+            "removed_packs": list(self.removed_packs),
+            "removed_bytes": self.removed_bytes,
+        }
 
 
 class ReleasedPacks:
-    """Checkpoints whose manifests this process has removed, and of whose data something is still there.
+    """Checkpoints whose manifests this process has removed, while some of their data remains.
 
-    Data that a prune must leave, since a save is in flight or another checkpoint refers to it, then goes with
-    a later prune and need not reach the age of an orphan.
+    A prune must leave data in place if a save is in progress or another checkpoint refers to it. A later
+    prune then removes that data at once instead of waiting until it has the age of an orphan.
     """
 
     def __init__(self) -> None:
@@ -59,173 +83,133 @@ class ReleasedPacks:
         """Remember checkpoints whose manifests are gone."""
         self.refs = self.refs | frozenset(removed)
 
-    def keep_only_makers_of(self, packs: Iterable[str]) -> None:
-        """Forget those of which none of these packs is left."""
-        self.refs &= frozenset(filter(None, map(parse_pack_key, packs)))
+    def keep_only_owners(self, worker: str, packs: Iterable[str]) -> None:
+        """Forget the worker's checkpoints that own none of these packs."""
+        owners = frozenset(filter(None, map(parse_pack_key, packs)))
+        self.refs = frozenset(ref for ref in self.refs if ref.worker != worker or ref in owners)
 
 
 class Pruner:
     """Prunes one worker.
 
-    Removing data is safe against a save that runs at the same time, in this process or another, without a
-    lock. A save first announces itself, then lists the manifests and builds only on those, then uploads,
-    commits, and at last takes its announcement back. A prune deletes manifests, then lists packs, then looks
-    for announcements, then lists the manifests again. Whatever the order in which these steps of the two
-    meet, either the prune sees the announcement and leaves the packs alone, or the save sees that the
-    manifest is gone, or the prune sees the new manifest.
+    Removing data is safe without a lock, even while a save is running in this or another process. A save
+    first announces itself, then lists the manifests and builds only on those, then uploads, commits, and
+    finally withdraws its announcement. A prune deletes manifests, then lists packs, then looks for
+    announcements, then lists the manifests again. In whatever order these steps interleave, either the prune
+    sees the announcement and leaves the packs alone, or the save sees that the manifest is gone, or the prune
+    sees the new manifest.
 
-    A writer that prunes beside its own save knows what that save builds on, and spares just that. Saves that
-    follow one another without a pause would otherwise let nothing be removed.
+    A run that prunes beside its own save knows what that save builds on and spares exactly that. Otherwise
+    nothing could ever be removed while one save follows the other without a pause.
 
     Args:
-        catalog: what there is, and where.
+        catalog: of the store.
         newest: the worker's newest lineage.
-        check_may_delete: called before anything is deleted; raises if it must not be.
-        set_free: what earlier prunes of this process have left.
-        own: the saver of ``newest``, if it is the writer who prunes.
+        fence: raises if a newer one has begun.
+        released: what earlier prunes of this process have left.
+        own: the saver of ``newest``, if it is that run which prunes.
     """
 
     def __init__(
         self,
         catalog: Catalog,
         newest: Lineage,
-        check_may_delete: Callable[[], None],
-        set_free: ReleasedPacks,
-        own: Optional[LineageSaver] = None,
+        fence: Fence,
+        released: ReleasedPacks,
+        own: Optional[CheckpointSaver] = None,
     ) -> None:
         self._catalog = catalog
         self._backend = catalog.backend
         self._newest = newest
-        self._check_may_delete = check_may_delete
-        self._set_free = set_free
+        self._worker = newest.worker
+        self._fence = fence
+        self._released = released
         self._own = own
 
     def prune(self, policy: RetentionPolicy, orphan_age: float, dry_run: bool) -> PruneReport:
         """See `CheckpointStore.prune`."""
-        present = self._present()
-        kept = self._kept(policy, present)
-        removed = tuple(ref for ref in present if ref not in kept)
+        plan = self._plan(policy)
         if not dry_run:
-            self._delete([manifest_key(ref) for ref in removed])
-            self._set_free.add(removed)
-        packs = list(self._backend.list(packs_prefix(self._newest.worker)))
-        announcements = list(self._backend.list(announcements_prefix(self._newest.worker)))
-        if any(map(self._is_of_another_save, announcements)):
-            return PruneReport(kept, removed, ())
-        # Asked after the announcements: a save that has begun since then builds on nothing that is gone.
-        own = self._own.in_flight() if self._own else None
-        remaining = kept if dry_run else self._present()
-        freed = {*removed, *self._set_free.refs}
-        unneeded = self._unneeded(
-            [info for info in packs if not _needs(own, info)], remaining, freed, orphan_age
+            self._delete([manifest_key(ref) for ref in plan.removed])
+            self._released.add(plan.removed)
+        packs = list(self._backend.list(packs_prefix(self._worker)))
+        announcements = list(self._backend.list(announcements_prefix(self._worker)))
+        if any(map(self._blocks_removal, announcements)):
+            return PruneReport(plan.kept, plan.removed, ())
+        return self._remove_data(plan, packs, announcements, orphan_age, dry_run)
+
+    def _plan(self, policy: RetentionPolicy) -> CheckpointPlan:
+        present = self._catalog.refs(self._worker)
+        history = self._read_history(self._newest.history(present))
+        kept = kept_checkpoints(self._newest, present, history, policy)
+        # Pins are read last: all of the above takes time, in which one may be added.
+        return plan_checkpoints(present, kept, read_pins(self._backend, self._worker))
+
+    def _remove_data(
+        self,
+        plan: CheckpointPlan,
+        packs: Sequence[ObjectInfo],
+        announcements: Sequence[ObjectInfo],
+        orphan_age: float,
+        dry_run: bool,
+    ) -> PruneReport:
+        # Read after the announcements: a save that has begun since then builds on nothing that is gone.
+        pending = self._own.pending() if self._own else None
+        remaining = set(plan.kept if dry_run else self._catalog.refs(self._worker))
+        unneeded = unneeded_packs(
+            {info.key: _age(info) for info in packs},
+            remaining,
+            self._read_needs(remaining),
+            {*plan.removed, *self._released.refs},
+            pending,
+            orphan_age,
         )
         if not dry_run:
             self._delete(unneeded)
-            self._set_free.keep_only_makers_of({info.key for info in packs} - set(unneeded))
-            self._delete([info.key for info in announcements if own is None or info.key != own.announcement])
-            self._delete(self._outlived_lineages(remaining))
-        return PruneReport(kept, removed, tuple(unneeded))
+            self._released.keep_only_owners(self._worker, {info.key for info in packs} - set(unneeded))
+            own_announcement = pending.announcement if pending else None
+            self._delete([info.key for info in announcements if info.key != own_announcement])
+            lineages = [info.key for info in self._backend.list(lineages_prefix(self._worker))]
+            self._delete(unneeded_lineages(self._newest, lineages, remaining))
+        sizes = {info.key: info.size for info in packs}
+        return PruneReport(plan.kept, plan.removed, tuple(unneeded), sum(sizes[key] for key in unneeded))
 
-    def _present(self) -> Sequence[CheckpointRef]:
-        return self._catalog.refs(self._newest.worker)
+    def _blocks_removal(self, announcement: ObjectInfo) -> bool:
+        return blocks_removal(announcement, self._newest, _age(announcement), self._own is not None)
 
-    def _kept(self, policy: RetentionPolicy, present: Sequence[CheckpointRef]) -> dict[CheckpointRef, str]:
+    def _read_history(self, history: Sequence[CheckpointRef]) -> ReadableHistory:
         if isinstance(self._newest, LostLineage):
-            # Neither what it has left behind is known, nor what there is for the policy to choose from.
-            kept = dict.fromkeys(present, f"the record of lineage {self._newest.number} cannot be read")
-        else:
-            kept = self._kept_of_line(policy, self._newest.history(present), present)
-        return merge_reasons((kept, self._pinned(present)))
-
-    def _kept_of_line(
-        self, policy: RetentionPolicy, history: Sequence[CheckpointRef], present: Sequence[CheckpointRef]
-    ) -> dict[CheckpointRef, str]:
-        given_up = set(abandoned_checkpoints(self._newest, present))
-        judged = {*given_up, *history}
-        kept = {ref: "not yet given up" for ref in present if ref not in judged}
+            return ReadableHistory((), ())  # not needed: everything is kept
         self._catalog.fetch_headers(history)
-        readable = []
+        infos, damaged = [], []
         for ref in history:
             try:
-                readable.append(self._catalog.header(ref).info)
+                infos.append(self._catalog.header(ref).info)
             except CorruptCheckpointError:
-                kept[ref] = "its manifest cannot be read"
+                damaged.append(ref)
             except CheckpointNotFoundError:
-                continue  # somebody else has just removed it
-        kept.update(policy.keep(readable))
-        if history:
-            kept.setdefault(history[-1], "the newest")
-        return kept
+                continue  # another process has just removed it
+        return ReadableHistory(infos, damaged)
 
-    def _pinned(self, present: Sequence[CheckpointRef]) -> dict[CheckpointRef, str]:
-        # Asked for last: reading headers and listing a model directory take time, in which a pin may come.
-        notes = read_pins(self._backend, self._newest.worker)
-        return {ref: pin_reason(notes[ref]) for ref in present if ref in notes}
-
-    def _is_of_another_save(self, announcement: ObjectInfo) -> bool:
-        """Whether somebody else's save may be in flight. Those of older lineages can no longer commit."""
-        save = parse_announcement_key(announcement.key)
-        if save is None or save.lineage < self._newest.number:
-            return False
-        if self._own is not None and save.lineage == self._newest.number:
-            return False
-        # A process that was killed, and that no run has followed, takes nothing back.
-        return _age(announcement) < _STALE_ANNOUNCEMENT_SECONDS
-
-    def _unneeded(
-        self,
-        packs: Sequence[ObjectInfo],
-        remaining: Collection[CheckpointRef],
-        freed: Collection[CheckpointRef],
-        orphan_age: float,
-    ) -> list[str]:
-        named: set[str] = set()
-        damaged: list[CheckpointRef] = []
-        committed = set(remaining)
+    def _read_needs(self, committed: Collection[CheckpointRef]) -> PackNeeds:
         self._catalog.fetch_headers(committed)
+        named: set[str] = set()
+        damaged = []
         for ref in committed:
             try:
                 named.update(pack.key for pack in self._catalog.header(ref).packs)
             except CorruptCheckpointError:
                 damaged.append(ref)
             except CheckpointNotFoundError:
-                continue  # somebody else has just removed it
-        unneeded = []
-        for pack in packs:
-            maker = parse_pack_key(pack.key)
-            if maker is None or maker in committed or pack.key in named:
-                continue
-            if any(maker <= ref for ref in damaged):
-                # What a damaged manifest names is unknown to us, but not to the writer that goes on from it.
-                continue
-            if maker in freed or _age(pack) >= orphan_age:
-                unneeded.append(pack.key)
-        return unneeded
-
-    def _outlived_lineages(self, remaining: Collection[CheckpointRef]) -> list[str]:
-        """Return records of lineages of which nothing is left. All are evidence while the newest is lost."""
-        if isinstance(self._newest, LostLineage):
-            return []
-        needed = {self._newest.number, *(ref.lineage for ref in remaining)}
-        keys = [info.key for info in self._backend.list(lineages_prefix(self._newest.worker))]
-        numbers = {key: parse_lineage_key(key) for key in keys}
-        return [
-            key
-            for key, number in numbers.items()
-            if number is not None and number < self._newest.number and number not in needed
-        ]
+                continue  # another process has just removed it
+        return PackNeeds(named, damaged)
 
     def _delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), _DELETE_BATCH):
-            self._check_may_delete()
+            self._fence.check_may_delete()
             self._backend.delete(keys[start : start + _DELETE_BATCH])
 
 
-def _needs(save: Optional[SaveInFlight], pack: ObjectInfo) -> bool:
-    """Whether a save has made a pack, or may refer to it."""
-    return save is not None and (parse_pack_key(pack.key) == save.ref or pack.key in save.built_on)
-
-
 def _age(info: ObjectInfo) -> float:
-    """Return the age in seconds; of unknown age is old."""
+    """Return the age in seconds. An unknown age counts as old."""
     return math.inf if info.modified is None else time.time() - info.modified

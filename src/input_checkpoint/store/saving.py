@@ -1,4 +1,4 @@
-"""One lineage's saves: what is new goes into packs, then the manifest commits."""
+"""Saving: new chunks go into packs, then the manifest commits the checkpoint."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import os
 import platform
 import uuid
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import Callable, Optional
+from typing import Optional
 
-from input_checkpoint.backends.base import Backend
 from input_checkpoint.checkpoint import CheckpointRef, PackEntry
 from input_checkpoint.errors import (
     BackendError,
     BackendUnavailableError,
-    ObjectExistsError,
-    WriterSupersededError,
 )
 from input_checkpoint.format.chunking import ChunkContent, digest, split_into_chunks
 from input_checkpoint.format.compression import Compressor
-from input_checkpoint.format.keys import announcement_key, manifest_key, pack_key
+from input_checkpoint.format.keys import announcement_key, pack_key
 from input_checkpoint.format.lineage import Lineage
-from input_checkpoint.format.manifest import Header, IteratorEntry, Manifest, decode_header, encode_manifest
+from input_checkpoint.format.manifest import Header, IteratorEntry, Manifest
 from input_checkpoint.state import IteratorState
+from input_checkpoint.store.catalog import Catalog
 from input_checkpoint.store.chunk_index import ChunkIndex, ChunkRows, PackUse, packs_to_repack
+from input_checkpoint.store.commit import commit
+from input_checkpoint.store.fencing import Fence
 from input_checkpoint.store.pack_writer import CONCURRENCY, PACK_BYTES, PackWriter
 
 _BATCH_BYTES = 1 << 18
@@ -42,70 +42,63 @@ class SaveOptions:
     pack_bytes: int = PACK_BYTES
     """A pack is closed once it holds this many bytes."""
     concurrency: int = CONCURRENCY
-    """How many packs are uploaded at once. Of ranges, a quarter as large, three times as many are read."""
+    """How many packs are uploaded at once. Three times as many ranges, each a quarter as large, are read at
+    once."""
     compress: bool = True
-    """Whether to try zstd. It leaves off by itself where it does not pay."""
+    """Whether to try zstd. Data that does not shrink is stored uncompressed either way."""
 
 
 @dataclass(frozen=True)
-class SaveInFlight:
-    """What nobody may remove while a save goes on."""
+class PendingSave:
+    """What must not be removed while a save is in progress."""
 
     ref: CheckpointRef
     """The checkpoint that it will commit."""
     announcement: str
     """Key of its announcement."""
-    built_on: frozenset[str]
+    known_packs: frozenset[str]
     """Keys of the packs of earlier checkpoints that it may refer to."""
 
 
-class LineageSaver:
-    """Saves the checkpoints of one lineage, one at a time.
+class CheckpointSaver:
+    """Saves the checkpoints of one run, one at a time.
 
-    Remembers what it has saved, and what it was resumed from, to upload only what is new.
+    Remembers which chunks the run has saved, or was resumed from, and uploads only new ones.
 
     Args:
-        backend: where to.
+        catalog: of the store.
         lineage: the run that the checkpoints belong to.
-        list_present: lists the worker's checkpoints.
-        check_not_superseded: raises `WriterSupersededError` if a newer lineage has been opened.
+        fence: of that run.
         options: sizes and concurrency.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        lineage: Lineage,
-        list_present: Callable[[], Collection[CheckpointRef]],
-        check_not_superseded: Callable[[], None],
-        options: SaveOptions,
-    ) -> None:
-        self._backend = backend
+    def __init__(self, catalog: Catalog, lineage: Lineage, fence: Fence, options: SaveOptions) -> None:
+        self._catalog = catalog
+        self._backend = catalog.backend
         self._lineage = lineage
-        self._list_present = list_present
-        self._check_not_superseded = check_not_superseded
+        self._fence = fence
         self._options = options
         self._index = ChunkIndex()
-        # Replaced and never changed: a clean-up in another thread reads it.
+        # Replaced, never changed: a prune in another thread reads it.
         self._known: dict[CheckpointRef, dict[str, int]] = {}
         self._current: Optional[tuple[CheckpointRef, str]] = None
 
-    def in_flight(self) -> Optional[SaveInFlight]:
-        """Return the save that is going on, or None. May be called from any thread."""
+    def pending(self) -> Optional[PendingSave]:
+        """Return the save that is in progress, or None. May be called from any thread."""
         current = self._current
         if current is None:
             return None
-        return SaveInFlight(*current, frozenset(self._known_packs()))
+        return PendingSave(*current, frozenset(self._known_packs()))
 
     def add_manifest(self, manifest: Manifest) -> None:
-        """Let later saves build on a committed checkpoint."""
-        self._settle(manifest.header, self._index.add_manifest(manifest))
+        """Let later saves build on a committed checkpoint that this run has not saved itself."""
+        self._retain(manifest.header, self._index.add_manifest(manifest))
 
     def save(self, step: int, iterators: Iterable[IteratorState]) -> Header:
         """Store and commit one checkpoint.
 
         Raises:
-            WriterSupersededError: a newer lineage has been opened, or another writer has committed this step.
+            WriterSupersededError: a newer run has begun, or another process has committed this step.
             BackendError: the storage failed. Nothing became visible.
         """
         ref = CheckpointRef(self._lineage.worker, self._lineage.number, step)
@@ -115,11 +108,11 @@ class LineageSaver:
             with self._index.rollback_on_error():
                 stored = self._upload(ref, write_id, states)
                 header = self._commit(ref, write_id, stored)
-        self._settle(header, stored.chunks)
+        self._retain(header, stored.chunks)
         return header
 
-    def _settle(self, header: Header, chunks: ChunkRows) -> None:
-        """Take a committed checkpoint for what later saves build on."""
+    def _retain(self, header: Header, chunks: ChunkRows) -> None:
+        """Remember what later saves can build on, now that a checkpoint is committed."""
         live = self._index.live_bytes(chunks)
         uses = {pack.key: PackUse(live.get(pack.key, 0), pack.size) for pack in header.packs}
         self._index.retain(chunks, packs_to_repack(uses, self._options.pack_bytes))
@@ -129,27 +122,27 @@ class LineageSaver:
 
     @contextlib.contextmanager
     def _announced(self, ref: CheckpointRef, write_id: str) -> Iterator[None]:
-        """Let everybody know that a save is in flight, so that no clean-up removes what it builds on."""
+        """Announce the save, so that no prune removes what it builds on."""
         key = announcement_key(ref, write_id)
         self._current = (ref, key)
-        away = False
+        unavailable = False
         try:
             self._backend.put(key, b"")
             yield
         except BackendUnavailableError:
-            away = True
+            unavailable = True
             raise
         finally:
             self._current = None
-            # If it stays, the worst is that clean-up by others waits until it is old; this run's own removes
-            # it. So a storage that has been waited for in vain is not waited for once more.
-            if not away:
+            # A stale announcement only delays prunes by others until it is old; this run's own prune removes
+            # it. So after an outage that outlasted the retries, this does not wait for the storage again.
+            if not unavailable:
                 with contextlib.suppress(BackendError):
                     self._backend.delete([key])
 
     def _forget_removed(self) -> None:
-        """Build only on checkpoints that are still there now that the save is announced (see `Pruner`)."""
-        removed = set(self._known) - set(self._list_present())
+        """Build only on checkpoints that still exist once the save is announced (see `Pruner`)."""
+        removed = set(self._known) - set(self._catalog.refs(self._lineage.worker))
         if not removed:
             return
         before = set(self._known_packs())
@@ -201,55 +194,41 @@ class LineageSaver:
             table_bytes=len(body),
             table_digest=digest(body).hex(),
         )
-        data = encode_manifest(header, body)
-        self._check_not_superseded()
-        self._create(header, data)
+        commit(self._backend, self._fence, header, body)
         return header
-
-    def _create(self, header: Header, data: bytes) -> None:
-        try:
-            self._backend.create(manifest_key(header.ref), data)
-        except ObjectExistsError:
-            other = decode_header(self._backend.get(manifest_key(header.ref)))
-            if other.write_id != header.write_id:
-                raise WriterSupersededError(
-                    f"{self._backend.uri}: {header.ref} was committed by another writer "
-                    f"({describe_process(other.host, other.pid, other.created)}). "
-                    "Two runs must not share one URI and worker name: stop this one."
-                ) from None
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """What a save has stored and not yet committed."""
+    """What a save has stored but not committed yet."""
 
     entries: tuple[IteratorEntry, ...]
     chunks: ChunkRows
     packs: Mapping[str, int]
-    """Packs that were uploaded, with their sizes."""
+    """Size in bytes of each pack that was uploaded."""
 
 
 class _Sink:
-    """Stores what is new."""
+    """Puts new chunks into packs."""
 
     def __init__(self, writer: PackWriter, index: ChunkIndex, compress: bool) -> None:
         self._writer = writer
         self._index = index
         self._compress = compress
-        # One a kind: keys shrink also where payloads do not.
+        # One per kind: keys shrink even where payloads do not.
         self._compressors: defaultdict[tuple[bool, bool], Compressor] = defaultdict(Compressor)
 
     def store(self, batch: Sequence[ChunkContent], chunks: ChunkRows) -> None:
-        """Add chunks of one kind to those of the checkpoint, and to packs unless they are stored already."""
-        names = [digest(piece.data) for piece in batch]
+        """Add chunks of one kind to the checkpoint, and to a pack those that are not stored yet."""
+        names = [digest(chunk.data) for chunk in batch]
         rows = list(map(self._index.find, names))
-        new = {name: piece.data for name, row, piece in zip(names, rows, batch) if row < 0}
+        new = {name: chunk.data for name, row, chunk in zip(names, rows, batch) if row < 0}
         added = {
             name: self._index.add(name, self._writer.add(packed, len(data)))
             for (name, data), packed in zip(new.items(), self._packed(batch[0], list(new.values())))
         }
-        for name, row, piece in zip(names, rows, batch):
-            chunks.add(added[name] if row < 0 else row, piece.elements)
+        for name, row, chunk in zip(names, rows, batch):
+            chunks.add(added[name] if row < 0 else row, chunk.elements)
 
     def _packed(self, like: ChunkContent, contents: Sequence[bytes]) -> Sequence[bytes]:
         if not self._compress or not contents:
@@ -259,20 +238,20 @@ class _Sink:
 
 @contextlib.contextmanager
 def _start_encoding(states: Iterable[IteratorState]) -> Iterator[Iterator[IteratorState]]:
-    """Yield the same states, whose encoding another thread sets going meanwhile.
+    """Yield the same states, whose encoding starts in another thread.
 
-    So it does not wait for what a save has to ask the storage first.
+    So encoding does not wait for the requests that a save begins with.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="input-checkpoint-begin") as executor:
         yield _await_states(executor.submit(_with_first_drawn, iter(states)))
 
 
-def _await_states(coming: Future[Iterator[IteratorState]]) -> Iterator[IteratorState]:
-    yield from coming.result()
+def _await_states(pending: Future[Iterator[IteratorState]]) -> Iterator[IteratorState]:
+    yield from pending.result()
 
 
 def _with_first_drawn(states: Iterator[IteratorState]) -> Iterator[IteratorState]:
-    """Return the same states, with the first element of the first one drawn."""
+    """Return the same states, after drawing the first element of the first one."""
     for state in states:
         elements = iter(state.elements)
         first = list(itertools.islice(elements, 1))
@@ -280,28 +259,23 @@ def _with_first_drawn(states: Iterator[IteratorState]) -> Iterator[IteratorState
     return states
 
 
-def _batches(cuts: Iterable[ChunkContent]) -> Iterator[list[ChunkContent]]:
-    """Yield neighbouring chunks of one kind together, in bounded memory."""
+def _batches(chunks: Iterable[ChunkContent]) -> Iterator[list[ChunkContent]]:
+    """Group adjacent chunks of one kind, in bounded memory."""
     batch: list[ChunkContent] = []
     size = 0
-    for piece in cuts:
+    for chunk in chunks:
         if batch and (
-            size + len(piece.data) > _BATCH_BYTES
+            size + len(chunk.data) > _BATCH_BYTES
             or len(batch) == _BATCH_CHUNKS
-            or _kind(piece) != _kind(batch[0])
+            or _kind(chunk) != _kind(batch[0])
         ):
             yield batch
             batch, size = [], 0
-        batch.append(piece)
-        size += len(piece.data)
+        batch.append(chunk)
+        size += len(chunk.data)
     if batch:
         yield batch
 
 
-def _kind(piece: ChunkContent) -> tuple[bool, bool]:
-    return piece.is_keys, piece.elements > 0
-
-
-def describe_process(host: str, pid: int, created: datetime) -> str:
-    """Return who and when, for messages."""
-    return f"host {host}, pid {pid}, {created:%Y-%m-%d %H:%M:%S %Z}"
+def _kind(chunk: ChunkContent) -> tuple[bool, bool]:
+    return chunk.is_keys, chunk.elements > 0

@@ -1,14 +1,9 @@
-"""The store: the collection of checkpoints under one backend URI. Knows nothing of TensorFlow.
-
-Packs first, then the manifest by an atomic create-if-absent: a checkpoint exists if and only if its manifest
-does.
-"""
+"""The store: the collection of checkpoints under one backend URI. Knows nothing about TensorFlow."""
 
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Callable, Optional, Union
 
 from input_checkpoint.backends import probing
@@ -20,25 +15,22 @@ from input_checkpoint.errors import (
     BackendNotFoundError,
     CheckpointNotFoundError,
     CorruptCheckpointError,
-    ObjectExistsError,
-    WriterSupersededError,
 )
-from input_checkpoint.format.keys import FORMAT_KEY, check_worker, lineage_key, pin_key
+from input_checkpoint.format.keys import FORMAT_KEY, pin_key
 from input_checkpoint.format.lineage import (
     Lineage,
-    decode_lineage,
-    encode_lineage,
     lost_lineage,
-    next_lineage,
 )
 from input_checkpoint.retention.policy import RetentionPolicy
-from input_checkpoint.state import IteratorState, StoredState
-from input_checkpoint.store.catalog import Catalog
+from input_checkpoint.state import StoredState
+from input_checkpoint.store.catalog import Catalog, WorkerListing
 from input_checkpoint.store.copying import CopyProgress, CopyReport, copy
+from input_checkpoint.store.fencing import Fence
 from input_checkpoint.store.format_version import create_store, is_store
 from input_checkpoint.store.pins import read_pins, write_pin
 from input_checkpoint.store.pruning import ORPHAN_AGE_SECONDS, Pruner, PruneReport, ReleasedPacks
-from input_checkpoint.store.saving import LineageSaver, SaveOptions, describe_process
+from input_checkpoint.store.run import Run, begin_lineage
+from input_checkpoint.store.saving import SaveOptions
 from input_checkpoint.store.verification import VerifyReport, verify
 
 _DEFAULT_OPTIONS = SaveOptions()
@@ -50,9 +42,10 @@ class CheckpointStore:
     Safe to use from several threads. Open it with `CheckpointStore.open`.
 
     Example:
+        >>> from input_checkpoint import IteratorState
         >>> store = CheckpointStore.open("memory://tour", create=True)
-        >>> lineage = store.open_lineage("main", parent=None)
-        >>> info = store.save(lineage, 100, [IteratorState("Iterator", [(b"key", b"payload")])])
+        >>> run = store.begin_run("main")
+        >>> info = run.save(100, [IteratorState("Iterator", [(b"key", b"payload")])])
         >>> [checkpoint.step for checkpoint in store.checkpoints()]
         [100]
         >>> [state.in_order() for state in store.load(info)]
@@ -63,8 +56,7 @@ class CheckpointStore:
         self._backend = backend
         self._catalog = Catalog(backend)
         self._options = options
-        self._savers: dict[tuple[str, int], LineageSaver] = {}
-        self._set_free: defaultdict[str, ReleasedPacks] = defaultdict(ReleasedPacks)
+        self._released = ReleasedPacks()
 
     @classmethod
     def open(
@@ -81,23 +73,26 @@ class CheckpointStore:
 
         Args:
             uri: backend URI, or an open `Backend`.
-            storage_options: handed to the fsspec filesystem.
+            storage_options: passed to the fsspec filesystem.
             create: make a new store if there is none.
             options: how saves are made.
-            retry: how long to go on trying when the storage becomes unavailable later. Opening is tried
-                once, so that a wrong URI is an error at once. None: everything is tried once.
-            probe: write, read and delete a small object, to know now what a save would run into.
+            retry: how long to retry when the storage becomes unavailable later. Opening itself is tried once,
+                so that a wrong URI is reported at once. None: nothing is retried.
+            probe: write, read, list and delete a small object now, so that a problem with the storage shows
+                before the first save.
 
         Raises:
             BackendNotFoundError: there is no store at ``uri`` and ``create`` is False.
-            UnsupportedFormatError: the store was written by an unknown format version.
+            UnsupportedFormatError: the store has a format version that this release does not know.
             BackendError: the storage cannot be used.
         """
         backend = open_backend(uri, storage_options)
         exists = is_store(backend)
         if not exists and not create:
             raise BackendNotFoundError(
-                f"there is no checkpoint store at {backend.uri} (it has no {FORMAT_KEY})"
+                f"there is no checkpoint store at {backend.uri} (it has no {FORMAT_KEY})",
+                uri=backend.uri,
+                key=FORMAT_KEY,
             )
         if probe:
             probing.probe(backend)
@@ -126,11 +121,18 @@ class CheckpointStore:
     def history(self, worker: str) -> list[CheckpointRef]:
         """Return the checkpoints that this worker can resume from, from old to new.
 
-        Those that an older lineage wrote past the step from which its successor restarted are not among them.
-        If the newest lineage's record is damaged, which those are is guessed, and a warning names the record.
+        Those that an older lineage wrote past the step from which its successor restarted are not included.
+        If the record of the newest lineage is damaged, its ancestors are guessed, and a warning names the
+        record.
         """
-        present, newest = self._catalog.checkpoints_and_lineage(worker)
-        return newest.history(present) if newest else []
+        return self.list_worker(worker).history
+
+    def list_worker(self, worker: str) -> WorkerListing:
+        """Return a worker's checkpoints, its newest lineage and its history, from one listing.
+
+        If the record of the newest lineage is damaged, a `LostLineage` takes its place.
+        """
+        return self._catalog.list_worker(worker)
 
     def newest(self, worker: str) -> CheckpointInfo:
         """Return the newest checkpoint of the worker's history.
@@ -140,11 +142,11 @@ class CheckpointStore:
         """
         history = self.history(worker)
         if not history:
-            raise CheckpointNotFoundError(f"{self.uri} holds no checkpoint of worker {worker!r}")
+            raise CheckpointNotFoundError(f"{self.uri} has no checkpoint of worker {worker!r}", uri=self.uri)
         return self.info(history[-1])
 
     def info(self, ref: CheckpointRef) -> CheckpointInfo:
-        """Return what is known of one checkpoint. Reads the head of its manifest once.
+        """Return what is known about one checkpoint. Its manifest is read once.
 
         Raises:
             CheckpointNotFoundError: it does not exist (any more).
@@ -155,47 +157,44 @@ class CheckpointStore:
     def newest_lineage(self, worker: str) -> Optional[Lineage]:
         """Return the lineage that was opened last, or None if there is none.
 
-        If its record is damaged, what can be said without it: see `LostLineage`.
+        If its record is damaged, a `LostLineage` takes its place.
         """
-        return self._catalog.checkpoints_and_lineage(worker)[1]
+        return self.list_worker(worker).lineage
 
-    def open_lineage(self, worker: str, parent: Optional[CheckpointRef]) -> Lineage:
-        """Begin a new run of ``worker`` that continues ``parent`` (None: from the beginning of the input).
+    def begin_run(
+        self,
+        worker: str,
+        parent: Optional[CheckpointRef] = None,
+        *,
+        listing: Optional[WorkerListing] = None,
+    ) -> Run:
+        """Begin a new run of ``worker``: the right to save and prune its checkpoints.
 
-        From now on every older lineage of the worker is superseded: its writer can no longer save.
+        From now on every older run of the worker is superseded: it can no longer save.
+
+        Args:
+            worker: name of the worker.
+            parent: the checkpoint that the run is resumed from. None: the input starts from its beginning.
+            listing: what `list_worker` has just returned, to save a request.
 
         Raises:
             CheckpointNotFoundError: nothing is left of the run that ``parent`` belongs to.
+            ValueError: ``worker`` cannot be part of a key.
+            BackendError: the storage failed.
+
+        Example:
+            >>> from input_checkpoint import IteratorState
+            >>> store = CheckpointStore.open("memory://runs", create=True)
+            >>> run = store.begin_run("main")
+            >>> info = run.save(100, [IteratorState("Iterator", [(b"key", b"payload")])])
+            >>> store.begin_run("main", parent=info.ref).lineage.number
+            2
         """
-        check_worker(worker)
-        while True:
-            present, newest = self._catalog.checkpoints_and_lineage(worker)
-            line = newest
-            if newest and parent and not newest.holds(parent):
-                # Back to what the newest run had left behind: the history is the one of that time.
-                line = self._line_of(parent, present)
-            lineage = next_lineage(worker, newest, parent, present, line)
-            if self._created(lineage):
-                self._forget_savers_before(lineage)
-                return lineage
-
-    def save(self, lineage: Lineage, step: int, iterators: Iterable[IteratorState]) -> CheckpointInfo:
-        """Store and commit one checkpoint. It is visible completely or not at all.
-
-        Only what the run's earlier checkpoints do not hold is uploaded. Memory stays bounded however large
-        the state is: elements are taken from the streams as uploads make room.
-
-        Raises:
-            WriterSupersededError: a newer lineage of this worker has been opened. Nothing became visible.
-            BackendError: the storage failed. Nothing became visible, unless it was the very answer to the
-                commit that never came.
-        """
-        header = self._saver(lineage).save(step, iterators)
-        self._catalog.remember(header)
-        return header.info
+        lineage = begin_lineage(self._catalog, worker, parent, listing)
+        return Run(self._catalog, lineage, self._options, self._released)
 
     def load(self, checkpoint: Union[CheckpointInfo, CheckpointRef]) -> Iterator[StoredState]:
-        """Yield the iterators of a checkpoint. Each one's pieces must be read before the next is asked for.
+        """Yield the iterators of a checkpoint. Read all batches of one before you ask for the next.
 
         Raises:
             CheckpointNotFoundError: it does not exist (any more).
@@ -205,18 +204,18 @@ class CheckpointStore:
         ref = _ref(checkpoint)
         manifest = self._catalog.manifest(ref)
         for rows in manifest.iterators():
-            pieces = self._catalog.batches(manifest, rows, self._options.concurrency)
-            yield StoredState(rows.entry.name, rows.entry.elements, pieces)
+            batches = self._catalog.batches(manifest, rows, self._options.concurrency)
+            yield StoredState(rows.entry.name, rows.entry.elements, batches)
 
     def verify(self, worker: Optional[str] = None, *, read_data: Union[bool, float] = True) -> VerifyReport:
         """Check every checkpoint, of one worker or of all.
 
-        Manifests are read and checked, and the packs that they name must be there and of the right size.
+        Manifests are read and checked, and the packs that they name must exist and have the right size.
 
         Args:
-            worker: only this one.
-            read_data: True reads and checks every chunk, once however many checkpoints share it. A number
-                between 0 and 1 does so for that share of the packs, chosen at random. False reads no data.
+            worker: only this one. None: all.
+            read_data: True reads and checks every chunk, each one once. A number between 0 and 1 does so for
+                that fraction of the packs, chosen at random. False reads no data.
 
         Returns:
             What was checked and what is wrong. Nothing is changed.
@@ -233,38 +232,35 @@ class CheckpointStore:
         worker: Optional[str] = None,
         *,
         dry_run: bool = False,
-        lineage: Optional[Lineage] = None,
         orphan_age: float = ORPHAN_AGE_SECONDS,
     ) -> PruneReport:
         """Remove the checkpoints that ``policy`` does not keep, and what crashes have left behind.
 
-        The newest checkpoint of each worker's history stays in any case: that is the one that a run resumed
-        from, until it has committed a newer one. So does every pinned one, also where the history has left it
-        behind. Manifests go before the data they name, and data only while no save is in flight. While the
-        record of a worker's newest lineage is damaged, it is not known what its history is: all of its
-        checkpoints stay until the next run has begun, and only what crashes have left is removed.
+        The newest checkpoint of each worker's history always stays, since a run may have been resumed from
+        it. Pinned checkpoints always stay too, even if a restart has left them behind. Manifests are removed
+        before the data that they name, and data only while no save is in progress. While the record of a
+        worker's newest lineage is damaged, its history is unknown: all of its checkpoints stay until the next
+        run has begun, and only data that crashes have left behind is removed.
 
         Args:
             policy: what to keep.
-            worker: only this one; None means every worker of the store, also those that have died before
-                they committed anything.
+            worker: only this one. None: every worker, even one that crashed before its first commit.
             dry_run: only report.
-            lineage: the caller's own, if the caller is a writer: it then stops if it has been superseded,
-                and a save of its own that is going on meanwhile is no obstacle.
-            orphan_age: seconds after which data that a crash has left is removed.
+            orphan_age: seconds after which data that a crash has left behind is removed.
 
         Raises:
-            WriterSupersededError: ``lineage`` is not the newest any more, or a new run has begun meanwhile.
-            BackendError: the storage failed. What was not removed can be removed by the next call.
+            WriterSupersededError: a new run of the worker has begun meanwhile.
+            BackendError: the storage failed. The next call removes what is left.
         """
         reports = [
-            self._prune_worker(policy, name, dry_run, lineage, orphan_age)
+            self._prune_worker(policy, name, dry_run, orphan_age)
             for name in ([worker] if worker is not None else self._catalog.workers())
         ]
         return PruneReport(
             kept={ref: reason for report in reports for ref, reason in report.kept.items()},
             removed=tuple(ref for report in reports for ref in report.removed),
             removed_packs=tuple(key for report in reports for key in report.removed_packs),
+            removed_bytes=sum(report.removed_bytes for report in reports),
         )
 
     def copy_to(
@@ -275,33 +271,33 @@ class CheckpointStore:
         worker: Optional[str] = None,
         progress: Optional[Callable[[CopyProgress], None]] = None,
     ) -> CopyReport:
-        """Copy checkpoints to another store, so that the run goes on there with only its URI changed.
+        """Copy checkpoints to another store, so that the run can continue there with only its URI changed.
 
-        Everything is checked on the way, and what checkpoints share is copied once. Whole packs are copied,
-        so chosen checkpoints bring what they share packs with. Each checkpoint is committed at the target
-        when all of it is there, from old to new. A copy that was interrupted is simply made again: it goes on
-        with what is missing. So does one that is repeated while the run still saves to this store.
+        Everything is verified during the copy, and what checkpoints share is copied once. Packs are copied
+        whole, so a chosen checkpoint brings data along that only others need. Each checkpoint is committed at
+        the target when all of it is there, from old to new. To continue an interrupted copy, or to bring over
+        what the run has saved since, call it again.
 
-        Pins come along. Retention is the target's own affair.
+        Pins are copied as well. Retention is up to the target.
 
         Args:
             other: the target: empty, or copied from this store before. Open it with ``create=True``.
-            checkpoints: which; None means all, also those that the history has left behind.
-            worker: only this one's.
+            checkpoints: which to copy. None: all, even those that a restart has left behind.
+            worker: only checkpoints of this one. None: all.
             progress: called after every pack and checkpoint, in this thread.
 
         Returns:
-            What was copied, and what could not be since it is damaged or was removed meanwhile.
+            What was copied, and what could not be copied because it is damaged or was removed meanwhile.
 
         Raises:
-            DifferentHistoryError: the target holds another run of the same worker. Nothing of it was changed.
+            DifferentHistoryError: the target holds another run of the same worker. It was not changed.
             ValueError: ``other`` is this store.
             BackendError: a storage failed. What has been committed stays; copy again.
 
         Example:
-            >>> store = CheckpointStore.open("memory://old-house", create=True)
-            >>> info = store.save(store.open_lineage("main", parent=None), 100, [])
-            >>> other = CheckpointStore.open("memory://new-house", create=True)
+            >>> store = CheckpointStore.open("memory://copied-from", create=True)
+            >>> info = store.begin_run("main").save(100, [])
+            >>> other = CheckpointStore.open("memory://copied-to", create=True)
             >>> store.copy_to(other).copied
             (CheckpointRef(worker='main', lineage=1, step=100),)
             >>> other.newest("main") == info
@@ -313,18 +309,18 @@ class CheckpointStore:
             chosen = self._catalog.refs(worker)
         else:
             chosen = [ref for ref in map(_ref, checkpoints) if worker in (None, ref.worker)]
-        tell = progress or _tell_nobody
-        return copy(self._catalog, other._catalog, chosen, self._options.concurrency, tell)
+        report = progress or _ignore_progress
+        return copy(self._catalog, other._catalog, chosen, self._options.concurrency, report)
 
     def pin(self, checkpoint: Union[CheckpointInfo, CheckpointRef], note: str = "") -> None:
         """Keep a checkpoint until it is unpinned, whatever the retention policy says.
 
-        May be repeated: a note replaces the one before, no note leaves it. A pin holds for clean-ups that
-        begin after this call has returned; one that is running meanwhile may have decided already.
+        Pinning again with a note replaces the note; without one it keeps the note. A pin protects from
+        prunes that begin after this call has returned: one that is already running may have decided.
 
         Args:
-            checkpoint: any that exists, also one that the worker's history has left behind.
-            note: why; told as the reason wherever the checkpoint is kept.
+            checkpoint: any that exists, even one that a restart has left behind.
+            note: why it is pinned. A prune reports it as the reason why the checkpoint stays.
 
         Raises:
             CheckpointNotFoundError: it does not exist (any more). Nothing is pinned.
@@ -332,23 +328,23 @@ class CheckpointStore:
 
         Example:
             >>> store = CheckpointStore.open("memory://pins", create=True)
-            >>> info = store.save(store.open_lineage("main", parent=None), 100, [])
+            >>> info = store.begin_run("main").save(100, [])
             >>> store.pin(info, note="best so far")
             >>> store.pins()
             {CheckpointRef(worker='main', lineage=1, step=100): 'best so far'}
         """
         ref = _ref(checkpoint)
         write_pin(self._backend, ref, note)
-        # Asked after writing, so that a clean-up that came first is noticed. Listed, since what this store
-        # remembers of a checkpoint outlives it, and so that a damaged one can be pinned too.
+        # Checked after writing, so that a prune that came first is noticed; by a listing, so that a damaged
+        # checkpoint can be pinned too.
         if not self._catalog.holds(ref):
             self.unpin(ref)
             raise CheckpointNotFoundError(
-                f"{self.uri}: checkpoint {ref} does not exist, so it cannot be pinned"
+                f"{self.uri}: checkpoint {ref} does not exist, so it cannot be pinned", uri=self.uri, ref=ref
             )
 
     def unpin(self, checkpoint: Union[CheckpointInfo, CheckpointRef]) -> None:
-        """Leave a checkpoint to the retention policy again. One that is not pinned stays as it is.
+        """Let the retention policy decide about a checkpoint again. Does nothing if it is not pinned.
 
         Raises:
             BackendError: the storage failed.
@@ -360,108 +356,33 @@ class CheckpointStore:
         return read_pins(self._backend, worker)
 
     def workers(self) -> list[str]:
-        """Return the names of all workers that have committed something that is still there."""
+        """Return the names of all workers that have a checkpoint."""
         return sorted({ref.worker for ref in self._catalog.refs()})
 
     def close(self) -> None:
-        """Release the backend."""
+        """Release the backend's connections. The store is not used afterwards."""
         self._backend.close()
 
-    def _line_of(self, parent: CheckpointRef, present: Collection[CheckpointRef]) -> Lineage:
-        if any(ref.lineage == parent.lineage for ref in present):
-            return self._catalog.lineage_of(parent)
-        return self._catalog.lineage(parent.worker, parent.lineage)
+    def __enter__(self) -> CheckpointStore:
+        return self
 
-    def _created(self, lineage: Lineage) -> bool:
-        """Put a lineage's record into the store. False if its number is taken."""
-        try:
-            self._backend.create(lineage.key, encode_lineage(lineage))
-        except ObjectExistsError:
-            try:
-                return decode_lineage(self._backend.get(lineage.key)) == lineage
-            except CorruptCheckpointError:
-                return False
-        return True
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
-    def _saver(self, lineage: Lineage) -> LineageSaver:
-        name = lineage.worker, lineage.number
-        if name not in self._savers:
-            # A superseded one that was forgotten would else upload everything once more before it is told.
-            self._check_not_superseded(lineage)
-            saver = LineageSaver(
-                self._backend,
-                lineage,
-                lambda: self._catalog.refs(lineage.worker),
-                lambda: self._check_not_superseded(lineage),
-                self._options,
-            )
-            if lineage.parent is not None:
-                # What cannot be read cannot be built on either: the first save is then a full one.
-                with contextlib.suppress(CorruptCheckpointError, CheckpointNotFoundError):
-                    saver.add_manifest(self._catalog.manifest(lineage.parent))
-            self._savers[name] = saver
-        return self._savers[name]
-
-    def _forget_savers_before(self, lineage: Lineage) -> None:
-        """Free what the savers of superseded lineages remember: an entry for every chunk."""
-        for worker, number in tuple(self._savers):
-            if worker == lineage.worker and number < lineage.number:
-                self._savers.pop((worker, number), None)
-
-    def _check_not_superseded(self, lineage: Lineage) -> None:
-        newest = self._catalog.newest_number(lineage.worker)
-        if newest > lineage.number:
-            raise WriterSupersededError(
-                f"{self.uri}: a newer run of worker {lineage.worker!r} has taken over "
-                f"({self._who_opened(lineage.worker, newest)}). This one (lineage {lineage.number}) "
-                "can no longer save. Stop it, or give it a URI of its own."
-            )
-
-    def _check_no_run_has_begun(self, worker: str, newest: int) -> None:
-        # A run that restarts from an older step may need just what the policy would remove.
-        now = self._catalog.newest_number(worker)
-        if now > newest:
-            raise WriterSupersededError(
-                f"{self.uri}: a new run of worker {worker!r} has begun while its checkpoints were "
-                f"being pruned ({self._who_opened(worker, now)}). Nothing more was removed; "
-                "prune again."
-            )
-
-    def _who_opened(self, worker: str, number: int) -> str:
-        try:
-            found = self._catalog.lineage(worker, number)
-        except (CorruptCheckpointError, CheckpointNotFoundError):
-            return f"lineage {number}, whose record {lineage_key(worker, number)} cannot be read"
-        return describe_process(found.host, found.pid, found.created)
+    def __repr__(self) -> str:
+        return f"CheckpointStore({self.uri!r})"
 
     def _prune_worker(
-        self,
-        policy: RetentionPolicy,
-        worker: str,
-        dry_run: bool,
-        lineage: Optional[Lineage],
-        orphan_age: float,
+        self, policy: RetentionPolicy, worker: str, dry_run: bool, orphan_age: float
     ) -> PruneReport:
-        own = None
-        if lineage is not None and lineage.worker == worker:
-            self._check_not_superseded(lineage)
-            newest: Lineage = lineage
-            own = self._savers.get((worker, lineage.number))
-        else:
-            # Data without any record of a run: as if there had been one of which nothing is known.
-            newest = self._catalog.checkpoints_and_lineage(worker)[1] or lost_lineage(worker, 0, None, ())
-        pruner = Pruner(
-            self._catalog,
-            newest,
-            lambda: self._check_no_run_has_begun(worker, newest.number),
-            self._set_free[worker],
-            own,
-        )
-        return pruner.prune(policy, orphan_age, dry_run)
+        # Data without any record of a run is pruned as if there had been one of which nothing is known.
+        newest = self._catalog.list_worker(worker).lineage or lost_lineage(worker, 0, None, ())
+        fence = Fence(self._catalog, worker, newest.number)
+        return Pruner(self._catalog, newest, fence, self._released).prune(policy, orphan_age, dry_run)
 
 
-def _tell_nobody(progress: CopyProgress) -> None:
-    """Nobody wants to know."""
+def _ignore_progress(progress: CopyProgress) -> None:
+    """Ignore progress."""
 
 
 def _ref(checkpoint: Union[CheckpointInfo, CheckpointRef]) -> CheckpointRef:

@@ -17,15 +17,18 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import threading
 import uuid
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Optional, Union
 
 import numpy as np
 import tensorflow as tf
 
+from input_checkpoint.backends.redaction import redact
 from input_checkpoint.errors import (
     CorruptCheckpointError,
     PipelineMismatchError,
@@ -69,7 +72,7 @@ _SESSION_GONE = (
 )
 
 
-def external_state_policy(policy: Optional[Union[str, Any]]) -> int:
+def external_state_policy_number(policy: Optional[Union[str, Any]]) -> int:
     """Return TensorFlow's number for an external state policy.
 
     Args:
@@ -82,9 +85,10 @@ def external_state_policy(policy: Optional[Union[str, Any]]) -> int:
         policy = policy.name.lower()
     policy = "fail" if policy is None else policy
     if policy not in _POLICIES:
+        advice = " For the URI of a backend, pass backend=." if isinstance(policy, (str, os.PathLike)) else ""
         raise ValueError(
             "Invalid `ExternalStatePolicy.` Supported values include 'warn', 'ignore', and 'fail.' "
-            f"Received {policy}."
+            f"Received {redact(str(policy))}.{advice}"
         )
     return _POLICIES[policy]
 
@@ -96,7 +100,7 @@ class GraphIterators:
 
     Args:
         graph: the graph with the iterators.
-        policy: a number from `external_state_policy`.
+        policy: a number from `external_state_policy_number`.
 
     Raises:
         ValueError: the graph has no iterator.
@@ -120,7 +124,11 @@ class GraphIterators:
         """Names of the iterators in the graph."""
         return tuple(ops.name for ops in self._ops)
 
-    def snapshot(self, session: Any) -> Snapshot:
+    def bind(self, session: Any) -> SessionIterators:
+        """Return the iterators as they are in one session."""
+        return SessionIterators(self, session)
+
+    def snapshot(self, session: Any) -> HeldSnapshot:
         """Hold the state of all iterators in memory. Costs microseconds an element, whatever its size.
 
         Raises:
@@ -131,7 +139,7 @@ class GraphIterators:
             session.run([ops.hold for ops in self._ops], {ops.key: key for ops in self._ops})
         except _SERIALIZE_ERRORS as error:
             raise UnsupportedPipelineError(_unsupported(error)) from error
-        return Snapshot(session, self._ops, key)
+        return HeldSnapshot(session, self._ops, key)
 
     def restore(self, session: Any, states: Iterable[StoredState]) -> None:
         """Put iterators back into a stored state. They change only after all of it has been read.
@@ -223,8 +231,29 @@ class GraphIterators:
         return key
 
 
-class Snapshot:
-    """Iterator state held in memory. Must be released."""
+@dataclass(frozen=True)
+class SessionIterators:
+    """The iterators of a graph in one session: an `InputSource`."""
+
+    iterators: GraphIterators
+    session: Any
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See `InputSource.names`."""
+        return self.iterators.names
+
+    def snapshot(self) -> HeldSnapshot:
+        """See `InputSource.snapshot`."""
+        return self.iterators.snapshot(self.session)
+
+    def restore(self, states: Iterable[StoredState]) -> None:
+        """See `InputSource.restore`."""
+        self.iterators.restore(self.session, states)
+
+
+class HeldSnapshot:
+    """Iterator state held in memory by a session. Must be released."""
 
     def __init__(self, session: Any, ops: Sequence[_IteratorOps], key: int) -> None:
         self._session = session
@@ -412,4 +441,4 @@ def _reason(error: Any) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-__all__ = ["GraphIterators", "Snapshot", "external_state_policy"]
+__all__ = ["GraphIterators", "HeldSnapshot", "SessionIterators", "external_state_policy_number"]

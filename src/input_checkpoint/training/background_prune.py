@@ -1,4 +1,4 @@
-"""Clean-up behind the saves: never in their way, and never two at once."""
+"""The background thread that prunes: never in the way of a save, and one prune at a time."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from typing import Callable, Optional
 
 
 class BackgroundPrune:
-    """Runs ``prune`` in a thread of its own whenever it is asked to.
+    """Runs ``prune`` in its own thread on request.
 
-    Asked while it runs, it runs once more afterwards, however often it was asked.
+    Requests that arrive while it runs are answered by a single run afterwards.
 
     Args:
-        prune: what to do. Must not raise.
+        prune: must not raise.
     """
 
     def __init__(self, prune: Callable[[], None]) -> None:
         self._prune = prune
         self._lock = threading.Lock()
         self._thread: Optional[threading.Thread] = None
-        self._asked = False
+        self._requested = False
 
     def request(self) -> None:
-        """Let a prune begin that sees everything stored until now. Returns at once."""
+        """Start a prune that sees everything stored so far. Returns at once."""
         with self._lock:
-            self._asked = True
+            self._requested = True
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="input-checkpoint-prune")
                 self._thread.start()
 
     def wait(self) -> None:
-        """Wait until every prune that was asked for is done."""
+        """Wait until every requested prune is done."""
         with self._lock:
             thread = self._thread
         if thread is not None:
@@ -42,7 +42,7 @@ class BackgroundPrune:
 
     def _has_work(self) -> bool:
         with self._lock:
-            asked, self._asked = self._asked, False
-            if not asked:
+            requested, self._requested = self._requested, False
+            if not requested:
                 self._thread = None
-            return asked
+            return requested

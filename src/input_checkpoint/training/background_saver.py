@@ -1,19 +1,18 @@
-"""The background thread of a face: snapshot in, committed checkpoint out."""
+"""The background thread that saves: snapshot in, committed checkpoint out."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from typing import Callable, Optional
+from typing import Optional
 
 from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
 from input_checkpoint.errors import InputCheckpointError, SnapshotLostError
-from input_checkpoint.format.lineage import Lineage
 from input_checkpoint.retention.policy import RetentionPolicy
-from input_checkpoint.store.store import CheckpointStore
+from input_checkpoint.store.run import Run
 from input_checkpoint.training.background_prune import BackgroundPrune
-from input_checkpoint.training.source import Snapshot
+from input_checkpoint.training.source import InputSource, Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -21,29 +20,21 @@ BUSY_MODES = ("wait", "skip")
 
 
 class BackgroundSaver:
-    """Saves checkpoints of one lineage behind the training thread's back, one at a time.
+    """Saves the checkpoints of one run behind the training thread's back, one at a time.
 
-    The snapshot itself is taken in the background too; `wait_for_snapshot` must return before the iterators
-    move on. A save that fails is raised by the next call of `check`, `submit` or `wait`, once. Old
-    checkpoints are pruned beside the saves, which never wait for it.
+    The snapshot is taken in the background too: `wait_for_snapshot` must return before the iterators advance.
+    A failed save is raised, once, by the next call of `check`, `submit` or `wait`. Old checkpoints are pruned
+    beside the saves, which never wait for it.
 
     Args:
-        store: where to.
-        lineage: the run that the checkpoints belong to.
-        retention: applied after commits.
+        run: what saves and prunes.
+        retention: applied after each commit.
         when_busy: what `submit` does while the previous save is running: ``'wait'`` for it, or ``'skip'`` the
             new one.
     """
 
-    def __init__(
-        self,
-        store: CheckpointStore,
-        lineage: Lineage,
-        retention: RetentionPolicy,
-        when_busy: str = "wait",
-    ) -> None:
-        self._store = store
-        self._lineage = lineage
+    def __init__(self, run: Run, retention: RetentionPolicy, when_busy: str = "wait") -> None:
+        self._run = run
         self._retention = retention
         self._when_busy = when_busy
         self._thread: Optional[threading.Thread] = None
@@ -53,13 +44,13 @@ class BackgroundSaver:
         self._pruning = BackgroundPrune(self._prune)
 
     @property
-    def lineage(self) -> Lineage:
-        """The run that this writer's checkpoints belong to."""
-        return self._lineage
+    def run(self) -> Run:
+        """The run that the checkpoints belong to."""
+        return self._run
 
     @property
     def last_committed(self) -> Optional[CheckpointRef]:
-        """The newest checkpoint that this writer has committed, or None."""
+        """The newest checkpoint that was committed here, or None."""
         return self._committed
 
     @property
@@ -67,40 +58,40 @@ class BackgroundSaver:
         """Whether a save is running."""
         return self._thread is not None and self._thread.is_alive()
 
-    def submit(self, step: int, take_snapshot: Callable[[], Snapshot]) -> bool:
+    def submit(self, step: int, source: InputSource) -> bool:
         """Start saving ``step``. Returns False if the save was skipped because another one is running."""
         if self.busy and self._when_busy == "skip":
             logger.warning(
                 "Input checkpoint at step %d skipped: the previous save to %s is still running. "
                 "Save less often, or pass when_busy='wait'.",
                 step,
-                self._store.uri,
+                self._run.uri,
             )
             return False
         self._wait_for_save()
         self._snapshot_taken = threading.Event()
         self._thread = threading.Thread(
-            target=self._run,
-            args=(step, take_snapshot, self._snapshot_taken),
+            target=self._save_in_thread,
+            args=(step, source, self._snapshot_taken),
             name=f"input-checkpoint-save-{step}",
         )
         self._thread.start()
         return True
 
     def wait_for_snapshot(self) -> None:
-        """Wait until the iterators may move on. The save itself goes on."""
+        """Wait until the iterators may advance. The save itself continues."""
         if self._thread is not None:
             self._snapshot_taken.wait()
         self.check()
 
     def wait(self) -> None:
-        """Wait until everything submitted is committed and pruned, and raise if it could not be committed."""
+        """Wait until everything submitted is committed and pruned. Raises if it could not be committed."""
         self._wait_for_save()
         self._pruning.wait()
         self.check()
 
     def check(self) -> None:
-        """Raise the failure of an earlier save, if there was one."""
+        """Raise the error of an earlier save, if there was one."""
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
@@ -111,41 +102,41 @@ class BackgroundSaver:
             self._thread = None
         self.check()
 
-    def _run(self, step: int, take_snapshot: Callable[[], Snapshot], taken: threading.Event) -> None:
+    def _save_in_thread(self, step: int, source: InputSource, taken: threading.Event) -> None:
         started = time.monotonic()
         try:
-            snapshot = take_snapshot()
-            stalled = time.monotonic() - started
+            snapshot = source.snapshot()
+            paused = time.monotonic() - started
             taken.set()
             info = self._save(step, snapshot)
         except SnapshotLostError as error:
-            # Whoever closed the session knows why; what was saved before is what the next one goes on from.
-            logger.warning("Input checkpoint for step %d into %s given up: %s", step, self._store.uri, error)
+            # Whoever closed the session knows why. The next one resumes from what was saved before.
+            logger.warning("Input checkpoint for step %d in %s abandoned: %s", step, self._run.uri, error)
             return
         except BaseException as error:
-            # Carried to the training thread, whatever it is: a save must not fail silently.
-            logger.error("Input checkpoint for step %d into %s failed.", step, self._store.uri)
+            # Whatever it is, it is raised in the training thread: a save must not fail silently.
+            logger.error("Input checkpoint for step %d in %s failed.", step, self._run.uri)
             self._failure = error
             return
         finally:
-            # Last, so that who waits for the snapshot finds the failure.
+            # Last, so that whoever waits for the snapshot finds the failure.
             taken.set()
         logger.info(
-            "Saved input checkpoint for step %d into %s: %d elements, %.1f MB in %.2f s "
-            "(training waited %.3f s at most).",
+            "Saved input checkpoint for step %d to %s: %d elements, %.1f MB in %.2f s "
+            "(training paused for at most %.3f s).",
             step,
-            self._store.uri,
+            self._run.uri,
             info.elements,
             info.logical_bytes / 1e6,
             time.monotonic() - started,
-            stalled,
+            paused,
         )
         self._pruning.request()
 
     def _save(self, step: int, snapshot: Snapshot) -> CheckpointInfo:
-        logger.info("Saving input checkpoint for step %d into %s.", step, self._store.uri)
+        logger.info("Saving input checkpoint for step %d to %s.", step, self._run.uri)
         try:
-            info = self._store.save(self._lineage, step, snapshot.states())
+            info = self._run.save(step, snapshot.states())
         finally:
             snapshot.release()
         self._committed = info.ref
@@ -153,11 +144,11 @@ class BackgroundSaver:
 
     def _prune(self) -> None:
         try:
-            self._store.prune(self._retention, self._lineage.worker, lineage=self._lineage)
+            self._run.prune(self._retention)
         except InputCheckpointError as error:
-            # The checkpoint is safe. What could not be removed now is removed after a later save.
+            # The new checkpoint is safe. A later prune removes what this one could not.
             logger.warning("Old input checkpoints could not be removed for now: %s", error)
         except BaseException as error:
-            # A retention policy may be the user's own: its mistakes belong into the training thread.
-            logger.error("Pruning old input checkpoints in %s failed.", self._store.uri)
+            # The retention policy may be the user's own: errors in it are raised in the training thread.
+            logger.error("Pruning old input checkpoints in %s failed.", self._run.uri)
             self._failure = error

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Optional
+from numbers import Integral, Real
+from typing import Any, Optional
 
 
 @dataclass(frozen=True)
 class SaveSchedule:
-    """Decides at which steps to save. Immutable: `after` gives the schedule that follows a save.
+    """Decides at which steps to save. Immutable: `after` returns the schedule that follows a save.
 
     Counts from the step at which the model was restored, as TensorFlow's ``CheckpointSaverHook`` does
     (tensorflow/python/training/basic_session_run_hooks.py, ``SecondOrStepTimer``), so that both save at the
@@ -29,9 +30,8 @@ class SaveSchedule:
             raise ValueError("Either save_secs or save_steps should be provided.")
         if self.every_steps is not None and self.every_secs is not None:
             raise ValueError("Can not provide both save_secs and save_steps.")
-        for name, value in (("save_steps", self.every_steps), ("save_secs", self.every_secs)):
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}")
+        _check_positive("save_steps", self.every_steps, "a whole number", Integral)
+        _check_positive("save_secs", self.every_secs, "a number of seconds", Real)
 
     def after(self, step: int, now: float) -> SaveSchedule:
         """Return the schedule after a save at ``step`` and time ``now`` (seconds)."""
@@ -52,7 +52,17 @@ class SaveSchedule:
         return self.every_secs is not None and now >= self.last_time + self.every_secs
 
     def overdue(self, step: int, now: float) -> bool:
-        """Whether a timed save is late by a whole interval, so that there is nothing to wait for."""
+        """Whether a timed save is late by a whole interval, so that there is no point in waiting longer."""
         return self.due(step, now) and (
             self.every_secs is None or now >= self.last_time + 2 * self.every_secs
         )
+
+
+def _check_positive(name: str, value: Any, what: str, kind: type) -> None:
+    if value is None:
+        return
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
+    if not is_number:
+        raise TypeError(f"{name} must be {what}, got {value!r}")
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}")

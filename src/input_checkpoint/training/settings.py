@@ -1,34 +1,119 @@
-"""What the user asked of the hook, checked."""
+"""What a user asks of an integration, checked as soon as it is given."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Optional
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Optional, TypedDict, Union
+from urllib.parse import unquote, urlsplit
 
-from input_checkpoint.backends.retrying import RetryPolicy
+from input_checkpoint.backends.base import Backend
+from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.retrying import DEFAULT_POLICY, RetryPolicy
 from input_checkpoint.format.keys import check_worker
+from input_checkpoint.retention.by_count import KeepLast
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.training.background_saver import BUSY_MODES
 from input_checkpoint.training.resume_plan import check_mode
 from input_checkpoint.training.schedule import SaveSchedule
 
+if TYPE_CHECKING:
+    BackendLocation = Union[str, os.PathLike[str], Backend]
 
-@dataclass(frozen=True)
-class HookSettings:
-    """See `CheckpointInputPipelineHook` for what each means. Raises ValueError for an unknown word."""
 
-    model_dir: Optional[str]
-    schedule: SaveSchedule
+class TrainingOptions(TypedDict, total=False):
+    """The keyword arguments that every integration accepts. `TrainingSettings` has their defaults."""
+
+    backend: Optional[BackendLocation]
+    storage_options: Optional[Mapping[str, Any]]
+    save_steps: Optional[int]
+    save_secs: Optional[float]
     retention: RetentionPolicy
     resume: str
     when_busy: str
     retry: Optional[RetryPolicy]
     probe: bool
-    worker: str
-    num_workers: int
+
+
+_DEFAULT_RETENTION = KeepLast(5)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """See `CheckpointInputPipelineHook` for what each setting means.
+
+    Raises:
+        TypeError: a value has the wrong type. The message says what to pass instead.
+        ValueError: a value is not allowed, or the backend lies inside the model directory.
+    """
+
+    model_dir: Optional[str] = None
+    worker: str = "main"
+    num_workers: int = 1
+    backend: Optional[BackendLocation] = None
+    storage_options: Optional[Mapping[str, Any]] = field(default=None, repr=False)
+    save_steps: Optional[int] = None
+    save_secs: Optional[float] = None
+    retention: RetentionPolicy = _DEFAULT_RETENTION
+    resume: str = "aligned"
+    when_busy: str = "wait"
+    retry: Optional[RetryPolicy] = DEFAULT_POLICY
+    probe: bool = True
 
     def __post_init__(self) -> None:
         check_mode(self.resume)
         check_worker(self.worker)
         if self.when_busy not in BUSY_MODES:
             raise ValueError(f"when_busy must be 'wait' or 'skip', got {self.when_busy!r}")
+        _check_retention(self.retention)
+        if self.retry is not None and not isinstance(self.retry, RetryPolicy):
+            raise TypeError(f"retry must be a RetryPolicy or None, got {self.retry!r}")
+        if self.backend is not None and self.model_dir is not None:
+            check_outside_model_dir(self.backend, self.model_dir)
+        _ = self.schedule  # raises if it is not valid
+
+    @property
+    def schedule(self) -> SaveSchedule:
+        """When to save."""
+        return SaveSchedule(self.save_steps, self.save_secs)
+
+
+def check_outside_model_dir(backend: BackendLocation, model_dir: str) -> None:
+    """Raise ValueError if ``backend`` is ``model_dir`` or lies inside it.
+
+    Tools that copy, export or clean a model directory would copy, export or remove the input state as well.
+
+    >>> check_outside_model_dir("/models/run-7-input", "/models/run-7")
+    """
+    uri = backend.uri if isinstance(backend, Backend) else os.fspath(backend)
+    inner, outer = _normalized(uri), _normalized(model_dir)
+    if inner == outer or inner.startswith(f"{outer}/"):
+        raise ValueError(
+            f"the backend {redact(uri)} lies inside the model directory {redact(model_dir)}. Choose a place "
+            f"beside it, such as {redact(outer)}-input."
+        )
+
+
+def _normalized(uri: str) -> str:
+    """Return a location so that one that contains another is its beginning."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return os.path.realpath(os.path.expanduser(uri))
+    if scheme in ("file", "local"):
+        return os.path.realpath(unquote(urlsplit(uri).path))
+    return f"{scheme}://{rest.rstrip('/')}"
+
+
+def _check_retention(retention: Any) -> None:
+    if isinstance(retention, RetentionPolicy):
+        return
+    if isinstance(retention, type) and issubclass(retention, RetentionPolicy):
+        advice = f"{retention.__name__} is a class; pass an instance of it"
+    elif isinstance(retention, int) and not isinstance(retention, bool):
+        advice = f"to keep the newest {retention}, pass KeepLast({retention})"
+    elif isinstance(retention, (list, tuple, set)):
+        advice = "combine several policies with |, as in KeepLast(5) | KeepEverySteps(10_000)"
+    else:
+        advice = "pass one, such as KeepLast(5)"
+    raise TypeError(f"retention must be a RetentionPolicy, got {retention!r}: {advice}")

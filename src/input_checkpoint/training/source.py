@@ -1,21 +1,45 @@
-"""Where input state comes from."""
+"""Where input state comes from and goes back to: what every integration implements."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Protocol
 
-from input_checkpoint.state import IteratorState
+from input_checkpoint.state import IteratorState, StoredState
 
 
 class Snapshot(Protocol):
-    """Iterator state in memory, as `BackgroundSaver` needs it."""
+    """The state of some iterators, held in memory."""
 
     def states(self) -> Iterable[IteratorState]:
-        """Return the encoded state of each iterator.
+        """Return the encoded state of each iterator. May be called from any thread.
 
-        Raises `SnapshotLostError`, also while it is read, if whoever holds the state is gone.
+        Raises:
+            SnapshotLostError: whatever held the snapshot is gone. May also be raised while a state is read.
         """
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
+
+
+class InputSource(Protocol):
+    """The iterators of one input pipeline, bound to the session or loop that runs them."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the iterators."""
+
+    def snapshot(self) -> Snapshot:
+        """Hold the state of all iterators in memory. The iterators may advance as soon as this returns.
+
+        Raises:
+            UnsupportedPipelineError: the state of one of the iterators cannot be saved.
+        """
+
+    def restore(self, states: Iterable[StoredState]) -> None:
+        """Put the iterators back into a stored state. They change only after all of it has been read.
+
+        Raises:
+            PipelineMismatchError: the state was not taken from these iterators.
+            CorruptCheckpointError: raised by ``states``.
+        """

@@ -1,0 +1,133 @@
+"""Resuming: restores the input to the step of the model, and tells the user what that meant."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Optional
+
+from input_checkpoint.checkpoint import CheckpointRef
+from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError, PipelineMismatchError
+from input_checkpoint.store.catalog import WorkerListing
+from input_checkpoint.store.store import CheckpointStore
+from input_checkpoint.training.resume_plan import ResumePlan, plan_resume
+from input_checkpoint.training.source import InputSource
+
+logger = logging.getLogger(__name__)
+
+
+class Resumer:
+    """Restores the input of one worker, each time that its training starts or restarts.
+
+    Args:
+        store: where the input checkpoints are.
+        worker: name of the worker.
+        mode: one of `resume_plan.MODES`.
+    """
+
+    def __init__(self, store: CheckpointStore, worker: str, mode: str) -> None:
+        self._store = store
+        self._worker = worker
+        self._mode = mode
+        self._has_resumed = False
+
+    @property
+    def mode(self) -> str:
+        """How to resume next. After a fresh start, later sessions resume from what it has saved."""
+        return "aligned" if self._mode == "fresh" and self._has_resumed else self._mode
+
+    def restore(self, source: InputSource, step: int, listing: WorkerListing) -> Optional[CheckpointRef]:
+        """Restore the iterators for a model at ``step``.
+
+        Args:
+            source: the iterators.
+            step: global step of the restored model.
+            listing: what the worker has stored.
+
+        Returns:
+            The checkpoint that they were restored from, or None if they start from their beginning.
+
+        Raises:
+            CheckpointNotFoundError, CorruptCheckpointError: the mode is ``'exact'``, and there is no usable
+                checkpoint at ``step``.
+            PipelineMismatchError: the checkpoint was taken from another pipeline.
+        """
+        history = listing.history
+        plan = plan_resume(self.mode, step, history)
+        restored = self._restore_first_usable(source, plan)
+        if restored is None and plan.required:
+            raise CheckpointNotFoundError(
+                f"{self._store.uri} has no input checkpoint of worker {self._worker!r} at step {step}, the "
+                f"step of the model; it has steps {_list_steps(history)}. "
+                "Pass resume='aligned' to use the newest older one.",
+                uri=self._store.uri,
+            )
+        self._has_resumed = True
+        self._log_outcome(restored, step, history)
+        return restored
+
+    def _restore_first_usable(self, source: InputSource, plan: ResumePlan) -> Optional[CheckpointRef]:
+        for ref in plan.candidates:
+            try:
+                source.restore(self._store.load(ref))
+            except (CorruptCheckpointError, CheckpointNotFoundError) as error:
+                if plan.required:
+                    raise
+                logger.warning("Trying an older input checkpoint, because %s", error)
+                continue
+            except PipelineMismatchError as error:
+                raise PipelineMismatchError(
+                    f"{self._store.uri}, checkpoint {ref}: {error} "
+                    "To start the input from its beginning, pass resume='fresh'.",
+                    uri=self._store.uri,
+                    ref=ref,
+                ) from error
+            return ref
+        return None
+
+    def _log_outcome(
+        self, restored: Optional[CheckpointRef], step: int, history: Sequence[CheckpointRef]
+    ) -> None:
+        if restored is None:
+            self._log_fresh_start(step, history)
+            return
+        logger.info("Restored the input from %s, checkpoint %s.", self._store.uri, restored)
+        if restored.step < step:
+            logger.warning(
+                "The model is at step %d, but the newest usable input checkpoint is of step %d: "
+                "%d steps of data will be seen again. None are lost.",
+                step,
+                restored.step,
+                step - restored.step,
+            )
+        if restored.step > step:
+            logger.warning(
+                "The model is at step %d and the input at step %d (resume='latest'): "
+                "the data of %d steps is skipped.",
+                step,
+                restored.step,
+                restored.step - step,
+            )
+
+    def _log_fresh_start(self, step: int, history: Sequence[CheckpointRef]) -> None:
+        if history:
+            logger.warning(
+                "The input starts from its beginning at step %d. The checkpoints in %s (steps %s) will be "
+                "deleted after this run's second save.",
+                step,
+                self._store.uri,
+                _list_steps(history),
+            )
+        elif step > 0 and self._mode != "fresh":
+            logger.warning(
+                "The model is at step %d, but %s has no input checkpoint yet: the input starts from its "
+                "beginning, so up to %d steps of data will be seen again.",
+                step,
+                self._store.uri,
+                step,
+            )
+
+
+def _list_steps(history: Sequence[CheckpointRef]) -> str:
+    steps = [str(ref.step) for ref in history]
+    return ", ".join(steps) if len(steps) <= 8 else f"{', '.join(steps[:3])}, …, {', '.join(steps[-3:])}"
