@@ -21,7 +21,7 @@ from input_checkpoint.format.keys import (
     parse_lineage_key,
     worker_of,
 )
-from input_checkpoint.format.lineage import Lineage, decode_lineage, lost_lineage
+from input_checkpoint.format.lineage import Lineage, decode_lineage, infer_lineage
 from input_checkpoint.format.manifest import (
     HEAD_BYTES,
     Header,
@@ -135,8 +135,8 @@ class Catalog:
         """Return a worker's checkpoints, from old to new, and its lineage that was opened last (None: none).
 
         If that one's record cannot be read, or is missing while its checkpoints are there, that is logged,
-        and a `LostLineage` stands in for it, whose ancestors are guessed from the newest record that can be
-        read.
+        and an `InferredLineage` stands in for it, whose ancestors are guessed from the newest record that can
+        be read.
         """
         present, listed = run_both(lambda: self.refs(worker), lambda: self._lineage_numbers(worker))
         # A run that began between the two listings may be known by its checkpoints alone.
@@ -152,7 +152,7 @@ class Catalog:
             # It was not damaged, but outlived and removed since it was listed.
             return self.checkpoints_and_lineage(worker)
         for number in reversed(lost):
-            newest = lost_lineage(worker, number, newest, present)
+            newest = infer_lineage(worker, number, newest, present)
         return present, newest
 
     def lineage(self, worker: str, number: int) -> Lineage:
@@ -167,10 +167,10 @@ class Catalog:
     def lineage_of(self, ref: CheckpointRef) -> Lineage:
         """Read the record of the lineage that has written a checkpoint.
 
-        If it cannot be read, that is logged, and a `LostLineage` without ancestors stands in for it.
+        If it cannot be read, that is logged, and an `InferredLineage` without ancestors stands in for it.
         """
         found = self._readable_lineage(ref.worker, ref.lineage)
-        return found or lost_lineage(ref.worker, ref.lineage, None, ())
+        return found or infer_lineage(ref.worker, ref.lineage, None, ())
 
     def _forget_all_but(self, present: Collection[CheckpointRef], worker: Optional[str]) -> None:
         # A copy is gone through: another thread may be adding. What is forgotten too early is read again.

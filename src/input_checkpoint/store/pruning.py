@@ -20,7 +20,7 @@ from input_checkpoint.format.keys import (
     parse_lineage_key,
     parse_pack_key,
 )
-from input_checkpoint.format.lineage import Lineage, LostLineage, abandoned_checkpoints
+from input_checkpoint.format.lineage import InferredLineage, Lineage, abandoned_checkpoints
 from input_checkpoint.retention.policy import RetentionPolicy, merge_reasons
 from input_checkpoint.store.catalog import Catalog
 from input_checkpoint.store.pins import pin_reason, read_pins
@@ -130,7 +130,7 @@ class Pruner:
         return self._catalog.refs(self._newest.worker)
 
     def _kept(self, policy: RetentionPolicy, present: Sequence[CheckpointRef]) -> dict[CheckpointRef, str]:
-        if isinstance(self._newest, LostLineage):
+        if isinstance(self._newest, InferredLineage):
             # Neither what it has left behind is known, nor what there is for the policy to choose from.
             kept = dict.fromkeys(present, f"the record of lineage {self._newest.number} cannot be read")
         else:
@@ -204,7 +204,7 @@ class Pruner:
 
     def _outlived_lineages(self, remaining: Collection[CheckpointRef]) -> list[str]:
         """Return records of lineages of which nothing is left. All are evidence while the newest is lost."""
-        if isinstance(self._newest, LostLineage):
+        if isinstance(self._newest, InferredLineage):
             return []
         needed = {self._newest.number, *(ref.lineage for ref in remaining)}
         keys = [info.key for info in self._backend.list(lineages_prefix(self._newest.worker))]

@@ -28,7 +28,7 @@ from input_checkpoint.format.lineage import (
     Lineage,
     decode_lineage,
     encode_lineage,
-    lost_lineage,
+    infer_lineage,
     next_lineage,
 )
 from input_checkpoint.retention.policy import RetentionPolicy
@@ -155,7 +155,7 @@ class CheckpointStore:
     def newest_lineage(self, worker: str) -> Optional[Lineage]:
         """Return the lineage that was opened last, or None if there is none.
 
-        If its record is damaged, what can be said without it: see `LostLineage`.
+        If its record is damaged, what can be said without it: see `InferredLineage`.
         """
         return self._catalog.checkpoints_and_lineage(worker)[1]
 
@@ -449,7 +449,7 @@ class CheckpointStore:
             own = self._savers.get((worker, lineage.number))
         else:
             # Data without any record of a run: as if there had been one of which nothing is known.
-            newest = self._catalog.checkpoints_and_lineage(worker)[1] or lost_lineage(worker, 0, None, ())
+            newest = self._catalog.checkpoints_and_lineage(worker)[1] or infer_lineage(worker, 0, None, ())
         pruner = Pruner(
             self._catalog,
             newest,
