@@ -47,7 +47,7 @@ def test_no_more_runs_ahead_than_is_allowed():
 
 def test_what_runs_ahead_weighs_no_more_than_is_allowed():
     work = Started()
-    results = map_ordered(work, range(20), 8, lambda item: 1.0, most=3)
+    results = map_ordered(work, range(20), 8, lambda item: 1.0, max_weight=3)
     next(results)
     assert work.count() == 3
     results.close()
@@ -55,7 +55,7 @@ def test_what_runs_ahead_weighs_no_more_than_is_allowed():
 
 def test_something_heavier_than_is_allowed_runs_alone():
     work = Started()
-    results = map_ordered(work, [1, 50, 1], 8, float, most=3)
+    results = map_ordered(work, [1, 50, 1], 8, float, max_weight=3)
     assert next(results) == 1
     assert next(results) == 50
     assert work.count() == 2

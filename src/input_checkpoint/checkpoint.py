@@ -1,40 +1,56 @@
-"""A checkpoint: which one it is, and what is known of it without reading its data."""
+"""A checkpoint: its identity, and what is known about it without reading its data."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from typing import Any
 
 
 @dataclass(frozen=True, order=True)
 class CheckpointRef:
-    """The identity of a checkpoint. Orders by worker, then from old to new."""
+    """The identity of a checkpoint. Sorts by worker, then from oldest to newest.
+
+    Example:
+        >>> print(CheckpointRef("main", lineage=1, step=500))
+        step 500 (worker main, lineage 1)
+    """
 
     worker: str
     lineage: int
     step: int
+    """Global step of the model that the input state belongs to."""
 
     def __str__(self) -> str:
         return f"step {self.step} (worker {self.worker}, lineage {self.lineage})"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields in a form that `json.dumps` accepts.
+
+        Example:
+            >>> CheckpointRef("main", lineage=1, step=500).to_dict()
+            {'worker': 'main', 'lineage': 1, 'step': 500}
+        """
+        return asdict(self)
+
 
 @dataclass(frozen=True)
 class PackEntry:
-    """One pack that the chunk table refers to by position."""
+    """One pack of a checkpoint. The chunk table refers to packs by their position in the list of packs."""
 
     key: str
     size: int
-    """Bytes of the whole pack, also of what this checkpoint does not need."""
+    """Bytes of the whole pack, including chunks that this checkpoint does not need."""
     new: bool
     """Whether this save uploaded it."""
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What is known of one committed checkpoint without reading its data."""
+    """What is known about one committed checkpoint without reading its data."""
 
     step: int
-    """Global step of the model that this input state belongs to."""
+    """Global step of the model that the input state belongs to."""
     worker: str
     lineage: int
     created: datetime
@@ -42,19 +58,30 @@ class CheckpointInfo:
     logical_bytes: int
     """Size of the encoded state."""
     stored_bytes: int
-    """Bytes of packs that this save uploaded: what was new."""
+    """Size of the packs that this save uploaded."""
     elements: int
-    """How many buffered elements and counters the state holds, over all iterators."""
+    """Number of buffered elements and counters in the state, over all iterators."""
     iterators: tuple[str, ...]
     """Names of the iterators, as in the TensorFlow graph."""
     host: str
+    """Host name of the writer."""
     pid: int
+    """Process id of the writer."""
     packs: tuple[PackEntry, ...] = field(default=(), repr=False)
-    """Every stored object that its data lies in, also those that it shares with other checkpoints."""
+    """Every pack that holds data of this checkpoint, including packs shared with other checkpoints."""
     table_bytes: int = 0
-    """Size of the list of its chunks, which is most of its manifest."""
+    """Size of its chunk table, which makes up most of its manifest."""
 
     @property
     def ref(self) -> CheckpointRef:
         """Worker, lineage and step as one value."""
         return CheckpointRef(self.worker, self.lineage, self.step)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields in a form that `json.dumps` accepts. ``created`` is an ISO 8601 string."""
+        return {
+            **asdict(self),
+            "created": self.created.isoformat(),
+            "iterators": list(self.iterators),
+            "packs": [asdict(pack) for pack in self.packs],
+        }

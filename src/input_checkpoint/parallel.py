@@ -1,4 +1,4 @@
-"""Work done by several threads, its results in the order in which they are asked for."""
+"""Work in threads, with results in a defined order and a bound on what runs ahead."""
 
 from __future__ import annotations
 
@@ -8,37 +8,40 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Callable, Optional, TypeVar
 
-_Result = TypeVar("_Result")
-_Other = TypeVar("_Other")
 _Argument = TypeVar("_Argument")
+_Result = TypeVar("_Result")
+_OtherResult = TypeVar("_OtherResult")
 
 
 def map_ordered(
     work: Callable[[_Argument], _Result],
     items: Iterable[_Argument],
     concurrency: int,
-    weigh: Optional[Callable[[_Argument], float]] = None,
-    most: float = float("inf"),
+    weight_of: Optional[Callable[[_Argument], float]] = None,
+    max_weight: float = float("inf"),
 ) -> Iterator[_Result]:
-    """Yield ``work(item)`` in order; ``concurrency`` of them run ahead of the caller, and no more.
+    """Yield ``work(item)`` for each item, in order, while at most ``concurrency`` calls run in threads.
 
     Args:
         work: called in other threads.
-        items: gone through in the caller's.
-        concurrency: how many run at once.
-        weigh: says what an item and its result take, of memory for instance. None: nothing.
-        most: those that the caller has not been given yet weigh no more together, unless a single one does.
+        items: iterated in the caller's thread.
+        concurrency: how many calls run at once.
+        weight_of: returns the weight of an item and its result, such as the memory they use. None means
+            that items have no weight.
+        max_weight: largest total weight of the items that have been submitted but not yet yielded. An item
+            that is heavier than this runs alone.
 
-    >>> list(map_ordered(len, ["a", "bc", ""], concurrency=2))
-    [1, 2, 0]
+    Example:
+        >>> list(map_ordered(len, ["a", "bc", ""], concurrency=2))
+        [1, 2, 0]
     """
     with ThreadPoolExecutor(concurrency, thread_name_prefix="input-checkpoint") as executor:
         pending: deque[tuple[Future[_Result], float]] = deque()
         load = 0.0
         try:
             for item in items:
-                weight = weigh(item) if weigh else 0.0
-                while pending and (len(pending) > concurrency or load + weight > most):
+                weight = weight_of(item) if weight_of else 0.0
+                while pending and (len(pending) > concurrency or load + weight > max_weight):
                     load -= pending[0][1]
                     yield pending.popleft()[0].result()
                 pending.append((executor.submit(work, item), weight))
@@ -50,34 +53,38 @@ def map_ordered(
                 future.cancel()
 
 
-def run_both(one: Callable[[], _Result], other: Callable[[], _Other]) -> tuple[_Result, _Other]:
-    """Call two functions at the same time, and return what they return.
+def run_both(
+    first: Callable[[], _Result], second: Callable[[], _OtherResult]
+) -> tuple[_Result, _OtherResult]:
+    """Call two functions at the same time and return both results.
 
-    >>> run_both(lambda: 1, lambda: "a")
-    (1, 'a')
+    Example:
+        >>> run_both(lambda: 1, lambda: "a")
+        (1, 'a')
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="input-checkpoint-beside") as executor:
-        beside = executor.submit(other)
-        return one(), beside.result()
+    with ThreadPoolExecutor(1, thread_name_prefix="input-checkpoint-both") as executor:
+        future = executor.submit(second)
+        return first(), future.result()
 
 
 def prefetch_one(items: Iterable[_Result]) -> Iterator[_Result]:
-    """Yield items that another thread draws, one ahead of the caller.
+    """Yield the items, which another thread draws one ahead of the caller.
 
-    >>> list(prefetch_one(iter("abc")))
-    ['a', 'b', 'c']
+    Example:
+        >>> list(prefetch_one(iter("abc")))
+        ['a', 'b', 'c']
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="input-checkpoint-ahead") as executor:
+    with ThreadPoolExecutor(1, thread_name_prefix="input-checkpoint-prefetch") as executor:
         iterator = iter(items)
-        coming = executor.submit(_next_of, iterator)
+        upcoming = executor.submit(_draw, iterator)
         try:
-            while found := coming.result():
-                coming = executor.submit(_next_of, iterator)
-                yield found[0]
+            while drawn := upcoming.result():
+                upcoming = executor.submit(_draw, iterator)
+                yield drawn[0]
         finally:
-            coming.cancel()
+            upcoming.cancel()
 
 
-def _next_of(iterator: Iterator[_Result]) -> tuple[_Result, ...]:
-    """Return the next item, or nothing at the end: StopIteration must not come out of a generator."""
+def _draw(iterator: Iterator[_Result]) -> tuple[_Result, ...]:
+    """Return the next item, or nothing at the end: StopIteration must not leave a generator."""
     return tuple(itertools.islice(iterator, 1))

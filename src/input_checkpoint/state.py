@@ -1,4 +1,4 @@
-"""Iterator state as the store sees it: a name and elements, each of a key and a payload, both opaque."""
+"""Iterator state as the store sees it: named lists of elements. Keys and payloads are opaque bytes."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 Element = tuple[bytes, bytes]
-"""A buffered element or counter: a small key (where it stands) and its payload (what it is).
+"""A buffered element or counter: a small key (its position in the pipeline) and its payload (its content).
 
-An element that moves to another place keeps its payload, so the two are stored apart.
+The two are stored apart, because an element that moves to another position keeps its payload.
 """
 
 
 @dataclass(frozen=True)
 class IteratorState:
-    """The state of one iterator, to be stored."""
+    """The state of one iterator, to be saved."""
 
     name: str
     """Name of the iterator in its graph."""
     elements: Iterable[Element]
-    """All elements in order. May be a stream that can be read once."""
+    """All elements in order. May be a stream that can only be read once."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,18 @@ class ElementBatch:
 
 @dataclass(frozen=True)
 class StoredState:
-    """The state of one iterator, as it comes back: in pieces, ordered as they lie in the storage."""
+    """The state of one iterator, as it is loaded: in batches, in the order in which they are stored."""
 
     name: str
+    """Name of the iterator in its graph."""
     count: int
-    """How many elements all pieces hold together."""
+    """Number of elements in all batches together."""
     batches: Iterator[ElementBatch]
-    """Can be read once, before the next iterator's."""
+    """Can be read once, and must be read before those of the next iterator."""
 
     def in_order(self) -> list[Element]:
         """Return all elements in order. Holds the whole state in memory."""
-        found: dict[int, Element] = {}
-        for piece in self.batches:
-            found.update(zip(piece.positions, piece.elements))
-        return [found[position] for position in range(self.count)]
+        by_position: dict[int, Element] = {}
+        for batch in self.batches:
+            by_position.update(zip(batch.positions, batch.elements))
+        return [by_position[position] for position in range(self.count)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from input_checkpoint import CorruptCheckpointError
 from input_checkpoint.format.chunking import (
-    LARGE_PAYLOAD,
+    LARGE_PAYLOAD_BYTES,
     digest,
     frame,
     split_into_chunks,
@@ -97,7 +97,7 @@ def test_cutting_keeps_every_element_in_order(items):
 
 
 def test_a_large_payload_is_a_chunk_of_its_own_whatever_its_key():
-    payload = bytes(LARGE_PAYLOAD)
+    payload = bytes(LARGE_PAYLOAD_BYTES)
     one, other = (
         [c.data for c in split_into_chunks([(key, payload)]) if not c.is_keys]
         for key in (b"slot 1", b"slot 2")
@@ -133,7 +133,7 @@ def test_the_smaller_the_payloads_the_more_share_a_chunk(payload_bytes, shared_b
 
 
 def test_payloads_of_1_kib_have_a_chunk_each():
-    assert LARGE_PAYLOAD <= 1000
+    assert LARGE_PAYLOAD_BYTES <= 1000
 
 
 def test_elements_that_all_have_the_same_key_share_chunks_too():
@@ -148,7 +148,7 @@ def test_a_payload_replaced_by_one_of_another_size_changes_two_chunks_at_most(si
     for place in chance.sample(range(3000), 20):
         after = [*items[:place], (items[place][0], bytes(size)), *items[place + 1 :]]
         # Where a large one makes place for a small one, the runs of its neighbours are cut anew.
-        assert changed(items, after) <= (2 if sizes[place] < LARGE_PAYLOAD else 8)
+        assert changed(items, after) <= (2 if sizes[place] < LARGE_PAYLOAD_BYTES else 8)
 
 
 @pytest.mark.parametrize("size", [8, 87, 200, 500])

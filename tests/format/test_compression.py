@@ -35,7 +35,7 @@ DAMAGED = {
 @pytest.fixture(params=["many at once", "one by one"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways: zstandard offers the first only where it is built on C."""
-    monkeypatch.setattr(compression, "_MANY_AT_ONCE", request.param == "many at once")
+    monkeypatch.setattr(compression, "_HAS_BATCH_API", request.param == "many at once")
 
 
 @given(contents)

@@ -17,7 +17,7 @@ from input_checkpoint.format.lineage import (
     abandoned_checkpoints,
     decode_lineage,
     encode_lineage,
-    lost_lineage,
+    infer_lineage,
     next_lineage,
 )
 
@@ -164,7 +164,7 @@ def test_a_time_is_read_in_utc_also_if_no_zone_is_given(created):
 def test_what_a_lost_run_has_saved_is_its_history_whatever_came_before(run):
     current, stored, _ = run
     own = [ref(current.number + 1, step) for step in (10_000, 10_010)]
-    assert lost_lineage("main", current.number + 1, current, own).history([*stored, *own])[-2:] == own
+    assert infer_lineage("main", current.number + 1, current, own).history([*stored, *own])[-2:] == own
 
 
 @given(runs())
@@ -173,21 +173,21 @@ def test_the_guessed_history_of_a_lost_run_goes_from_old_to_new_steps(run):
     own = [ref(current.number + 1, step) for step in (15, 25)]
     steps = [
         found.step
-        for found in lost_lineage("main", current.number + 1, current, own).history([*stored, *own])
+        for found in infer_lineage("main", current.number + 1, current, own).history([*stored, *own])
     ]
     assert steps == sorted(set(steps))
 
 
 def test_a_lost_run_that_has_saved_nothing_has_the_history_of_the_one_before():
     stored = refs((1, 10), (1, 20), (1, 30), (2, 25))
-    assert lost_lineage("main", 3, lineage(2, (1, 20)), stored).history(stored) == refs(
+    assert infer_lineage("main", 3, lineage(2, (1, 20)), stored).history(stored) == refs(
         (1, 10), (1, 20), (2, 25)
     )
 
 
 def test_a_lost_run_was_not_started_from_a_step_that_it_came_to_itself():
     stored = refs((1, 10), (1, 20), (1, 30), (2, 20), (2, 30))
-    assert lost_lineage("main", 2, lineage(1), stored).history(stored) == refs((1, 10), (2, 20), (2, 30))
+    assert infer_lineage("main", 2, lineage(1), stored).history(stored) == refs((1, 10), (2, 20), (2, 30))
 
 
 def test_two_lineages_of_the_same_number_are_told_apart():

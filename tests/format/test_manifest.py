@@ -426,7 +426,7 @@ def test_a_chunk_that_is_not_there_is_refused(pack, offset, stored):
     ],
 )
 def test_a_pack_that_is_no_pack_of_this_worker_is_refused(key):
-    with pytest.raises(CorruptCheckpointError, match="pack that cannot be"):
+    with pytest.raises(CorruptCheckpointError, match="impossible pack"):
         decode_manifest(with_fields({"packs": [{"key": key, "size": 10**6, "new": True}] * 2}))
 
 

@@ -21,7 +21,7 @@ import input_checkpoint as ic
 from input_checkpoint.backends.memory import MemoryBackend
 from input_checkpoint.checkpoint import PackEntry
 from input_checkpoint.retention.policy import AnyOf
-from input_checkpoint.retention.with_model import kept_with_model
+from input_checkpoint.retention.with_model import needed_by_model
 from tests.support.s3_server import S3Server
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=timezone.utc)  # a Wednesday
@@ -264,29 +264,31 @@ class TestKeepBytes:
 
     def test_the_reason_tells_the_sum(self) -> None:
         assert reason(ic.KeepBytes(6000), sized(2000, 1500), 0) == (
-            "3,500 of 6,000 bytes together with what is newer"
+            "3,500 of 6,000 bytes, including newer checkpoints"
         )
 
     def test_the_reason_says_so_when_the_newest_is_over_the_budget(self) -> None:
-        assert reason(ic.KeepBytes(1000), sized(2000), 0) == "the newest, though 2,000 bytes are over 1,000"
+        assert (
+            reason(ic.KeepBytes(1000), sized(2000), 0) == "the newest, although its 2,000 bytes exceed 1,000"
+        )
 
 
 class TestKeepWithModel:
     def test_keeps_what_has_its_model_checkpoint(self) -> None:
-        assert [ref.step for ref in kept_with_model(of_steps(10, 20, 30), {10, 30})] == [10, 30]
+        assert [ref.step for ref in needed_by_model(of_steps(10, 20, 30), {10, 30})] == [10, 30]
 
     def test_keeps_the_newest_before_a_model_checkpoint_that_has_none_of_its_own(self) -> None:
-        assert sorted(ref.step for ref in kept_with_model(of_steps(10, 20, 30), {25, 30})) == [20, 30]
+        assert sorted(ref.step for ref in needed_by_model(of_steps(10, 20, 30), {25, 30})) == [20, 30]
 
     def test_keeps_what_is_newer_than_every_model_checkpoint(self) -> None:
-        assert [ref.step for ref in kept_with_model(of_steps(10, 20, 30), {10})] == [10, 20, 30]
+        assert [ref.step for ref in needed_by_model(of_steps(10, 20, 30), {10})] == [10, 20, 30]
 
     def test_keeps_everything_while_the_model_has_no_checkpoint(self, tmp_path: Path) -> None:
         policy = ic.KeepWithModel(model_with(tmp_path, "events.out", "checkpoint"))
         assert kept(policy, of_steps(10, 20)) == [10, 20]
 
     def test_a_model_checkpoint_older_than_every_input_needs_none(self) -> None:
-        assert [ref.step for ref in kept_with_model(of_steps(10, 20), {5, 20})] == [20]
+        assert [ref.step for ref in needed_by_model(of_steps(10, 20), {5, 20})] == [20]
 
     def test_reads_the_steps_from_the_names_of_the_index_files(self, tmp_path: Path) -> None:
         folder = model_with(tmp_path, "model.ckpt-10.index", "other-30.index")
@@ -325,7 +327,7 @@ class TestKeepWithModel:
         policy = ic.KeepWithModel(written)
         monkeypatch.chdir(tmp_path / "there")
         assert kept(policy, of_steps(10, 20)) == [10, 20]
-        assert reason(policy, of_steps(10), 10) == "the model checkpoint of step 10 is still there"
+        assert reason(policy, of_steps(10), 10) == "the model checkpoint of step 10 still exists"
 
     def test_a_path_from_the_home_folder_is_taken_as_such(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -396,8 +398,8 @@ class TestKeepWithModel:
         assert "hunter2" not in told + repr(policy) + caplog.text
 
     def test_the_reasons_tell_which_model_checkpoint(self) -> None:
-        assert list(kept_with_model(of_steps(10, 20, 40), {10, 30}).values()) == [
-            "the model checkpoint of step 10 is still there",
+        assert list(needed_by_model(of_steps(10, 20, 40), {10, 30}).values()) == [
+            "the model checkpoint of step 10 still exists",
             "newer than the newest model checkpoint, of step 30",
             "the newest before the model checkpoint of step 30",
         ]
@@ -489,7 +491,7 @@ class WithModelSteps(ic.RetentionPolicy):
         self._steps = steps
 
     def keep(self, checkpoints: Sequence[ic.CheckpointInfo]) -> Any:
-        return kept_with_model(checkpoints, self._steps)
+        return needed_by_model(checkpoints, self._steps)
 
     def __repr__(self) -> str:
         return f"WithModelSteps({self._steps})"

@@ -153,15 +153,15 @@ def test_keep_every_leaves_no_gap_that_a_checkpoint_could_have_filled(checkpoint
 def test_the_reason_says_which_rule_kept_a_checkpoint():
     kept = (KeepLast(1) | KeepEverySteps(20)).keep([checkpoint(step) for step in (5, 10, 25, 30)])
     assert {ref.step: reason for ref, reason in kept.items()} == {
-        5: "first since step 0",
-        25: "first since step 20",
+        5: "the first since step 0",
+        25: "the first since step 20",
         30: "one of the last 1",
     }
 
 
 def test_every_policy_that_keeps_a_checkpoint_gives_its_reason():
     kept = (KeepLast(2) | KeepAll()).keep([checkpoint(1)])
-    assert kept == {CheckpointRef("main", 1, 1): "one of the last 2; all are kept"}
+    assert kept == {CheckpointRef("main", 1, 1): "one of the last 2; everything is kept"}
 
 
 def test_a_checkpoint_of_the_same_step_in_another_lineage_is_another_checkpoint():

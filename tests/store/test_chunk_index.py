@@ -149,12 +149,12 @@ class TestChunkIndex:
     def test_of_what_the_newest_checkpoint_does_not_need_the_latest_stays(self, monkeypatch):
         monkeypatch.setattr(index, "MAX_OLDER_CHUNKS", 5)
         found, _ = filled(30)
-        found.retain(rows_of(found, 3, 12), given_up=())
+        found.retain(rows_of(found, 3, 12), repack=())
         assert known(found, 30) == {3, 12, 25, 26, 27, 28, 29}
 
     def test_what_is_in_packs_given_up_goes_even_if_it_is_needed(self):
         found, chunks = filled(30)
-        found.retain(chunks, given_up={"pack 2"})
+        found.retain(chunks, repack={"pack 2"})
         assert known(found, 30) == set(range(20))
 
     def test_live_bytes_are_counted_once_for_each_chunk(self):

@@ -56,5 +56,5 @@ class TestOpening:
 
     def test_the_refusal_names_the_place_and_both_versions(self, memory):
         memory.put("format.json", b'{"format": "input-checkpoint", "version": 7}')
-        with pytest.raises(UnsupportedFormatError, match=rf"{memory.uri} .* version 7; .* version 1"):
+        with pytest.raises(UnsupportedFormatError, match=rf"{memory.uri} .* version 7, .* version 1"):
             CheckpointStore.open(memory)

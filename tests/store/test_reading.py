@@ -25,7 +25,7 @@ from input_checkpoint.state import Element, IteratorState
 from input_checkpoint.store.reading import (
     READ_BYTES,
     READ_ROWS,
-    READERS,
+    READS_PER_UPLOAD,
     plan_reads,
     read_batches,
     read_chunks,
@@ -106,13 +106,13 @@ def reads_by_the_first_result(backend, manifest: Manifest, numbers: Sequence[int
 
 
 def test_only_a_few_reads_run_ahead(memory, written):
-    assert reads_by_the_first_result(memory, written, range(40)) <= 1 + READERS
+    assert reads_by_the_first_result(memory, written, range(40)) <= 1 + READS_PER_UPLOAD
 
 
 def test_of_larger_chunks_fewer_are_read_ahead_so_that_memory_stays_bounded(memory):
     content = [random.Random(number).randbytes(2 * READ_BYTES) for number in range(8)]
     manifest = saved(memory, [(b"", piece) for piece in content], SaveOptions(compress=False))
-    assert reads_by_the_first_result(memory, manifest, range(8)) <= 1 + READERS // 2
+    assert reads_by_the_first_result(memory, manifest, range(8)) <= 1 + READS_PER_UPLOAD // 2
 
 
 class HoldsTheFirstGet(Wrapped):
@@ -147,7 +147,7 @@ def test_a_missing_pack_is_a_corrupt_checkpoint(memory, written):
 def test_a_pack_cut_short_is_a_corrupt_checkpoint(memory, written):
     pack = written.header.packs[1].key
     memory.put(pack, memory.get(pack)[:-1])
-    with pytest.raises(CorruptCheckpointError, match=f"{pack} is cut short"):
+    with pytest.raises(CorruptCheckpointError, match=f"{pack} is truncated"):
         read(memory, written)
 
 

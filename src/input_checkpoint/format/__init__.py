@@ -1,1 +1,1 @@
-"""What is stored, byte by byte, as docs/format.md describes it."""
+"""The storage format, byte by byte, as docs/format.md describes it."""

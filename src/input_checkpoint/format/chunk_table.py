@@ -1,8 +1,8 @@
-"""The chunk table of a manifest: one row a chunk, kept and stored by columns."""
+"""The chunk table of a manifest: one row per chunk, stored column by column."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -15,7 +15,7 @@ from input_checkpoint.format.compression import compress_parts, decompress
 
 Column = npt.NDArray[Any]
 
-_COLUMNS = (
+_STORED_COLUMNS = (
     ("digest", np.dtype(f"V{DIGEST_BYTES}")),
     ("pack", np.dtype("<u4")),
     ("jump", np.dtype("<i8")),
@@ -23,8 +23,9 @@ _COLUMNS = (
     ("shrunk", np.dtype("<u4")),
     ("elements", np.dtype("<u4")),
 )
-ROW_BYTES = sum(dtype.itemsize for _, dtype in _COLUMNS)
-_ROWS_AT_ONCE = 1 << 14
+ROW_BYTES = sum(dtype.itemsize for _, dtype in _STORED_COLUMNS)
+_BLOCK_ROWS = 1 << 14
+"""Rows that are converted at once, so that no temporary copy of a whole table is made."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,14 @@ class Location:
     """Key of the pack."""
     offset: int
     stored: int
-    """Bytes in the pack."""
+    """Size of the chunk in the pack."""
     raw: int
-    """Bytes of its content. Equal to ``stored`` if it is not compressed."""
+    """Size of its content. Equal to ``stored`` if the chunk is not compressed."""
 
 
 @dataclass(frozen=True, eq=False)
 class ChunkTable:
-    """Columns of equal length. A chunk's pack is a position in the manifest's list of packs."""
+    """Columns of equal length. The pack of a chunk is its position in the manifest's list of packs."""
 
     digest: Column
     pack: Column
@@ -50,7 +51,7 @@ class ChunkTable:
     stored: Column
     raw: Column
     elements: Column
-    """Whole elements or keys that the chunk frames; 0 for the payload of one element."""
+    """Number of whole elements or keys that the chunk frames; 0 for the payload of one element."""
 
     def __len__(self) -> int:
         return len(self.pack)
@@ -60,49 +61,53 @@ class ChunkTable:
         return self.take(slice(start, end))
 
     def take(self, rows: Any) -> ChunkTable:
-        """Return the rows that a numpy index names."""
+        """Return the rows that a numpy index selects."""
         columns = (self.digest, self.pack, self.offset, self.stored, self.raw, self.elements)
         return ChunkTable(*(column[rows] for column in columns))
 
     def locations(self, packs: Sequence[str]) -> Iterator[tuple[bytes, Location]]:
-        """Yield the digest and the location of every chunk. ``packs`` are the manifest's."""
-        for start in range(0, len(self), _ROWS_AT_ONCE):
-            part = self.slice(start, start + _ROWS_AT_ONCE)
-            rows = zip(*(column.tolist() for column in (part.pack, part.offset, part.stored, part.raw)))
-            for name, (pack, offset, stored, raw) in zip(part.digest, rows):
+        """Yield the digest and the location of every chunk.
+
+        Args:
+            packs: keys of the manifest's packs, in order.
+        """
+        for start in range(0, len(self), _BLOCK_ROWS):
+            block = self.slice(start, start + _BLOCK_ROWS)
+            rows = zip(*(column.tolist() for column in (block.pack, block.offset, block.stored, block.raw)))
+            for name, (pack, offset, stored, raw) in zip(block.digest, rows):
                 yield name.tobytes(), Location(packs[pack], offset, stored, raw)
 
     def encode(self) -> bytes:
-        """Return the table as it is stored, see `encode_table`."""
+        """Return the stored form of the table, see `encode_table`."""
         return encode_table(len(self), lambda name, rows: getattr(self, name)[rows])
 
 
 def encode_table(count: int, column: Callable[[str, slice], Column]) -> bytes:
-    """Return a table of ``count`` rows as it is stored: its columns one after another, zstd-compressed.
+    """Return the stored form of a table: its columns one after another, compressed with zstd.
 
-    An offset is stored as the jump from the end of the chunk before, a length as what compression took
-    off, so that the usual row is mostly zeros.
+    An offset is stored as the distance from the end of the previous chunk, and a content size as the bytes
+    that compression saved. A typical row therefore consists mostly of zeros.
 
     Args:
-        count: how many rows.
-        column: gives some rows of a column of `ChunkTable`. Asked for a few thousand at a time, so that the
-            whole table need not be in memory.
+        count: number of rows.
+        column: returns the given rows of the named `ChunkTable` column. It is called for a few thousand rows
+            at a time, so the whole table need not be in memory.
     """
 
-    def parts() -> Iterator[bytes]:
-        for name, dtype in _COLUMNS:
-            for start in range(0, count, _ROWS_AT_ONCE):
-                rows = slice(start, min(count, start + _ROWS_AT_ONCE))
+    def blocks() -> Iterator[bytes]:
+        for name, dtype in _STORED_COLUMNS:
+            for start in range(0, count, _BLOCK_ROWS):
+                rows = slice(start, min(count, start + _BLOCK_ROWS))
                 yield _stored_column(name, rows, column).astype(dtype, copy=False).tobytes()
 
-    return compress_parts(parts(), count * ROW_BYTES)
+    return compress_parts(blocks(), count * ROW_BYTES)
 
 
 def _stored_column(name: str, rows: slice, column: Callable[[str, slice], Column]) -> Column:
     if name == "jump":
-        above = slice(max(0, rows.start - 1), rows.stop - 1)
+        previous = slice(max(0, rows.start - 1), rows.stop - 1)
         jump = column("offset", rows).astype(np.int64)
-        jump[rows.start == 0 :] -= (column("offset", above) + column("stored", above)).astype(np.int64)
+        jump[rows.start == 0 :] -= (column("offset", previous) + column("stored", previous)).astype(np.int64)
         return jump
     if name == "shrunk":
         return column("raw", rows) - column("stored", rows)
@@ -110,28 +115,37 @@ def _stored_column(name: str, rows: slice, column: Callable[[str, slice], Column
 
 
 def decode_table(data: bytes, rows: int) -> ChunkTable:
-    """Return the table of ``rows`` rows that `ChunkTable.encode` gave.
+    """Return the table of ``rows`` rows that `encode_table` encoded.
 
-    Takes 64 bytes a row, and none before it is certain that ``data`` can hold so many.
+    Needs 64 bytes of memory per row, and allocates none before it is certain that ``data`` can hold that
+    many rows.
 
     Raises:
-        CorruptCheckpointError: it is something else.
+        CorruptCheckpointError: ``data`` is not such a table.
     """
-    raw = decompress(data, rows * ROW_BYTES)
-    columns: dict[str, Column] = {}
-    start = 0
-    for name, dtype in _COLUMNS:
-        columns[name] = np.frombuffer(raw, dtype, rows, start)
-        start += dtype.itemsize * rows
-    offset: Column = np.cumsum(columns["jump"] + columns["stored"])
-    offset -= columns["stored"]
-    if rows and int(offset.min()) < 0:
-        raise CorruptCheckpointError("a chunk starts before its pack")
+    columns = _split_columns(decompress(data, rows * ROW_BYTES), rows)
     return ChunkTable(
         digest=columns["digest"],
         pack=columns["pack"],
-        offset=offset,
+        offset=_offsets(columns["jump"], columns["stored"]),
         stored=columns["stored"],
         raw=np.add(columns["stored"], columns["shrunk"], dtype=np.int64),
         elements=columns["elements"].astype(np.int64),
     )
+
+
+def _split_columns(raw: bytes, rows: int) -> Mapping[str, Column]:
+    columns: dict[str, Column] = {}
+    start = 0
+    for name, dtype in _STORED_COLUMNS:
+        columns[name] = np.frombuffer(raw, dtype, rows, start)
+        start += dtype.itemsize * rows
+    return columns
+
+
+def _offsets(jump: Column, stored: Column) -> Column:
+    offset: Column = np.cumsum(jump + stored)
+    offset -= stored
+    if len(offset) and int(offset.min()) < 0:
+        raise CorruptCheckpointError("a chunk starts before its pack")
+    return offset

@@ -1,4 +1,4 @@
-"""zstd where it pays: TensorFlow's buffers are often compressed already, and then it does not."""
+"""zstd compression that pauses where it does not pay: TensorFlow's buffers are often compressed already."""
 
 from __future__ import annotations
 
@@ -15,69 +15,76 @@ from input_checkpoint.errors import CorruptCheckpointError
 _LEVEL = 1
 _TRIAL_BYTES = 1 << 20
 _PAUSE_BYTES = 64 << 20
-_WORTHWHILE = 0.9
-_STEP_BYTES = 1 << 18
-_MANY_AT_ONCE = {"multi_compress_to_buffer", "multi_decompress_to_buffer"} <= zstandard.backend_features
+_WORTHWHILE_RATIO = 0.9
+_READ_BYTES = 1 << 18
+_HAS_BATCH_API = {"multi_compress_to_buffer", "multi_decompress_to_buffer"} <= zstandard.backend_features
 _BATCH_BYTES = 1 << 20
 
-# The shortest block of a zstd frame takes 4 bytes and gives 128 KiB: RFC 8878, "RLE_Block".
-_MOST_FROM_A_BYTE = 1 << 15
-_MOST_IN_A_BLOCK = 1 << 17
+# The shortest block of a zstd frame has 4 bytes and expands to 128 KiB: RFC 8878, "RLE_Block".
+_MAX_OUTPUT_PER_BYTE = 1 << 15
+_MAX_BLOCK_BYTES = 1 << 17
+
+_UNKNOWN_SIZE = -1
 
 
 class Compressor:
-    """Compresses chunks, and leaves off for a while when the last megabyte shrank by less than a tenth.
+    """Compresses chunks, and pauses for 64 MiB when the last megabyte shrank by less than a tenth.
 
-    Give it chunks of one kind: it takes what the last ones were like for what the next ones will be. Not for
-    use by several threads at once.
+    Use one compressor per kind of chunk, because it predicts how well the next chunks compress from the last
+    ones. Not thread-safe.
     """
 
     def __init__(self) -> None:
         self._zstd = zstandard.ZstdCompressor(level=_LEVEL)
-        self._tried = self._shrunk = self._pause = 0
+        self._tried_bytes = self._stored_bytes = self._pause_bytes = 0
 
     def compress(self, contents: Sequence[bytes]) -> Sequence[bytes]:
-        """Return each one compressed, or as it is if that is not smaller. The length tells which."""
+        """Return each content compressed, or unchanged if compression does not make it smaller."""
         size = sum(map(len, contents))
-        if self._pause > 0:
-            self._pause -= size
+        if self._pause_bytes > 0:
+            self._pause_bytes -= size
             return contents
-        stored = [min(pair, key=len) for pair in zip(contents, self._packed(contents))]
-        self._tried += size
-        self._shrunk += sum(map(len, stored))
-        if self._tried >= _TRIAL_BYTES:
-            if self._shrunk > _WORTHWHILE * self._tried:
-                self._pause = _PAUSE_BYTES
-            self._tried = self._shrunk = 0
+        stored = [min(pair, key=len) for pair in zip(contents, self._compress_all(contents))]
+        self._tried_bytes += size
+        self._stored_bytes += sum(map(len, stored))
+        if self._tried_bytes >= _TRIAL_BYTES:
+            if self._stored_bytes > _WORTHWHILE_RATIO * self._tried_bytes:
+                self._pause_bytes = _PAUSE_BYTES
+            self._tried_bytes = self._stored_bytes = 0
         return stored
 
-    def _packed(self, contents: Sequence[bytes]) -> Iterable[bytes]:
-        if len(contents) == 1 or not _MANY_AT_ONCE:
+    def _compress_all(self, contents: Sequence[bytes]) -> Iterable[bytes]:
+        if len(contents) == 1 or not _HAS_BATCH_API:
             return map(self._zstd.compress, contents)
-        # Beside a thread that is busy in Python each call into zstd costs 5 ms, until Python gives the
-        # interpreter back.
-        packed = self._zstd.multi_compress_to_buffer(list(contents))
-        return (packed[number].tobytes() for number in range(len(contents)))
+        # While another thread runs Python code, each call into zstd waits 5 ms to get the GIL back.
+        compressed = self._zstd.multi_compress_to_buffer(list(contents))
+        return (compressed[number].tobytes() for number in range(len(contents)))
 
 
 def compress(data: bytes) -> bytes:
-    """Compress what is known to shrink well.
+    """Return ``data`` compressed, even if that is not smaller.
 
-    >>> decompress(compress(b"a" * 1000), 1000) == b"a" * 1000
-    True
+    Example:
+        >>> decompress(compress(b"a" * 1000), 1000) == b"a" * 1000
+        True
     """
     return compress_parts([data], len(data))
 
 
 def compress_parts(parts: Iterable[Data], size: int) -> bytes:
-    """Compress what parts of ``size`` bytes in all give together. Holds one part and the result in memory."""
+    """Return the concatenation of ``parts`` compressed. Holds one part and the result in memory.
+
+    Args:
+        parts: what to compress.
+        size: total number of bytes in all parts.
+    """
     stream = zstandard.ZstdCompressor(level=_LEVEL).compressobj(size=size)
-    packed = [stream.compress(part) for part in parts]
-    return b"".join([*packed, stream.flush()])
+    compressed = [stream.compress(part) for part in parts]
+    return b"".join([*compressed, stream.flush()])
 
 
 class _Decompressors(threading.local):
-    """One a thread: to make one takes longer than to use it."""
+    """One decompressor per thread, because creating one takes longer than using it."""
 
     def __init__(self) -> None:
         self.zstd = zstandard.ZstdDecompressor()
@@ -87,16 +94,16 @@ _decompressors = _Decompressors()
 
 
 def decompress(data: bytes, size: int) -> bytes:
-    """Return the ``size`` bytes that were compressed. Takes no more memory than that.
+    """Return the ``size`` bytes that were compressed. Needs no more memory than that.
 
     Raises:
-        CorruptCheckpointError: ``data`` is not zstd, or holds another number of bytes.
+        CorruptCheckpointError: ``data`` is not zstd, or does not hold exactly ``size`` bytes.
     """
     try:
-        claimed = zstandard.frame_content_size(data)
-        if claimed == size <= _most_from(data):
+        claimed_size = zstandard.frame_content_size(data)
+        if claimed_size == size <= _max_output(data):
             raw = _decompressors.zstd.decompress(data, max_output_size=size)
-        elif claimed == _UNKNOWN_SIZE:
+        elif claimed_size == _UNKNOWN_SIZE:
             raw = _read(zstandard.ZstdDecompressor().stream_reader(data), size)
         else:
             raise CorruptCheckpointError(f"compressed data does not hold the {size} bytes it should")
@@ -107,67 +114,65 @@ def decompress(data: bytes, size: int) -> bytes:
     return raw
 
 
-def decompress_each(packed: Iterable[tuple[bytes, int]]) -> Iterator[bytes]:
-    """Yield what `decompress` returns for each pair of data and size, in much less time if they are small.
+def decompress_each(compressed: Iterable[tuple[bytes, int]]) -> Iterator[bytes]:
+    """Yield what `decompress` returns for each pair of data and size. Much faster for small pairs.
 
-    Holds a megabyte of them in memory, unless a single one is larger.
+    Holds one megabyte of contents in memory, or a single larger one.
 
-    >>> list(decompress_each([(compress(b"a" * 1000), 1000), (compress(b"b"), 1)])) == [b"a" * 1000, b"b"]
-    True
+    Example:
+        >>> list(decompress_each([(compress(b"a" * 1000), 1000), (compress(b"b"), 1)])) == [b"a" * 1000, b"b"]
+        True
 
     Raises:
         CorruptCheckpointError: the next one cannot be decompressed.
     """
     batch: list[tuple[bytes, int]] = []
     total = 0
-    for data, size in packed:
+    for data, size in compressed:
         if batch and total + size > _BATCH_BYTES:
-            yield from _unpacked(batch)
+            yield from _decompress_batch(batch)
             batch, total = [], 0
         batch.append((data, size))
         total += size
-    yield from _unpacked(batch)
+    yield from _decompress_batch(batch)
 
 
-def _unpacked(batch: Sequence[tuple[bytes, int]]) -> Iterable[bytes]:
+def _decompress_batch(batch: Sequence[tuple[bytes, int]]) -> Iterable[bytes]:
     one_by_one = itertools.starmap(decompress, batch)
-    if len(batch) < 2 or not _MANY_AT_ONCE or not all(itertools.starmap(_claims, batch)):
+    if len(batch) < 2 or not _HAS_BATCH_API or not all(itertools.starmap(_is_safe_in_batch, batch)):
         return one_by_one
     contents, sizes = zip(*batch)
     try:
-        # For the same reason as in `Compressor`.
-        unpacked = _decompressors.zstd.multi_decompress_to_buffer(
+        # One call instead of many, for the same reason as in `Compressor`.
+        decompressed = _decompressors.zstd.multi_decompress_to_buffer(
             list(contents), decompressed_sizes=struct.pack(f"={len(sizes)}Q", *sizes)
         )
     except zstandard.ZstdError:
-        return one_by_one  # which finds out which one it is
-    return (unpacked[number].tobytes() for number in range(len(sizes)))
+        return one_by_one  # finds out which one is damaged
+    return (decompressed[number].tobytes() for number in range(len(sizes)))
 
 
-def _claims(data: bytes, size: int) -> bool:
-    """Whether ``data`` says that it holds ``size`` bytes, and can; never if that is none.
+def _is_safe_in_batch(data: bytes, size: int) -> bool:
+    """Whether ``data`` claims to hold ``size`` bytes, and can. False for empty contents.
 
-    Several empty ones at once end the process: seen with zstandard 0.25.
+    Several empty contents in one batch crash the process, as seen with zstandard 0.25.
     """
     try:
-        return bool(0 < size == zstandard.frame_content_size(data) <= _most_from(data))
+        return bool(0 < size == zstandard.frame_content_size(data) <= _max_output(data))
     except zstandard.ZstdError:
         return False
 
 
-def _most_from(data: bytes) -> int:
-    return len(data) * _MOST_FROM_A_BYTE + _MOST_IN_A_BLOCK
-
-
-_UNKNOWN_SIZE = -1
+def _max_output(data: bytes) -> int:
+    return len(data) * _MAX_OUTPUT_PER_BYTE + _MAX_BLOCK_BYTES
 
 
 def _read(reader: zstandard.ZstdDecompressionReader, size: int) -> bytes:
-    # A claimed size is not believed: memory grows with what really comes out.
+    # The expected size is not trusted: memory grows only with what is really decompressed.
     pieces = []
     missing = size + 1
     while missing > 0:
-        piece = reader.read(min(missing, _STEP_BYTES))
+        piece = reader.read(min(missing, _READ_BYTES))
         if not piece:
             break
         pieces.append(piece)

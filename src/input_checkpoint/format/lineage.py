@@ -1,6 +1,7 @@
-"""Lineages: one writer's unbroken run each, chained by the step from which the next one restarted.
+"""Lineages: uninterrupted runs of one writer, each linked to the checkpoint that it resumed from.
 
-History is a line: what an older lineage wrote past the step from which its successor restarted is abandoned.
+The history of a worker is linear: a checkpoint that an older lineage wrote after the step from which its
+successor resumed is abandoned.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from input_checkpoint.format.chunking import digest
 from input_checkpoint.format.keys import lineage_key
 from input_checkpoint.format.timestamps import decode_timestamp, encode_timestamp
 
-_NO_STEP_IS_LATER = (1 << 63) - 1
+_MAX_STEP = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
 class Ancestor:
-    """A part of the history: what ``lineage`` wrote up to and including ``last_step``."""
+    """A part of the history: the checkpoints of ``lineage`` up to and including ``last_step``."""
 
     lineage: int
     last_step: int
@@ -33,12 +34,12 @@ class Ancestor:
 
 @dataclass(frozen=True)
 class Lineage:
-    """One writer's unbroken run, as recorded when it began."""
+    """An uninterrupted run of one writer, as recorded when it began."""
 
     worker: str
     number: int
     ancestors: tuple[Ancestor, ...]
-    """Newest first. The first one is the parent; empty when the input started from its beginning."""
+    """Newest first, beginning with the parent. Empty if the run began at the start of the input."""
     write_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     host: str = field(default_factory=platform.node)
@@ -51,13 +52,13 @@ class Lineage:
 
     @property
     def parent(self) -> Optional[CheckpointRef]:
-        """The checkpoint that this run was resumed from, or None if the input started from its beginning."""
+        """The checkpoint that this run resumed from, or None if it began at the start of the input."""
         if not self.ancestors:
             return None
         return CheckpointRef(self.worker, self.ancestors[0].lineage, self.ancestors[0].last_step)
 
     def holds(self, ref: CheckpointRef) -> bool:
-        """Whether ``ref`` is part of the history that this lineage continues."""
+        """Whether ``ref`` is part of the history of this lineage: its own checkpoints and its ancestors'."""
         if ref.worker != self.worker:
             return False
         return ref.lineage == self.number or any(
@@ -65,39 +66,41 @@ class Lineage:
         )
 
     def history(self, refs: Iterable[CheckpointRef]) -> list[CheckpointRef]:
-        """Return those of ``refs`` that are part of the history, from old to new."""
+        """Return the ``refs`` that are part of the history, from oldest to newest."""
         return sorted(ref for ref in refs if self.holds(ref))
 
 
 @dataclass(frozen=True)
-class LostLineage(Lineage):
-    """Stands in for a run whose record cannot be read. Its number is certain, its ancestors are a guess.
+class InferredLineage(Lineage):
+    """Replaces a lineage whose record is missing or damaged.
 
-    So it supersedes older writers as any other, and one can go on from its history; but nothing may be given
-    up on its word.
+    Its number is certain, so it supersedes older writers like any other lineage. Its ancestors are a guess. A
+    run can resume from its history, but no checkpoint may be removed for being outside that history.
     """
 
 
-def lost_lineage(
-    worker: str, number: int, before: Optional[Lineage], present: Iterable[CheckpointRef]
-) -> LostLineage:
-    """Return the stand-in for a lineage whose record cannot be read.
+def infer_lineage(
+    worker: str, number: int, previous: Optional[Lineage], present: Iterable[CheckpointRef]
+) -> InferredLineage:
+    """Return the replacement for a lineage whose record is missing or damaged.
 
-    What it wrote itself is certainly of its history. From where it was started is not known; steps grow, so
-    it cannot have been from a step past its own first one.
+    Its own checkpoints are certainly part of its history. Where it resumed from is unknown. Steps only grow,
+    so it was before the first step that it saved.
 
     Args:
-        worker: whose.
-        number: of the lineage.
-        before: the lineage opened before it, or None if there was none.
+        worker: the worker of the lineage.
+        number: the number of the lineage.
+        previous: the lineage that was opened before it, or None if there was none.
         present: the worker's checkpoints.
     """
-    if before is None:
-        return LostLineage(worker, number, ())
-    own = [ref.step for ref in present if ref.lineage == number]
-    last = min(own) - 1 if own else _NO_STEP_IS_LATER
-    older = [Ancestor(each.lineage, min(each.last_step, last)) for each in before.ancestors]
-    return LostLineage(worker, number, (Ancestor(before.number, last), *older))
+    if previous is None:
+        return InferredLineage(worker, number, ())
+    own_steps = [ref.step for ref in present if ref.lineage == number]
+    last_step = min(own_steps) - 1 if own_steps else _MAX_STEP
+    older = [
+        Ancestor(ancestor.lineage, min(ancestor.last_step, last_step)) for ancestor in previous.ancestors
+    ]
+    return InferredLineage(worker, number, (Ancestor(previous.number, last_step), *older))
 
 
 def next_lineage(
@@ -105,25 +108,31 @@ def next_lineage(
     newest: Optional[Lineage],
     parent: Optional[CheckpointRef],
     present: Collection[CheckpointRef],
-    line: Optional[Lineage] = None,
+    parent_lineage: Optional[Lineage] = None,
 ) -> Lineage:
-    """Return the lineage that follows ``newest``, restarted from ``parent`` (None: from the beginning).
+    """Return the lineage that follows ``newest`` and continues from ``parent``.
 
-    ``line`` is a lineage that holds the parent, if the newest one does not. Ancestors of which nothing is
-    stored any more are left out, so that a record stays small however often a run restarts.
+    Ancestors without stored checkpoints are left out, so a record stays small however often a run resumes.
+
+    Args:
+        worker: the worker of the lineage.
+        newest: the worker's newest lineage, or None if this is the first.
+        parent: the checkpoint to resume from. None means the beginning of the input.
+        present: the worker's checkpoints.
+        parent_lineage: a lineage whose history holds the parent, if that of ``newest`` does not.
     """
     number = newest.number + 1 if newest else 1
     if newest is None or parent is None:
         return Lineage(worker, number, ())
     older = [
         ancestor
-        for ancestor in (line or newest).ancestors
-        if ancestor.lineage < parent.lineage and _any_left(worker, ancestor, present)
+        for ancestor in (parent_lineage or newest).ancestors
+        if ancestor.lineage < parent.lineage and _has_checkpoints(worker, ancestor, present)
     ]
     return Lineage(worker, number, (Ancestor(parent.lineage, parent.step), *older))
 
 
-def _any_left(worker: str, ancestor: Ancestor, present: Collection[CheckpointRef]) -> bool:
+def _has_checkpoints(worker: str, ancestor: Ancestor, present: Collection[CheckpointRef]) -> bool:
     return any(
         ref.worker == worker and ref.lineage == ancestor.lineage and ref.step <= ancestor.last_step
         for ref in present
@@ -131,20 +140,19 @@ def _any_left(worker: str, ancestor: Ancestor, present: Collection[CheckpointRef
 
 
 def abandoned_checkpoints(newest: Lineage, refs: Sequence[CheckpointRef]) -> list[CheckpointRef]:
-    """Return the checkpoints that ``newest`` has left behind for good.
+    """Return the checkpoints of older lineages that are not part of the history of ``newest`` and may go.
 
-    They are given up only once this lineage has committed twice: until then somebody who restarted from
-    the wrong place can still stop and go back. What a still newer lineage has written is not for this one to
-    judge.
+    There are none until ``newest`` has committed two checkpoints. Until then, somebody who resumed from the
+    wrong checkpoint can stop the run and go back. Checkpoints of newer lineages are never abandoned.
     """
-    own = sum(ref.lineage == newest.number for ref in refs)
-    if own < 2:
+    own_checkpoints = sum(ref.lineage == newest.number for ref in refs)
+    if own_checkpoints < 2:
         return []
     return [ref for ref in refs if ref.lineage < newest.number and not newest.holds(ref)]
 
 
 def encode_lineage(lineage: Lineage) -> bytes:
-    """Return the bytes of a lineage record: JSON with the checksum of its content."""
+    """Return the stored form of a lineage: JSON with the checksum of its content."""
     fields = asdict(lineage)
     fields["created"] = encode_timestamp(lineage.created)
     text = json.dumps(fields, sort_keys=True)
@@ -152,7 +160,7 @@ def encode_lineage(lineage: Lineage) -> bytes:
 
 
 def decode_lineage(data: bytes) -> Lineage:
-    """Return the lineage that a record describes.
+    """Return the lineage that `encode_lineage` encoded.
 
     Raises:
         CorruptCheckpointError: the record cannot be read, or fails its checksum.

@@ -1,9 +1,9 @@
-"""The manifest: the object that lists a checkpoint's chunks, and whose creation is the commit.
+"""The manifest: the object that lists the chunks of a checkpoint. Creating it commits the checkpoint.
 
-Layout: 8 bytes of magic, header length (uint32 little-endian), 16 bytes checksum of the header, the header
-(JSON, UTF-8), then the chunk table. The header can be read without the table.
+Layout: 8 bytes of magic, the length of the header (uint32, little-endian), the checksum of the header (16
+bytes), the header (JSON, UTF-8), then the chunk table. The header can be read without the table.
 
-A manifest is untrusted input: every size is bounded by the bytes at hand before memory is taken for it.
+A manifest is untrusted input: every size in it is checked against the bytes read before memory is allocated.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAGIC = b"ICMANIF\x01"
 _PREFIX = struct.Struct(f"<8sI{DIGEST_BYTES}s")
 _MAX_HEADER_BYTES = 16 << 20
 HEAD_BYTES = 16 << 10
-"""A read of this many bytes holds the whole header of all but extraordinary manifests."""
+"""Reading this many bytes gets the whole header, except in unusually large manifests."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,20 @@ class IteratorEntry:
 
     name: str
     key_chunks: int
-    """Rows that frame the keys of the large payloads, in order."""
+    """Number of rows with keys of large payloads."""
     chunks: int
-    """Rows that hold the elements, in order."""
+    """Number of rows with elements."""
     elements: int
     logical_bytes: int
 
 
 @dataclass(frozen=True)
 class Header:
-    """Everything in a manifest but the chunk table."""
+    """Everything in a manifest except the chunk table."""
 
     ref: CheckpointRef
     write_id: str
-    """Random, one a save: tells a lost answer to our own create from somebody else's object."""
+    """Random, one per save. If a create got no response, it tells our own manifest from another writer's."""
     created: datetime
     host: str
     pid: int
@@ -62,7 +62,7 @@ class Header:
 
     @property
     def info(self) -> CheckpointInfo:
-        """The public part."""
+        """The part that users see."""
         return CheckpointInfo(
             step=self.ref.step,
             worker=self.ref.worker,
@@ -97,7 +97,7 @@ class Manifest:
 
     @property
     def pack_keys(self) -> list[str]:
-        """Keys of the packs, in the order that the chunk table refers to."""
+        """Keys of the packs, in the order in which the chunk table numbers them."""
         return [pack.key for pack in self.header.packs]
 
     def iterators(self) -> Iterator[IteratorRows]:
@@ -111,7 +111,11 @@ class Manifest:
 
 
 def encode_manifest(header: Header, table: bytes) -> bytes:
-    """Return the bytes of a manifest; ``table`` is the encoded chunk table.
+    """Return the stored form of a manifest.
+
+    Args:
+        header: everything except the chunk table.
+        table: the encoded chunk table.
 
     Raises:
         InputCheckpointError: the header would be larger than a reader accepts.
@@ -121,15 +125,16 @@ def encode_manifest(header: Header, table: bytes) -> bytes:
     text = json.dumps(fields, separators=(",", ":"), sort_keys=True).encode()
     if len(text) > _MAX_HEADER_BYTES:
         raise InputCheckpointError(
-            f"Checkpoint {header.ref} was not saved: it consists of {len(header.packs)} packs, more than a "
-            f"manifest can name ({len(text)} bytes, at most {_MAX_HEADER_BYTES}). Make them larger: "
-            "SaveOptions(pack_bytes=...)."
+            f"Checkpoint {header.ref} was not saved: it has {len(header.packs)} packs, more than a manifest "
+            f"can list (a header of {len(text)} bytes, at most {_MAX_HEADER_BYTES}). Use larger packs: "
+            "SaveOptions(pack_bytes=...).",
+            ref=header.ref,
         )
     return _PREFIX.pack(MAGIC, len(text), digest(text)) + text + table
 
 
 def header_end(head: bytes) -> int:
-    """Return how many bytes of a manifest hold its header, given its first bytes.
+    """Return the offset at which the header of a manifest ends, given the first bytes of the manifest.
 
     Raises:
         CorruptCheckpointError: these are not the first bytes of a manifest.
@@ -138,14 +143,17 @@ def header_end(head: bytes) -> int:
         raise CorruptCheckpointError(f"only {len(head)} bytes long")
     magic, length, _ = _PREFIX.unpack_from(head)
     if magic != MAGIC:
-        raise CorruptCheckpointError("does not start as a manifest does")
+        raise CorruptCheckpointError("does not start like a manifest")
     if length > _MAX_HEADER_BYTES:
         raise CorruptCheckpointError(f"claims a header of {length} bytes")
     return _PREFIX.size + int(length)
 
 
 def decode_header(data: bytes) -> Header:
-    """Return the header of a manifest, of which ``data`` holds at least the header.
+    """Return the header of a manifest.
+
+    Args:
+        data: the manifest, at least up to the end of its header.
 
     Raises:
         CorruptCheckpointError: the checksum or the content is wrong.
@@ -155,13 +163,13 @@ def decode_header(data: bytes) -> Header:
     if len(data) < end or digest(text) != _PREFIX.unpack_from(data)[2]:
         raise CorruptCheckpointError("its header fails its checksum")
     try:
-        return _header(json.loads(text))
+        return _parse_header(json.loads(text))
     except UNREADABLE_JSON as error:
         raise CorruptCheckpointError(f"its header cannot be read: {error!r}") from error
 
 
 def decode_manifest(data: bytes) -> Manifest:
-    """Return a whole manifest.
+    """Return the manifest that `encode_manifest` encoded.
 
     Raises:
         CorruptCheckpointError: a checksum or the content is wrong.
@@ -172,14 +180,14 @@ def decode_manifest(data: bytes) -> Manifest:
     body = data[header_end(data) :]
     if len(body) != header.table_bytes or digest(body).hex() != header.table_digest:
         raise CorruptCheckpointError("its chunk table fails its checksum")
-    # Before any memory is taken for the table: a few bytes can claim to inflate to millions of rows.
+    # Checked before memory is allocated: a few bytes can claim to decompress to millions of rows.
     _check_header(header)
     table = decode_table(body, header.chunks)
     _check_table(header, table)
     return Manifest(header, table)
 
 
-def _header(fields: Mapping[str, Any]) -> Header:
+def _parse_header(fields: Mapping[str, Any]) -> Header:
     ref = fields["ref"]
     return Header(
         ref=CheckpointRef(str(ref["worker"]), int(ref["lineage"]), int(ref["step"])),
@@ -208,11 +216,11 @@ def _header(fields: Mapping[str, Any]) -> Header:
 
 def _check_header(header: Header) -> None:
     for pack in header.packs:
-        made_by = parse_pack_key(pack.key)
-        if made_by is None or made_by.worker != header.ref.worker or not 0 <= pack.size < 1 << 62:
-            raise CorruptCheckpointError(f"it names a pack that cannot be: {pack.key!r}")
-    numbers = [value for entry in header.iterators for value in (entry.key_chunks, entry.chunks)]
-    if min(numbers, default=0) < 0 or sum(numbers) != header.chunks:
+        save = parse_pack_key(pack.key)
+        if save is None or save.worker != header.ref.worker or not 0 <= pack.size < 1 << 62:
+            raise CorruptCheckpointError(f"it lists an impossible pack: {pack.key!r}")
+    counts = [count for entry in header.iterators for count in (entry.key_chunks, entry.chunks)]
+    if min(counts, default=0) < 0 or sum(counts) != header.chunks:
         raise CorruptCheckpointError("its iterators do not add up to its chunk table")
     if any(entry.elements < max(entry.key_chunks, entry.chunks) for entry in header.iterators):
         raise CorruptCheckpointError("an iterator has more chunks than elements")
@@ -223,7 +231,7 @@ def _check_table(header: Header, table: ChunkTable) -> None:
         return
     if int(table.pack.max()) >= len(header.packs):
         raise CorruptCheckpointError("a chunk refers to a pack that is not listed")
-    last = np.array([pack.size for pack in header.packs], np.int64)[table.pack]
-    last -= table.stored
-    if bool((table.offset > last).any()):
-        raise CorruptCheckpointError("a chunk reaches past the end of its pack")
+    max_offset = np.array([pack.size for pack in header.packs], np.int64)[table.pack]
+    max_offset -= table.stored
+    if bool((table.offset > max_offset).any()):
+        raise CorruptCheckpointError("a chunk extends past the end of its pack")

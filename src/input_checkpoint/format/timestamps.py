@@ -1,4 +1,4 @@
-"""Points in time, as the format's JSON spells them."""
+"""Timestamps in the JSON parts of the format: ISO 8601."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from datetime import datetime, timezone
 
 
 def encode_timestamp(time: datetime) -> str:
-    """Return a point in time as ISO 8601 in UTC. One without a zone is taken for UTC."""
+    """Return a time as ISO 8601 in UTC. A time without a time zone is taken as UTC."""
     return _in_utc(time).isoformat()
 
 
 def decode_timestamp(text: str) -> datetime:
-    """Return the point in time that a text names, in UTC. One without a zone is taken for UTC.
+    """Return the time that an ISO 8601 text stands for, in UTC. A text without an offset is taken as UTC.
 
-    >>> encode_timestamp(decode_timestamp("2026-03-04T13:00:00+01:00"))
-    '2026-03-04T12:00:00+00:00'
+    Example:
+        >>> encode_timestamp(decode_timestamp("2026-03-04T13:00:00+01:00"))
+        '2026-03-04T12:00:00+00:00'
 
     Raises:
-        ValueError, TypeError, OverflowError, AttributeError: it names none.
+        ValueError, TypeError, OverflowError, AttributeError: the text is not a timestamp.
     """
-    # Python 3.9 and 3.10 do not know the letter.
+    # Python 3.9 and 3.10 do not parse "Z".
     return _in_utc(datetime.fromisoformat(f"{text[:-1]}+00:00" if text.endswith("Z") else text))
 
 

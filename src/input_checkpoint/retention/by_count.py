@@ -1,8 +1,4 @@
-"""Retention policies: pure functions from checkpoints to the ones to keep, with the reason for each.
-
-Here are the contract and the policies that go by number, step and size. Those that go by time are in
-`retention_time`, the one that goes by the model's own checkpoints is in `retention_model`.
-"""
+"""Retention by number, step and size."""
 
 from __future__ import annotations
 
@@ -15,16 +11,20 @@ from input_checkpoint.retention.policy import Kept, RetentionPolicy, check_integ
 
 @dataclass(frozen=True)
 class KeepAll(RetentionPolicy):
-    """Keeps everything."""
+    """Keeps every checkpoint of the history."""
 
     def keep(self, checkpoints: Sequence[CheckpointInfo]) -> Kept:
         """See `RetentionPolicy.keep`."""
-        return {info.ref: "all are kept" for info in checkpoints}
+        return {info.ref: "everything is kept" for info in checkpoints}
 
 
 @dataclass(frozen=True)
 class KeepLast(RetentionPolicy):
-    """Keeps the newest ``n`` checkpoints (``n`` ≥ 1)."""
+    """Keeps the newest ``n`` checkpoints.
+
+    Args:
+        n: number of checkpoints, at least 1.
+    """
 
     n: int
 
@@ -39,9 +39,12 @@ class KeepLast(RetentionPolicy):
 
 @dataclass(frozen=True)
 class KeepEverySteps(RetentionPolicy):
-    """Keeps the first checkpoint in every ``n`` steps: at or after step 0, n, 2 n and so on.
+    """Keeps the first checkpoint at or after each of the steps 0, n, 2 n, and so on.
 
-    Global steps need not hit the multiples exactly (with parameter servers they rarely do).
+    A checkpoint need not be at exactly such a step. With parameter servers it rarely is.
+
+    Args:
+        n: number of steps, at least 1.
     """
 
     n: int
@@ -58,19 +61,19 @@ class KeepEverySteps(RetentionPolicy):
             period = info.step // self.n
             if period not in seen:
                 seen.add(period)
-                kept[info.ref] = f"first since step {period * self.n}"
+                kept[info.ref] = f"the first since step {period * self.n}"
         return kept
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class KeepSteps(RetentionPolicy):
-    """Keeps the checkpoints of chosen global steps.
+    """Keeps the checkpoints of the given global steps.
 
-    A step at which nothing was saved keeps nothing; `KeepEverySteps` does not need to hit a step exactly. To
-    choose a checkpoint once it exists, and to change your mind later, see `CheckpointStore.pin`.
+    A step without a checkpoint is ignored. Use `KeepEverySteps` if saves may miss the exact step, and
+    `CheckpointStore.pin` to choose a checkpoint that already exists.
 
     Args:
-        *steps: global steps, at least one, each ≥ 0.
+        *steps: global steps, at least one. Each is 0 or more.
 
     Example:
         >>> KeepLast(5) | KeepSteps(10_000, 50_000)
@@ -82,10 +85,10 @@ class KeepSteps(RetentionPolicy):
     def __init__(self, *steps: int) -> None:
         if not steps:
             raise ValueError("KeepSteps needs at least one step")
-        whole = {check_integer("KeepSteps(*steps)", step) for step in steps}
-        if min(whole) < 0:
-            raise ValueError(f"KeepSteps(*steps) must not be negative, got {min(whole)}")
-        object.__setattr__(self, "steps", tuple(sorted(whole)))
+        chosen = {check_integer("KeepSteps(*steps)", step) for step in steps}
+        if min(chosen) < 0:
+            raise ValueError(f"KeepSteps(*steps) must not be negative, got {min(chosen)}")
+        object.__setattr__(self, "steps", tuple(sorted(chosen)))
 
     def keep(self, checkpoints: Sequence[CheckpointInfo]) -> Kept:
         """See `RetentionPolicy.keep`."""
@@ -97,16 +100,19 @@ class KeepSteps(RetentionPolicy):
 
 @dataclass(frozen=True)
 class KeepBytes(RetentionPolicy):
-    """Keeps the newest checkpoints as long as they take up at most ``budget`` bytes.
+    """Keeps the newest checkpoints that together occupy at most ``budget`` bytes of storage.
 
-    The newest is kept whatever its size. What counts is what the storage holds for them: every pack that one
-    of them refers to, whole and once however many share it, and the list of chunks of each. What is kept for
-    another reason (a pin, another policy, history not yet given up) comes on top, as does the save that is
-    just being made. Packs also hold what only older checkpoints needed, so that in a long run the newest one
-    alone may take up twice the size of its state, and a budget below three times that size keeps little else.
+    The newest checkpoint is kept whatever its size. The budget counts the chunk table of each checkpoint and
+    every pack that one of them uses. A pack counts with its whole size, and once however many checkpoints
+    share it. Checkpoints that are kept for another reason (a pin, another policy, an abandoned run that may
+    still be resumed) are not counted, and neither is a save in flight.
+
+    Packs may contain chunks that only older checkpoints needed. In a long run, the newest checkpoint alone
+    can therefore occupy twice the size of its state. To keep more than the newest, choose a budget of at
+    least three times that size.
 
     Args:
-        budget: bytes, for each worker.
+        budget: bytes per worker.
 
     Example:
         >>> KeepBytes(50 * 10**9)
@@ -128,7 +134,7 @@ class KeepBytes(RetentionPolicy):
             counted.update(pack.key for pack in info.packs)
             if total > self.budget:
                 if not kept:
-                    kept[info.ref] = f"the newest, though {total:,} bytes are over {self.budget:,}"
+                    kept[info.ref] = f"the newest, although its {total:,} bytes exceed {self.budget:,}"
                 break
-            kept[info.ref] = f"{total:,} of {self.budget:,} bytes together with what is newer"
+            kept[info.ref] = f"{total:,} of {self.budget:,} bytes, including newer checkpoints"
         return kept

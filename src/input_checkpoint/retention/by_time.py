@@ -1,11 +1,11 @@
-"""Retention by time: distances between checkpoints, ages, and calendar buckets.
+"""Retention by time: intervals, ages, and calendar periods.
 
-All of it is counted from checkpoint to checkpoint and never from the clock, so that an outage, or a job that
-waits for months, empties nothing.
+Times are compared between checkpoints and never with the clock, so neither an outage nor a job that waits for
+months empties a store.
 
-Which checkpoint is older is said by the history alone, by lineage and step, never by the dates: the clocks of
-the machines that wrote them may have been wrong. Where dates contradict the history, time seems to run
-backwards, and it cannot be told how much has really passed. Then a checkpoint is kept rather than dropped.
+The history (lineage and step) alone decides which checkpoint is older. Dates do not, because the clocks of
+the machines that wrote the checkpoints may have been wrong. Where dates contradict the history, it is unknown
+how much time has passed, and the checkpoint is kept.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ from input_checkpoint.retention.policy import (
 
 @dataclass(frozen=True)
 class KeepEvery(RetentionPolicy):
-    """Keeps checkpoints that are at least ``hours`` apart (may be a fraction).
+    """Keeps checkpoints that are at least ``hours`` apart.
 
-    One that is dated before the last one kept is kept too: a clock was wrong.
+    A checkpoint that is dated before the last one kept is kept as well, because a clock was wrong.
+
+    Args:
+        hours: may be a fraction.
     """
 
     hours: float
@@ -40,9 +43,9 @@ class KeepEvery(RetentionPolicy):
     def keep(self, checkpoints: Sequence[CheckpointInfo]) -> Kept:
         """See `RetentionPolicy.keep`."""
         kept: dict[CheckpointRef, str] = {}
-        last, apart = None, _duration(self.hours)
+        last, interval = None, _duration(self.hours)
         for info in checkpoints:
-            if last is None or info.created - last >= apart or info.created < last:
+            if last is None or info.created - last >= interval or info.created < last:
                 last = info.created
                 kept[info.ref] = f"one every {self.hours:g} h"
         return kept
@@ -50,17 +53,16 @@ class KeepEvery(RetentionPolicy):
 
 @dataclass(frozen=True, repr=False)
 class KeepWithin(RetentionPolicy):
-    """Keeps every checkpoint that is at most so much older than the newest one.
+    """Keeps every checkpoint that is at most ``hours`` and ``days`` older than the newest one.
 
-    The time is counted back from the newest checkpoint, not from the clock: however long nothing was saved,
-    nothing is removed for it. If the newest is dated so long after the one before it that it would leave
-    nothing else, its date is believed only once the next checkpoint confirms it, since its clock may have
-    been ahead. What follows a kept checkpoint in the history is kept too, as is what is dated after the
-    newest.
+    Age is measured from the newest checkpoint, not from the clock, so a long pause removes nothing. The clock
+    of the newest checkpoint may have been ahead: if its date would remove all others, it is trusted only once
+    the next save confirms it. Checkpoints that follow a kept one in the history are kept as well, and so are
+    those dated after the newest.
 
     Args:
-        hours: may be a fraction; 0 by default.
-        days: added to ``hours``; may be a fraction; 0 by default.
+        hours: may be a fraction. 0 by default.
+        days: added to ``hours``. May be a fraction. 0 by default.
 
     Example:
         >>> KeepWithin(days=2) | KeepEvery(24)
@@ -71,14 +73,14 @@ class KeepWithin(RetentionPolicy):
     days: float = 0
 
     def __post_init__(self) -> None:
-        _check_some_given(self)
+        _check_fields(self)
 
     def keep(self, checkpoints: Sequence[CheckpointInfo]) -> Kept:
         """See `RetentionPolicy.keep`."""
         if not checkpoints:
             return {}
         duration = _duration(self.hours, self.days)
-        newest = _believed_newest(checkpoints, duration)
+        newest = _trusted_newest_time(checkpoints, duration)
         kept = []
         within = False
         for info in checkpoints:
@@ -90,21 +92,21 @@ class KeepWithin(RetentionPolicy):
         return dict.fromkeys(kept, reason)
 
     def __repr__(self) -> str:
-        return _repr_of_given(self)
+        return _repr_of_nonzero_fields(self)
 
 
 @dataclass(frozen=True, repr=False)
 class KeepPeriodic(RetentionPolicy):
-    """Keeps the newest checkpoint of each of the last hours, days and weeks that have one.
+    """Keeps the newest checkpoint of each of the last hours, days and weeks that have checkpoints.
 
-    Hours, days and weeks without a checkpoint do not count, so a pause costs nothing. They begin and end in
-    UTC; a week is an ISO week, from Monday to Sunday. Checkpoints whose dates contradict the history are kept
-    and not counted, until enough hours, days and weeks have followed them.
+    Hours, days and weeks without a checkpoint do not count, so a pause removes nothing. They begin and end in
+    UTC. A week is an ISO week, from Monday to Sunday. Checkpoints whose dates contradict the history are kept
+    without being counted, until enough hours, days and weeks have followed them.
 
     Args:
-        hourly: for how many hours; 0, the default, is none.
-        daily: for how many days; 0, the default, is none.
-        weekly: for how many weeks; 0, the default, is none.
+        hourly: number of hours. 0 by default.
+        daily: number of days. 0 by default.
+        weekly: number of weeks. 0 by default.
 
     Example:
         >>> KeepPeriodic(hourly=24, daily=7)
@@ -118,52 +120,52 @@ class KeepPeriodic(RetentionPolicy):
     def __post_init__(self) -> None:
         for count in (self.hourly, self.daily, self.weekly):
             check_integer("KeepPeriodic(hourly, daily, weekly)", count)
-        _check_some_given(self)
+        _check_fields(self)
 
     def keep(self, checkpoints: Sequence[CheckpointInfo]) -> Kept:
         """See `RetentionPolicy.keep`."""
         return merge_reasons(
             (
-                _newest_of_each(checkpoints, _hour, self.hourly, "hourly"),
-                _newest_of_each(checkpoints, _day, self.daily, "daily"),
-                _newest_of_each(checkpoints, _week, self.weekly, "weekly"),
+                _newest_of_each_period(checkpoints, _hour, self.hourly, "hourly"),
+                _newest_of_each_period(checkpoints, _day, self.daily, "daily"),
+                _newest_of_each_period(checkpoints, _week, self.weekly, "weekly"),
             )
         )
 
     def __repr__(self) -> str:
-        return _repr_of_given(self)
+        return _repr_of_nonzero_fields(self)
 
 
-def _believed_newest(checkpoints: Sequence[CheckpointInfo], duration: timedelta) -> datetime:
+def _trusted_newest_time(checkpoints: Sequence[CheckpointInfo], duration: timedelta) -> datetime:
     newest = checkpoints[-1].created
     if len(checkpoints) > 1 and newest - checkpoints[-2].created > duration:
         return checkpoints[-2].created
     return newest
 
 
-def _newest_of_each(
-    checkpoints: Sequence[CheckpointInfo], bucket_of: Callable[[datetime], str], count: int, rule: str
+def _newest_of_each_period(
+    checkpoints: Sequence[CheckpointInfo], period_of: Callable[[datetime], str], count: int, rule: str
 ) -> Kept:
     kept: dict[CheckpointRef, str] = {}
-    found = 0
-    bucket: Optional[str] = None
-    counted: Optional[datetime] = None
-    doubtful = False
+    counted = 0
+    last_period: Optional[str] = None
+    last_created: Optional[datetime] = None
+    in_doubt = False
     for info in reversed(checkpoints):
-        name = bucket_of(info.created)
-        if name == bucket and not doubtful:
+        period = period_of(info.created)
+        if period == last_period and not in_doubt:
             continue
-        if found == count:
+        if counted == count:
             break
-        backwards = counted is not None and info.created > counted
-        if backwards or name == bucket:
-            # Before a clock was set back there may have been another hour that is dated as the one counted.
-            doubtful = backwards
-            kept[info.ref] = f"the dates contradict the history ({rule})"
+        backwards = last_created is not None and info.created > last_created
+        if backwards or period == last_period:
+            # If a clock was set back, the same period may have occurred twice.
+            in_doubt = backwards
+            kept[info.ref] = f"its date contradicts the history ({rule})"
             continue
-        found += 1
-        bucket, counted, doubtful = name, info.created, False
-        kept[info.ref] = f"the newest of {bucket} ({rule}, {found} of {count})"
+        counted += 1
+        last_period, last_created, in_doubt = period, info.created, False
+        kept[info.ref] = f"the newest of {period} ({rule}, {counted} of {count})"
     return kept
 
 
@@ -180,25 +182,25 @@ def _week(time: datetime) -> str:
     return f"week {year}-W{week:02d}"
 
 
-def _check_some_given(policy: Any) -> None:
-    """Raise ValueError unless all fields are numbers from zero on, and one of them is above."""
+def _check_fields(policy: Any) -> None:
+    """Raise ValueError unless all fields are numbers of at least 0 and one of them is positive."""
     name = type(policy).__name__
-    given = {field.name: getattr(policy, field.name) for field in fields(policy)}
-    for field_name, value in given.items():
+    values = {field.name: getattr(policy, field.name) for field in fields(policy)}
+    for field_name, value in values.items():
         if value != 0:
             check_positive(f"{name}({field_name})", value)
-    if not any(given.values()):
-        raise ValueError(f"{name} needs at least one of {', '.join(given)}")
+    if not any(values.values()):
+        raise ValueError(f"{name} needs at least one of {', '.join(values)}")
 
 
 def _duration(hours: float, days: float = 0) -> timedelta:
-    """Return a length of time; one that is too long to be counted is the longest."""
+    """Return a duration, or the longest one that Python can represent if it is longer."""
     try:
         return timedelta(hours=hours, days=days)
     except OverflowError:
         return timedelta.max
 
 
-def _repr_of_given(policy: Any) -> str:
-    given = ((field.name, getattr(policy, field.name)) for field in fields(policy))
-    return f"{type(policy).__name__}({', '.join(f'{name}={value!r}' for name, value in given if value)})"
+def _repr_of_nonzero_fields(policy: Any) -> str:
+    values = ((field.name, getattr(policy, field.name)) for field in fields(policy))
+    return f"{type(policy).__name__}({', '.join(f'{name}={value!r}' for name, value in values if value)})"

@@ -1,4 +1,4 @@
-"""Retention policies: pure functions from checkpoints to the ones to keep, with the reason for each."""
+"""The contract of retention policies: pure functions that choose the checkpoints to keep, with reasons."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
 
 Kept = Mapping[CheckpointRef, str]
-"""Checkpoints to keep, each with the reason."""
+"""The checkpoints to keep, each with the reason."""
 
 
 class RetentionPolicy(abc.ABC):
     """Decides which checkpoints of one worker to keep.
 
-    Whatever a policy says, the newest checkpoint, the one that the current run resumed from until it has
-    committed a newer one, and every pinned one (`CheckpointStore.pin`) stay.
-    Policies combine with ``|``: what any of them keeps is kept.
+    Combine policies with ``|`` to keep what any of them keeps. Three kinds of checkpoints are kept even if no
+    policy keeps them: the newest one, the one that the current run resumed from (until the run commits its
+    first), and every pinned one (`CheckpointStore.pin`).
 
     Example:
         >>> from input_checkpoint import KeepEverySteps, KeepLast
@@ -32,21 +32,21 @@ class RetentionPolicy(abc.ABC):
         """Return the checkpoints to keep, each with the reason.
 
         Args:
-            checkpoints: the history of one worker, from old to new.
+            checkpoints: the history of one worker, from oldest to newest.
         """
 
     def __or__(self, other: RetentionPolicy) -> RetentionPolicy:
         if not isinstance(other, RetentionPolicy):
             return NotImplemented
-        return AnyOf((*_parts(self), *_parts(other)))
+        return AnyOf((*_alternatives(self), *_alternatives(other)))
 
 
 @dataclass(frozen=True)
 class AnyOf(RetentionPolicy):
-    """Keeps what at least one of its policies keeps, for all of their reasons.
+    """Keeps what at least one of its policies keeps, and gives the reasons of all that do.
 
     Args:
-        policies: in the order in which their reasons are told.
+        policies: the policies, in the order in which their reasons are listed.
 
     Example:
         >>> from input_checkpoint import KeepLast, KeepSteps
@@ -65,21 +65,22 @@ class AnyOf(RetentionPolicy):
 
 
 def merge_reasons(parts: Iterable[Kept]) -> dict[CheckpointRef, str]:
-    """Return what any of ``parts`` keeps, with all of their reasons, each told once.
+    """Return what any of ``parts`` keeps, with all of their reasons. Equal reasons are listed once.
 
-    >>> first, second = CheckpointRef("main", 1, 10), CheckpointRef("main", 1, 20)
-    >>> list(merge_reasons([{first: "old", second: "new"}, {second: "large"}]).values())
-    ['old', 'new; large']
+    Example:
+        >>> first, second = CheckpointRef("main", 1, 10), CheckpointRef("main", 1, 20)
+        >>> list(merge_reasons([{first: "old", second: "new"}, {second: "large"}]).values())
+        ['old', 'new; large']
     """
     reasons: dict[CheckpointRef, dict[str, None]] = {}
     for part in parts:
         for ref, reason in part.items():
             reasons.setdefault(ref, {})[reason] = None
-    return {ref: "; ".join(told) for ref, told in reasons.items()}
+    return {ref: "; ".join(texts) for ref, texts in reasons.items()}
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raise ValueError unless ``value`` is a number above zero."""
+    """Raise ValueError unless ``value`` is a positive number."""
     try:
         positive = value > 0
     except TypeError:
@@ -89,12 +90,12 @@ def check_positive(name: str, value: float) -> None:
 
 
 def check_integer(name: str, value: Any) -> int:
-    """Return ``value`` if it is an integer of any kind, else raise ValueError."""
+    """Return ``value`` as an int. Raise ValueError if it is not an integer."""
     try:
         return operator.index(value)
     except TypeError:
         raise ValueError(f"{name} must be a whole number, got {value!r}") from None
 
 
-def _parts(policy: RetentionPolicy) -> tuple[RetentionPolicy, ...]:
+def _alternatives(policy: RetentionPolicy) -> tuple[RetentionPolicy, ...]:
     return policy.policies if isinstance(policy, AnyOf) else (policy,)

@@ -1,6 +1,6 @@
-"""Retention that follows the model: input checkpoints stay while their model checkpoint does.
+"""Retention that follows the model: an input checkpoint is kept as long as its model checkpoint exists.
 
-Works without TensorFlow: the model directory is only listed, with fsspec.
+Works without TensorFlow: fsspec lists the model directory.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ _INDEX_FILE = re.compile(r".+-([0-9]+)\.index")
 
 @dataclass(frozen=True, repr=False)
 class KeepWithModel(RetentionPolicy):
-    """Keeps what belongs to a model checkpoint that is still there, so that every model can be resumed.
+    """Keeps the input checkpoint of every existing model checkpoint, so that each of them can be resumed.
 
     A model checkpoint is a file ``<prefix>-<global step>.index`` in ``model_dir``, as Estimator and
-    MonitoredTrainingSession write it. With it stays the input checkpoint of its step or, if there is none,
-    the newest before it, from which ``resume="aligned"`` would go on. What is newer than every model
-    checkpoint stays too, since its model checkpoint may still be on the way.
+    MonitoredTrainingSession write it. The input checkpoint of the same step is kept. If there is none, the
+    newest one before that step is kept, because ``resume="aligned"`` resumes from it. Input checkpoints that
+    are newer than every model checkpoint are kept as well, because their model checkpoint may still be in the
+    process of being written.
 
-    Nothing is removed for want of an answer: if ``model_dir`` does not exist, cannot be listed, or holds no
-    model checkpoint (yet), everything stays, and a log message and the reason say so.
+    If ``model_dir`` does not exist, cannot be listed, or holds no model checkpoint yet, every input
+    checkpoint is kept and the reason says so. If the directory cannot be listed, a warning is logged as well.
 
     Args:
-        model_dir: a local path, or any URI that fsspec knows. It is listed at every clean-up. A relative path
-            is taken from the folder that is current now, whatever folder is later.
-        storage_options: handed to the fsspec filesystem.
+        model_dir: a local path, or any URI that fsspec supports. It is listed at every prune. A relative path
+            is resolved once, when the policy is created.
+        storage_options: passed to the fsspec filesystem.
 
     Example:
         >>> KeepWithModel("gs://bucket/run-7") | KeepWithModel("/models/best")
@@ -60,30 +61,30 @@ class KeepWithModel(RetentionPolicy):
         try:
             steps = _model_steps(os.fspath(self.model_dir), self.storage_options or {})
         except Exception as error:
-            # Filesystems raise exceptions of their own that share no base class, and a missing driver is an
-            # ImportError. None of them is a reason to remove anything.
+            # Filesystems raise their own exceptions, which share no base class, and a missing driver raises
+            # ImportError. None of them is a reason to remove a checkpoint.
             logger.warning(
-                "The model checkpoints in %s cannot be listed, so all input checkpoints are kept: %s: %s",
-                self._shown,
+                "Cannot list the model checkpoints in %s, so all input checkpoints are kept: %s: %s",
+                self._redacted_dir,
                 type(error).__name__,
                 redact(str(error)),
             )
-            return {info.ref: f"{self._shown} cannot be listed" for info in checkpoints}
-        return kept_with_model(checkpoints, steps)
+            return {info.ref: f"{self._redacted_dir} cannot be listed" for info in checkpoints}
+        return needed_by_model(checkpoints, steps)
 
     @property
-    def _shown(self) -> str:
+    def _redacted_dir(self) -> str:
         return redact(os.fspath(self.model_dir))
 
     def __repr__(self) -> str:
-        return f"KeepWithModel({self._shown!r})"  # without storage_options, which may hold secrets
+        return f"KeepWithModel({self._redacted_dir!r})"  # without storage_options, which may hold secrets
 
 
-def kept_with_model(checkpoints: Sequence[CheckpointInfo], model_steps: Collection[int]) -> Kept:
-    """Return the input checkpoints that are needed to resume each model, or may be before long.
+def needed_by_model(checkpoints: Sequence[CheckpointInfo], model_steps: Collection[int]) -> Kept:
+    """Return the input checkpoints that are needed to resume a model checkpoint, or may soon be.
 
     Args:
-        checkpoints: the history of one worker, from old to new.
+        checkpoints: the history of one worker, from oldest to newest.
         model_steps: steps of all model checkpoints.
     """
     if not model_steps:
@@ -92,20 +93,20 @@ def kept_with_model(checkpoints: Sequence[CheckpointInfo], model_steps: Collecti
     kept: dict[CheckpointRef, str] = {}
     for info in checkpoints:
         if info.step in model_steps:
-            kept[info.ref] = f"the model checkpoint of step {info.step} is still there"
+            kept[info.ref] = f"the model checkpoint of step {info.step} still exists"
         elif info.step > newest_model:
             kept[info.ref] = f"newer than the newest model checkpoint, of step {newest_model}"
     for step in sorted(set(model_steps) - {info.step for info in checkpoints}):
-        before = [info.ref for info in checkpoints if info.step < step]
-        if before:
-            kept.setdefault(before[-1], f"the newest before the model checkpoint of step {step}")
+        older = [info.ref for info in checkpoints if info.step < step]
+        if older:
+            kept.setdefault(older[-1], f"the newest before the model checkpoint of step {step}")
     return kept
 
 
 def _model_steps(model_dir: str, storage_options: Mapping[str, Any]) -> set[int]:
-    """Return the steps of all model checkpoints. Raises whatever the filesystem does, if it cannot list."""
+    """Return the steps of all model checkpoints. Raises what the filesystem raises if it cannot list."""
     options = {"use_listings_cache": False, "skip_instance_cache": True, **storage_options}
     filesystem, path = fsspec.core.url_to_fs(model_dir, **options)
-    filesystem.invalidate_cache()  # for filesystems that do not know the option
+    filesystem.invalidate_cache()  # for filesystems that ignore use_listings_cache
     names = (entry.rpartition("/")[2] for entry in filesystem.ls(path, detail=False))
     return {int(match.group(1)) for match in map(_INDEX_FILE.fullmatch, names) if match}

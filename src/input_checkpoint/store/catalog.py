@@ -22,7 +22,7 @@ from input_checkpoint.format.keys import (
     parse_lineage_key,
     worker_of,
 )
-from input_checkpoint.format.lineage import Lineage, decode_lineage, lost_lineage
+from input_checkpoint.format.lineage import Lineage, decode_lineage, infer_lineage
 from input_checkpoint.format.manifest import (
     HEAD_BYTES,
     Header,
@@ -154,8 +154,8 @@ class Catalog:
         """Return a worker's checkpoints and its newest lineage.
 
         If the record of that lineage cannot be read, or is missing although its checkpoints exist, a warning
-        is logged and a `LostLineage` takes its place. Its ancestors are guessed from the newest record that
-        can be read.
+        is logged and an `InferredLineage` takes its place. Its ancestors are guessed from the newest record
+        that can be read.
         """
         present, listed = run_both(lambda: self.refs(worker), lambda: self._lineage_numbers(worker))
         # A run that began between the two listings may be known by its checkpoints alone.
@@ -171,7 +171,7 @@ class Catalog:
             # The record was not damaged, but removed since it was listed: a newer run has begun.
             return self.list_worker(worker)
         for number in reversed(lost):
-            newest = lost_lineage(worker, number, newest, present)
+            newest = infer_lineage(worker, number, newest, present)
         return WorkerListing(tuple(present), newest)
 
     def lineage(self, worker: str, number: int) -> Lineage:
@@ -187,7 +187,7 @@ class Catalog:
         """Read the record of the lineage that wrote ``ref``.
 
         If it cannot be read although checkpoints of that lineage are ``present``, a warning is logged and a
-        `LostLineage` without ancestors takes its place.
+        `InferredLineage` without ancestors takes its place.
 
         Raises:
             CheckpointNotFoundError: nothing is left of that lineage.
@@ -195,7 +195,7 @@ class Catalog:
         if not any(other.lineage == ref.lineage for other in present):
             return self.lineage(ref.worker, ref.lineage)
         found = self._readable_lineage(ref.worker, ref.lineage)
-        return found or lost_lineage(ref.worker, ref.lineage, None, ())
+        return found or infer_lineage(ref.worker, ref.lineage, None, ())
 
     def _forget_all_but(self, present: Collection[CheckpointRef], worker: Optional[str]) -> None:
         # A copy is gone through: another thread may be adding. What is forgotten too early is read again.

@@ -1,7 +1,7 @@
-"""Checkpoints from one store to another, each verified on the way and committed like a save.
+"""Copies checkpoints from one store to another, verifies them on the way, and commits each one like a save.
 
-All objects are copied as they are, under the same keys: what checkpoints share they share at the target too,
-and a run that was saved at the source resumes from the target.
+Every object keeps its key and its bytes. So the target shares data between checkpoints exactly as the source
+does, and a run that was saved to the source can resume from the target.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import contextlib
 import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from input_checkpoint.errors import (
 from input_checkpoint.format.chunk_table import Column
 from input_checkpoint.format.chunking import digest
 from input_checkpoint.format.keys import (
-    hold_key,
+    copy_announcement_key,
     lineages_prefix,
     manifest_key,
     packs_prefix,
@@ -40,7 +40,7 @@ from input_checkpoint.format.manifest import Header, Manifest
 from input_checkpoint.parallel import map_ordered
 from input_checkpoint.store.catalog import Catalog
 from input_checkpoint.store.pins import read_pins, write_pin
-from input_checkpoint.store.reading import Extent, chunks_in, read_chunks
+from input_checkpoint.store.reading import Extent, decode_chunks, read_chunks
 
 logger = logging.getLogger(__name__)
 
@@ -49,33 +49,61 @@ _RENEW_SECONDS = 3600
 
 @dataclass(frozen=True)
 class CopyProgress:
-    """How far a copy has got."""
+    """The progress of a copy."""
 
     checkpoints: int
-    """Checkpoints done with: copied, found there already, or given up."""
+    """Checkpoints that are finished: copied, already present, or failed."""
     checkpoints_total: int
     bytes: int
-    """Bytes of data copied or found there already."""
+    """Bytes of data that are at the target: copied or already present."""
     bytes_total: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields in a form that `json.dumps` accepts.
+
+        Example:
+            >>> CopyProgress(checkpoints=1, checkpoints_total=3, bytes=500, bytes_total=2000).to_dict()
+            {'checkpoints': 1, 'checkpoints_total': 3, 'bytes': 500, 'bytes_total': 2000}
+        """
+        return asdict(self)
 
 
 @dataclass(frozen=True)
 class CopyReport:
-    """What a copy has done."""
+    """The result of a copy."""
 
     copied: tuple[CheckpointRef, ...]
-    """From old to new, worker by worker."""
+    """Checkpoints that were copied. Sorted by worker, then from oldest to newest."""
     present: tuple[CheckpointRef, ...]
-    """Checkpoints that the target had already."""
+    """Checkpoints that the target already had."""
     problems: Mapping[CheckpointRef, str]
-    """Why the others could not be copied: damaged, or removed meanwhile."""
+    """Checkpoints that were not copied, each with the reason: damaged, or removed during the copy."""
     copied_bytes: int
-    """Bytes of data written."""
+    """Bytes of data that were written."""
 
     @property
     def ok(self) -> bool:
-        """Whether the target now has everything that was asked for."""
+        """Whether the target now has every requested checkpoint."""
         return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return `ok` and all fields in a form that `json.dumps` accepts.
+
+        Example:
+            >>> ref = CheckpointRef("main", lineage=1, step=500)
+            >>> report = CopyReport(copied=(ref,), present=(), problems={}, copied_bytes=2000)
+            >>> report.to_dict()["copied"]
+            [{'worker': 'main', 'lineage': 1, 'step': 500}]
+        """
+        return {
+            "ok": self.ok,
+            "copied": [ref.to_dict() for ref in self.copied],
+            "present": [ref.to_dict() for ref in self.present],
+            "problems": [
+                {"checkpoint": ref.to_dict(), "problem": problem} for ref, problem in self.problems.items()
+            ],
+            "copied_bytes": self.copied_bytes,
+        }
 
 
 def copy(
@@ -85,124 +113,146 @@ def copy(
     concurrency: int,
     progress: Callable[[CopyProgress], None],
 ) -> CopyReport:
-    """See `CheckpointStore.copy_to`."""
-    tally = _CopyProgressTracker(source, chosen, progress)
+    """Copy checkpoints, see `CheckpointStore.copy_to`."""
+    tracker = _CopyProgressTracker(source, chosen, progress)
     copied_bytes = 0
-    for worker, wanted in groupby(sorted(chosen), key=lambda ref: ref.worker):
-        copier = _WorkerCopier(source, target, worker, concurrency, tally)
-        copier.copy(list(wanted))
+    for worker, refs in groupby(sorted(chosen), key=lambda ref: ref.worker):
+        copier = _WorkerCopier(source, target, worker, concurrency, tracker)
+        copier.copy(list(refs))
         copied_bytes += copier.copied_bytes
-    return CopyReport(tuple(tally.copied), tuple(tally.present), dict(tally.problems), copied_bytes)
+    return CopyReport(tuple(tracker.copied), tuple(tracker.present), dict(tracker.problems), copied_bytes)
 
 
 class _CopyProgressTracker:
-    """Counts what is done, and tells."""
+    """Collects the outcome of each checkpoint and reports progress."""
 
     def __init__(
         self, source: Catalog, chosen: Sequence[CheckpointRef], progress: Callable[[CopyProgress], None]
     ) -> None:
         sizes: dict[str, int] = {}
         for ref in chosen:
-            # What cannot be read is reported when its turn comes.
+            # A checkpoint that cannot be read is reported when it is copied.
             with contextlib.suppress(CorruptCheckpointError, CheckpointNotFoundError):
                 sizes.update((pack.key, pack.size) for pack in source.read_header(ref).packs)
         self._sizes = sizes
-        self._done: set[str] = set()
-        self._tell = progress
+        self._finished_packs: set[str] = set()
+        self._report = progress
         self._progress = CopyProgress(0, len(chosen), 0, sum(sizes.values()))
         self.copied: list[CheckpointRef] = []
         self.present: list[CheckpointRef] = []
         self.problems: dict[CheckpointRef, str] = {}
 
-    def packs(self, keys: Iterable[str]) -> None:
-        """Some packs are at the target."""
-        self._done.update(keys)
-        done = sum(self._sizes.get(key, 0) for key in self._done)
-        self._progress = replace(self._progress, bytes=done)
-        self._tell(self._progress)
+    def finish_packs(self, keys: Iterable[str]) -> None:
+        """Record that packs are at the target."""
+        self._finished_packs.update(keys)
+        finished_bytes = sum(self._sizes.get(key, 0) for key in self._finished_packs)
+        self._progress = replace(self._progress, bytes=finished_bytes)
+        self._report(self._progress)
 
-    def checkpoint(self) -> None:
-        """A checkpoint is done with."""
+    def finish_checkpoint(self) -> None:
+        """Record that a checkpoint is finished, copied or not."""
         self._progress = replace(self._progress, checkpoints=self._progress.checkpoints + 1)
-        self._tell(self._progress)
+        self._report(self._progress)
 
 
 class _WorkerCopier:
-    """Copies checkpoints of one worker, from old to new.
+    """Copies checkpoints of one worker, from oldest to newest.
 
-    At the target this is like a save: it announces itself, builds only on packs that a committed manifest
-    names or that it has checked itself, and creates the manifest last (see `Pruner`). At the source the same
-    announcement keeps clean-up by others away; what the source's own run removes meanwhile is reported.
+    To the target, a copy is like a save: it announces itself, uses only packs that a committed manifest lists
+    or that it has verified, and creates the manifest last (see `Pruner`). At the source, an announcement
+    stops prunes by other processes. Checkpoints that the source's own run removes meanwhile are reported.
     """
 
     def __init__(
-        self, source: Catalog, target: Catalog, worker: str, concurrency: int, tally: _CopyProgressTracker
+        self,
+        source: Catalog,
+        target: Catalog,
+        worker: str,
+        concurrency: int,
+        tracker: _CopyProgressTracker,
     ) -> None:
         self._source = source
         self._target = target
         self._worker = worker
         self._concurrency = concurrency
-        self._tally = tally
-        self._trusted = _Trusted()
-        self._sizes: dict[str, int] = {}
+        self._tracker = tracker
+        self._verified = _VerifiedChunks()
+        self._target_sizes: dict[str, int] = {}
         self.copied_bytes = 0
 
-    def copy(self, wanted: Sequence[CheckpointRef]) -> None:
-        """Copy, and put what happened into the tally."""
-        records = _records(self._source.backend, self._worker)
-        _check_same_run(records, self._target.backend, self._worker, self._source.backend.uri)
-        name = digest(f"{self._source.backend.uri} -> {self._target.backend.uri}".encode()).hex()
+    def copy(self, refs: Sequence[CheckpointRef]) -> None:
+        """Copy the checkpoints and record each outcome in the tracker."""
+        records = _read_lineage_records(self._source.backend, self._worker)
+        self._check_target_has_same_run(records)
+        copy_id = digest(f"{self._source.backend.uri} -> {self._target.backend.uri}".encode()).hex()
         with (
-            _held(self._target.backend, self._worker, name) as at_target,
-            _held(self._source.backend, self._worker, name, required=False) as at_source,
+            _announce(self._target.backend, self._worker, copy_id) as at_target,
+            _announce(self._source.backend, self._worker, copy_id, required=False) as at_source,
         ):
-            self._create_records(records)
+            self._create_lineage_records(records)
             present = set(self._target.refs(self._worker))
             notes = read_pins(self._source.backend, self._worker)
-            self._look_at_target(present)
-            for ref in wanted:
+            self._list_target_packs()
+            self._trust_checkpoints(present)
+            for ref in refs:
                 at_target.renew()
                 at_source.renew()
-                self._copy_or_tell(ref, ref in present)
-                if ref in notes and ref not in self._tally.problems:
+                self._copy_checkpoint(ref, ref in present)
+                if ref in notes and ref not in self._tracker.problems:
                     write_pin(self._target.backend, ref, notes[ref])
-                self._tally.checkpoint()
-            self._restore_missing_packs(wanted)
+                self._tracker.finish_checkpoint()
+            self._restore_missing_packs(refs)
 
-    def _create_records(self, records: Mapping[str, bytes]) -> None:
+    def _create_lineage_records(self, records: Mapping[str, bytes]) -> None:
         for key in sorted(records):
             with contextlib.suppress(ObjectExistsError):
                 self._target.backend.create(key, records[key])
-        # Somebody may have begun a run there since we looked.
-        _check_same_run(records, self._target.backend, self._worker, self._source.backend.uri)
+        # Another process may have opened a lineage at the target since the first check.
+        self._check_target_has_same_run(records)
 
-    def _look_at_target(self, present: Collection[CheckpointRef]) -> None:
-        prefix = packs_prefix(self._worker)
-        self._sizes = {info.key: info.size for info in self._target.backend.list(prefix)}
+    def _check_target_has_same_run(self, records: Mapping[str, bytes]) -> None:
+        target_records = _read_lineage_records(self._target.backend, self._worker)
+        common = records.keys() & target_records.keys()
+        answers = {_is_same_lineage(records[key], target_records[key]) for key in common}
+        if target_records and (True not in answers or False in answers):
+            raise DifferentHistoryError(
+                f"{self._target.backend.uri} already holds another run of worker {self._worker!r} than "
+                f"{self._source.backend.uri}. Nothing was copied. Choose an empty target, or one that was "
+                "copied from this source.",
+                uri=self._target.backend.uri,
+            )
+
+    def _list_target_packs(self) -> None:
+        packs = self._target.backend.list(packs_prefix(self._worker))
+        self._target_sizes = {info.key: info.size for info in packs}
+
+    def _trust_checkpoints(self, present: Collection[CheckpointRef]) -> None:
         for ref in present:
             with contextlib.suppress(CorruptCheckpointError, CheckpointNotFoundError):
-                self._trusted.add(self._target.stored_manifest(ref)[1])
+                self._verified.add(self._target.stored_manifest(ref)[1])
 
-    def _copy_or_tell(self, ref: CheckpointRef, present: bool) -> None:
+    def _copy_checkpoint(self, ref: CheckpointRef, is_present: bool) -> None:
         try:
             stored, manifest = self._source.stored_manifest(ref)
-            if present:
-                self._check_same(manifest.header)
+            if is_present:
+                self._check_same_checkpoint(manifest.header)
             else:
                 self._copy_packs(manifest)
                 self._commit(stored, manifest)
         except (CorruptCheckpointError, CheckpointNotFoundError) as error:
-            logger.warning("Not copied to %s: %s", self._target.backend.uri, error)
-            self._tally.problems[ref] = str(error)
+            logger.warning("Checkpoint was not copied to %s: %s", self._target.backend.uri, error)
+            self._tracker.problems[ref] = str(error)
             return
-        (self._tally.present if present else self._tally.copied).append(ref)
-        self._tally.packs(pack.key for pack in manifest.header.packs)
+        (self._tracker.present if is_present else self._tracker.copied).append(ref)
+        self._tracker.finish_packs(manifest.pack_keys)
 
     def _copy_packs(self, manifest: Manifest) -> None:
-        unknown = self._trusted.unknown_rows(manifest)
+        unverified = self._verified.missing_rows(manifest)
         packs = manifest.header.packs
-        missing = [number for number, pack in enumerate(packs) if self._sizes.get(pack.key) != pack.size]
-        self._check_at_target(manifest, unknown[~np.isin(manifest.table.pack[unknown], missing)])
+        missing = [
+            number for number, pack in enumerate(packs) if self._target_sizes.get(pack.key) != pack.size
+        ]
+        self._verify_at_target(manifest, unverified[~np.isin(manifest.table.pack[unverified], missing)])
 
         def copy_pack(number: int) -> int:
             rows = np.flatnonzero(manifest.table.pack == number)
@@ -211,28 +261,29 @@ class _WorkerCopier:
 
         with _error_context(self._source.backend, manifest.header.ref):
             for number in map_ordered(copy_pack, missing, self._concurrency):
-                self._sizes[packs[number].key] = packs[number].size
+                self._target_sizes[packs[number].key] = packs[number].size
                 self.copied_bytes += packs[number].size
-                self._tally.packs([packs[number].key])
-        self._trusted.add(manifest)
+                self._tracker.finish_packs([packs[number].key])
+        self._verified.add(manifest)
 
-    def _check_at_target(self, manifest: Manifest, rows: Column) -> None:
-        """Check what an interrupted copy has left before anything refers to it."""
+    def _verify_at_target(self, manifest: Manifest, rows: Column) -> None:
+        """Verify chunks that an interrupted copy left behind before a manifest refers to them."""
         table = manifest.table.take(rows)
         with _error_context(self._target.backend, manifest.header.ref):
             for _ in read_chunks(self._target.backend, manifest, table, self._concurrency):
                 continue
 
     def _read_pack(self, manifest: Manifest, number: int, rows: Sequence[int]) -> bytes:
-        pack = manifest.header.packs[number]
+        """Return the bytes of a pack at the source, after verifying its chunks."""
+        key, size = manifest.header.packs[number].key, manifest.header.packs[number].size
         try:
-            data = self._source.backend.get(pack.key)
+            data = self._source.backend.get(key)
         except ObjectNotFoundError as error:
-            raise CorruptCheckpointError(f"its pack {pack.key} is missing") from error
-        if len(data) != pack.size:
-            raise CorruptCheckpointError(f"its pack {pack.key} has {len(data)} bytes instead of {pack.size}")
-        # One after another: together they can be far larger than the pack.
-        for _ in chunks_in(data, pack.key, manifest.table, Extent(number, 0, pack.size, tuple(rows))):
+            raise CorruptCheckpointError(f"its pack {key} is missing", key=key) from error
+        if len(data) != size:
+            raise CorruptCheckpointError(f"its pack {key} has {len(data)} bytes instead of {size}", key=key)
+        # One at a time, because together the decompressed chunks can be far larger than the pack.
+        for _ in decode_chunks(data, key, manifest.table, Extent(number, 0, size, tuple(rows))):
             continue
         return data
 
@@ -240,51 +291,57 @@ class _WorkerCopier:
         try:
             self._target.backend.create(manifest_key(manifest.header.ref), stored)
         except ObjectExistsError:
-            self._check_same(manifest.header)
+            self._check_same_checkpoint(manifest.header)
 
-    def _check_same(self, header: Header) -> None:
+    def _check_same_checkpoint(self, header: Header) -> None:
         if self._target.read_header(header.ref).write_id != header.write_id:
             raise DifferentHistoryError(
-                f"{self._target.backend.uri} has another checkpoint {header.ref} than "
-                f"{self._source.backend.uri}. Choose an empty place, or one that was copied from there."
+                f"{self._target.backend.uri} already holds a different checkpoint {header.ref} than "
+                f"{self._source.backend.uri}. Choose an empty target, or one that was copied from this "
+                "source.",
+                uri=self._target.backend.uri,
+                key=manifest_key(header.ref),
+                ref=header.ref,
             )
 
-    def _restore_missing_packs(self, wanted: Sequence[CheckpointRef]) -> None:
-        """Bring back what a clean-up has removed that had begun before this copy announced itself.
+    def _restore_missing_packs(self, refs: Sequence[CheckpointRef]) -> None:
+        """Copy again the packs that a prune has removed which started before this copy announced itself.
 
-        Only packs that were at the target without belonging to a checkpoint can be meant.
+        Such a prune can only remove packs that were at the target without belonging to a checkpoint.
         """
-        prefix = packs_prefix(self._worker)
-        self._sizes = {info.key: info.size for info in self._target.backend.list(prefix)}
-        for ref in wanted:
-            if ref in self._tally.problems:
+        self._list_target_packs()
+        for ref in refs:
+            if ref in self._tracker.problems:
                 continue
             manifest = self._target.stored_manifest(ref)[1]
-            if any(pack.key not in self._sizes for pack in manifest.header.packs):
+            if any(key not in self._target_sizes for key in manifest.pack_keys):
                 self._copy_packs(manifest)
 
 
 @dataclass
-class _Trusted:
-    """Chunks that are at the target for certain: a checkpoint there has them, or we have copied them."""
+class _VerifiedChunks:
+    """Chunks that are known to be intact at the target: part of a checkpoint there, or copied by us."""
 
-    _places: set[tuple[str, int, bytes]] = field(default_factory=set)
+    _chunks: set[tuple[str, int, bytes]] = field(default_factory=set)
 
     def add(self, manifest: Manifest) -> None:
-        self._places.update(_places(manifest))
+        """Add all chunks of a checkpoint."""
+        self._chunks.update(_stored_chunks(manifest))
 
-    def unknown_rows(self, manifest: Manifest) -> Column:
-        found = [row for row, place in enumerate(_places(manifest)) if place not in self._places]
-        return np.array(found, np.int64)
-
-
-def _places(manifest: Manifest) -> Iterator[tuple[str, int, bytes]]:
-    for name, place in manifest.table.locations(manifest.pack_keys):
-        yield place.pack, place.offset, name
+    def missing_rows(self, manifest: Manifest) -> Column:
+        """Return the rows of the chunk table whose chunks have not been added."""
+        missing = [row for row, chunk in enumerate(_stored_chunks(manifest)) if chunk not in self._chunks]
+        return np.array(missing, np.int64)
 
 
-class _Held:
-    """An announcement that is kept fresh."""
+def _stored_chunks(manifest: Manifest) -> Iterator[tuple[str, int, bytes]]:
+    """Yield the pack, the offset and the digest of each chunk."""
+    for name, location in manifest.table.locations(manifest.pack_keys):
+        yield location.pack, location.offset, name
+
+
+class _Announcement:
+    """The announcement of a copy. It must be renewed, or it looks like that of a killed process."""
 
     def __init__(self, backend: Backend, key: str) -> None:
         self._backend = backend
@@ -292,7 +349,7 @@ class _Held:
         self._renewed = time.monotonic()
 
     def renew(self) -> None:
-        """Let it not look like that of a process that was killed."""
+        """Write the announcement again if an hour has passed."""
         if time.monotonic() - self._renewed < _RENEW_SECONDS:
             return
         with contextlib.suppress(BackendError):
@@ -301,46 +358,36 @@ class _Held:
 
 
 @contextlib.contextmanager
-def _held(backend: Backend, worker: str, name: str, required: bool = True) -> Iterator[_Held]:
-    """Keep clean-up away. A source that may only be read is copied without."""
-    key = hold_key(worker, name)
+def _announce(backend: Backend, worker: str, copy_id: str, required: bool = True) -> Iterator[_Announcement]:
+    """Announce a copy, so that no prune removes its data. A read-only source is copied without it."""
+    key = copy_announcement_key(worker, copy_id)
     try:
         backend.put(key, b"")
     except BackendError:
         if required:
             raise
-        logger.info("%s may only be read: what is removed there meanwhile cannot be copied.", backend.uri)
+        logger.info("%s is read-only. Checkpoints deleted during the copy are skipped.", backend.uri)
     try:
-        yield _Held(backend, key)
+        yield _Announcement(backend, key)
     finally:
-        # If it stays, the worst is that clean-up waits for a day.
+        # If it cannot be deleted, prunes wait until it is a day old.
         with contextlib.suppress(BackendError):
             backend.delete([key])
 
 
-def _records(backend: Backend, worker: str) -> dict[str, bytes]:
-    """Return the worker's lineage records as they are stored, by key."""
+def _read_lineage_records(backend: Backend, worker: str) -> dict[str, bytes]:
+    """Return the worker's lineage records, undecoded, by key."""
     keys = [info.key for info in backend.list(lineages_prefix(worker))]
-    found: dict[str, bytes] = {}
+    records: dict[str, bytes] = {}
     for key in keys:
         if parse_lineage_key(key) is not None:
-            with contextlib.suppress(ObjectNotFoundError):  # outlived, and removed in the meantime
-                found[key] = backend.get(key)
-    return found
+            with contextlib.suppress(ObjectNotFoundError):  # pruned after it was listed
+                records[key] = backend.get(key)
+    return records
 
 
-def _check_same_run(source: Mapping[str, bytes], target: Backend, worker: str, source_uri: str) -> None:
-    there = _records(target, worker)
-    found = {_same_run(source[key], there[key]) for key in source.keys() & there.keys()}
-    if there and (True not in found or False in found):
-        raise DifferentHistoryError(
-            f"{target.uri} already holds another run of worker {worker!r} than {source_uri}. Nothing was "
-            "copied: choose an empty place, or one that was copied from there."
-        )
-
-
-def _same_run(one: bytes, other: bytes) -> Optional[bool]:
-    """Whether two lineage records are of one run; None if a damaged one keeps it from being told."""
+def _is_same_lineage(one: bytes, other: bytes) -> Optional[bool]:
+    """Whether two records describe the same lineage. None if one of them is damaged."""
     if one == other:
         return True
     try:
@@ -351,7 +398,10 @@ def _same_run(one: bytes, other: bytes) -> Optional[bool]:
 
 @contextlib.contextmanager
 def _error_context(backend: Backend, ref: CheckpointRef) -> Iterator[None]:
+    """Say which checkpoint of which store an error is about."""
     try:
         yield
     except CorruptCheckpointError as error:
-        raise CorruptCheckpointError(f"{backend.uri}: checkpoint {ref} is damaged: {error}") from error
+        raise CorruptCheckpointError(
+            f"{backend.uri}: checkpoint {ref} is damaged: {error}", uri=backend.uri, key=error.key, ref=ref
+        ) from error

@@ -1,4 +1,4 @@
-"""Which format a store has: said by one object at its root, asked for before anything is touched."""
+"""The format version of a store: one object at its root, which is read before anything else."""
 
 from __future__ import annotations
 
@@ -12,44 +12,46 @@ FORMAT_VERSION = 1
 
 
 def is_store(backend: Backend) -> bool:
-    """Whether there is a store at ``backend``.
+    """Whether ``backend`` holds a store.
 
     Raises:
-        UnsupportedFormatError: there is one, of a format version that this release does not know. Nothing was
-            touched.
+        UnsupportedFormatError: it holds a store with a format version that this release does not support.
         BackendError: the storage cannot be read.
     """
     try:
-        _check(backend.get(FORMAT_KEY), backend.uri)
+        _check_version(backend.get(FORMAT_KEY), backend.uri)
     except ObjectNotFoundError:
         return False
     return True
 
 
 def create_store(backend: Backend) -> None:
-    """Make ``backend`` a store, unless somebody else has just done so.
+    """Create a store. Does nothing if another process has just created it.
 
     Raises:
-        UnsupportedFormatError: somebody else has, with another format version.
+        UnsupportedFormatError: another process has created it with a different format version.
         BackendError: the storage cannot be written.
     """
     text = json.dumps({"format": "input-checkpoint", "version": FORMAT_VERSION}).encode()
     try:
         backend.create(FORMAT_KEY, text)
     except ObjectExistsError:
-        _check(backend.get(FORMAT_KEY), backend.uri)
+        _check_version(backend.get(FORMAT_KEY), backend.uri)
 
 
-def _check(text: bytes, uri: str) -> None:
+def _check_version(text: bytes, uri: str) -> None:
     version = _version(text)
     if version != FORMAT_VERSION:
         raise UnsupportedFormatError(
-            f"{uri} is of format version {version!r}; this release of input-checkpoint knows "
-            f"version {FORMAT_VERSION}. Upgrade input-checkpoint, or choose another URI."
+            f"{uri} has format version {version!r}, but this release of input-checkpoint supports only "
+            f"version {FORMAT_VERSION}. Upgrade input-checkpoint, or choose another URI.",
+            uri=uri,
+            key=FORMAT_KEY,
         )
 
 
 def _version(text: bytes) -> object:
+    """Return the version, or the beginning of the text if it is something else."""
     try:
         found = json.loads(text)
         return found["version"] if found["format"] == "input-checkpoint" else text[:80]

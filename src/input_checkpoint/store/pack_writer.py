@@ -1,4 +1,4 @@
-"""Packs: stored objects that carry many chunks, written several at once in bounded memory."""
+"""Writes packs: objects that hold many chunks. Several are uploaded at once, in bounded memory."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ CONCURRENCY = 4
 class PackWriter:
     """Joins chunks into packs and uploads several packs at once.
 
-    At most ``concurrency`` full packs are in flight and one is being filled. One of those in flight may be
-    there twice, in pieces and joined: memory stays under ``(concurrency + 2) * pack_bytes`` plus one chunk.
-    `add` waits when the storage is slower than its caller.
+    At most ``concurrency`` full packs are being uploaded while another one is being filled. One upload may be
+    in memory twice, as chunks and as a joined pack. So memory stays under ``(concurrency + 2) * pack_bytes``
+    plus one chunk. `add` blocks while the storage is slower than its caller.
 
     Args:
-        backend: where to put the packs.
-        pack_key: gives the key of the n-th pack.
-        pack_bytes: a pack is closed once it holds this many bytes.
-        concurrency: how many uploads run at once.
+        backend: where to store the packs.
+        pack_key: returns the key of the n-th pack.
+        pack_bytes: a pack is uploaded once it holds at least this many bytes.
+        concurrency: number of uploads at once.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class PackWriter:
         self._backend = backend
         self._pack_key = pack_key
         self._pack_bytes = pack_bytes
-        self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="input-checkpoint-put")
-        self._free = threading.BoundedSemaphore(concurrency)
+        self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="input-checkpoint-upload")
+        self._upload_slots = threading.BoundedSemaphore(concurrency)
         self._joining = threading.Lock()
         self._uploads: list[Future[None]] = []
         self._sizes: dict[str, int] = {}
         self._key = pack_key(0)
-        self._pieces: list[bytes] = []
+        self._chunks: list[bytes] = []
         self._size = 0
 
     def __enter__(self) -> PackWriter:
@@ -61,22 +61,29 @@ class PackWriter:
         self._executor.shutdown(wait=True)
 
     def add(self, stored: bytes, raw_bytes: int) -> Location:
-        """Append a chunk and return where it goes. Raises what an earlier upload raised.
+        """Append a chunk and return its location.
 
         Args:
-            stored: what to write.
-            raw_bytes: size of the content, before compression.
+            stored: the bytes to store.
+            raw_bytes: size of the content before compression.
+
+        Raises:
+            BackendError: an earlier upload failed.
         """
         location = Location(self._key, self._size, len(stored), raw_bytes)
-        self._pieces.append(stored)
+        self._chunks.append(stored)
         self._size += len(stored)
         if self._size >= self._pack_bytes:
             self._upload()
         return location
 
     def finish(self) -> dict[str, int]:
-        """Upload what is left, wait until everything is stored, and return the size of each pack by key."""
-        if self._pieces:
+        """Upload the last pack, wait until every pack is stored, and return the size of each pack by key.
+
+        Raises:
+            BackendError: an upload failed.
+        """
+        if self._chunks:
             self._upload()
         for upload in self._uploads:
             upload.result()
@@ -86,19 +93,19 @@ class PackWriter:
         key = self._key
         self._sizes[key] = self._size
         self._key = self._pack_key(len(self._sizes))
-        pieces, self._pieces, self._size = self._pieces, [], 0
-        self._free.acquire()
+        chunks, self._chunks, self._size = self._chunks, [], 0
+        self._upload_slots.acquire()
         self._raise_failure()
-        self._uploads.append(self._executor.submit(self._put, key, pieces))
+        self._uploads.append(self._executor.submit(self._put, key, chunks))
 
-    def _put(self, key: str, pieces: list[bytes]) -> None:
+    def _put(self, key: str, chunks: list[bytes]) -> None:
         try:
             with self._joining:
-                data = b"".join(pieces)
-                pieces.clear()
+                data = b"".join(chunks)
+                chunks.clear()
             self._backend.put(key, data)
         finally:
-            self._free.release()
+            self._upload_slots.release()
 
     def _raise_failure(self) -> None:
         done = [upload for upload in self._uploads if upload.done()]

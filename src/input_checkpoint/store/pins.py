@@ -1,6 +1,6 @@
-"""Pins: checkpoints that stay until they are unpinned, whatever the retention policy says.
+"""Pins: checkpoints that are kept until they are unpinned, whatever the retention policy says.
 
-A pin is a small object beside the checkpoints. That it is there is what counts; its note is for people.
+A pin is a small object in the store. Its existence pins the checkpoint. Its content is a note for people.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from input_checkpoint.format.keys import parse_pin_key, pin_key, pins_prefix
 
 
 def write_pin(backend: Backend, ref: CheckpointRef, note: str) -> None:
-    """Pin a checkpoint, or change the note of its pin. Without a note, one that is there stays."""
+    """Pin a checkpoint, or change the note of its pin. An empty note leaves an existing note unchanged."""
     data = json.dumps({"note": note}).encode()
     if note:
         backend.put(pin_key(ref), data)
@@ -26,27 +26,28 @@ def write_pin(backend: Backend, ref: CheckpointRef, note: str) -> None:
 
 
 def read_pins(backend: Backend, worker: Optional[str] = None) -> dict[CheckpointRef, str]:
-    """Return the pinned checkpoints, of one worker or of all, each with its note."""
+    """Return the pinned checkpoints of one worker or of all, each with its note."""
     notes: dict[CheckpointRef, str] = {}
     for info in backend.list(pins_prefix(worker)):
         ref = parse_pin_key(info.key)
         if ref is not None:
-            with contextlib.suppress(ObjectNotFoundError):  # unpinned in the meantime
+            with contextlib.suppress(ObjectNotFoundError):  # unpinned after it was listed
                 notes[ref] = _note(backend.get(info.key))
     return notes
 
 
 def pin_reason(note: str) -> str:
-    """Return why a pinned checkpoint is kept.
+    """Return the reason for which a pinned checkpoint is kept.
 
-    >>> pin_reason("best so far")
-    'pinned: best so far'
+    Example:
+        >>> pin_reason("best so far")
+        'pinned: best so far'
     """
     return f"pinned: {note}" if note else "pinned"
 
 
 def _note(data: bytes) -> str:
-    """Return the note of a pin; a pin that cannot be read still holds, without one."""
+    """Return the note of a pin. A damaged pin is still a pin, with an empty note."""
     try:
         return str(json.loads(data)["note"])
     except (KeyError, TypeError, ValueError):

@@ -9,7 +9,7 @@ from typing import Optional
 from input_checkpoint.backends.base import ObjectInfo
 from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
 from input_checkpoint.format.keys import parse_announcement_key, parse_lineage_key, parse_pack_key
-from input_checkpoint.format.lineage import Lineage, LostLineage, abandoned_checkpoints
+from input_checkpoint.format.lineage import InferredLineage, Lineage, abandoned_checkpoints
 from input_checkpoint.retention.policy import RetentionPolicy, merge_reasons
 from input_checkpoint.store.pins import pin_reason
 from input_checkpoint.store.saving import PendingSave
@@ -59,7 +59,7 @@ def kept_checkpoints(
         history: those that it can resume from.
         policy: what to keep.
     """
-    if isinstance(newest, LostLineage):
+    if isinstance(newest, InferredLineage):
         # Neither what the lineage has left behind is known, nor what the policy could choose from.
         return dict.fromkeys(present, f"the record of lineage {newest.number} cannot be read")
     line = newest.history(present)
@@ -145,7 +145,7 @@ def unneeded_lineages(
 
     All records are evidence while the newest one cannot be read.
     """
-    if isinstance(newest, LostLineage):
+    if isinstance(newest, InferredLineage):
         return []
     needed = {newest.number, *(ref.lineage for ref in committed)}
     numbers = {key: parse_lineage_key(key) for key in keys}

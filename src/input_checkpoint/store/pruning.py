@@ -18,7 +18,7 @@ from input_checkpoint.format.keys import (
     packs_prefix,
     parse_pack_key,
 )
-from input_checkpoint.format.lineage import Lineage, LostLineage
+from input_checkpoint.format.lineage import InferredLineage, Lineage
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.store.catalog import Catalog
 from input_checkpoint.store.fencing import Fence
@@ -178,7 +178,7 @@ class Pruner:
         return blocks_removal(announcement, self._newest, _age(announcement), self._own is not None)
 
     def _read_history(self, history: Sequence[CheckpointRef]) -> ReadableHistory:
-        if isinstance(self._newest, LostLineage):
+        if isinstance(self._newest, InferredLineage):
             return ReadableHistory((), ())  # not needed: everything is kept
         self._catalog.fetch_headers(history)
         infos, damaged = [], []

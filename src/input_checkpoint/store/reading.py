@@ -1,4 +1,4 @@
-"""Chunks back from packs: in few requests, in parallel, each checked, in bounded memory."""
+"""Reads chunks from packs: in few requests, in parallel, each one verified, in bounded memory."""
 
 from __future__ import annotations
 
@@ -19,31 +19,69 @@ from input_checkpoint.state import Element, ElementBatch
 from input_checkpoint.store.pack_writer import CONCURRENCY
 
 READ_BYTES = 2 << 20
-"""Bytes of an extent, as they are stored and as they come out, unless a single chunk is larger. Less than a
-pack, so that decoding begins while the wire still carries the rest."""
+"""Largest size of an extent, both stored and decompressed, unless it is a single larger chunk. An extent is
+smaller than a pack, so that decoding starts while the rest is still being transferred."""
 READ_ROWS = 1 << 12
-"""Chunks of an extent: what is kept of each in memory is more than its bytes."""
+"""Largest number of chunks in an extent. Each uses more memory than its bytes."""
 SMALL_GAP = 32 << 10
-"""Reading across a gap of so many bytes takes less time than a request, on any link."""
+"""Reading across a gap of this many bytes takes less time than another request, on any link."""
 MAX_OVERREAD_IN_SMALL_GAPS = 0.25
-"""Bytes that may be read in vain in small gaps, as a share of those needed."""
+"""Bytes that may be read unnecessarily in small gaps, as a share of the bytes needed."""
 MAX_OVERREAD = 0.03
-"""Bytes that may be read in vain in all, unless they lie in small gaps: on a slow link they cost as much time
-as those needed, on a fast one they save requests."""
-READERS = 3
-"""Extents that are read at once, for each pack that may be uploaded at once. They are a quarter as large."""
+"""Bytes that may be read unnecessarily in gaps of any size, as a share of the bytes needed. They cost time on
+a slow link and save requests on a fast one."""
+READS_PER_UPLOAD = 3
+"""Number of extents that are read at once, per pack that may be uploaded at once. An extent has a quarter of
+the size of a pack."""
+
+Chunks = list[tuple[int, bytes]]
+"""Contents of chunks, each with its row number in a chunk table."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """One range of one pack, and the rows of the chunk table that lie in it, by offset."""
+    """A contiguous range of one pack, and the chunk table rows in it, sorted by offset."""
 
     pack: int
     start: int
     end: int
     rows: tuple[int, ...]
     weight: float = 1.0
-    """What it takes of memory, where 1 is as much as it may."""
+    """Memory that it uses, relative to the largest extent of several chunks."""
+
+
+@dataclass(frozen=True, eq=False)
+class _SortedRows:
+    """The rows of a chunk table, sorted by where the chunks are stored."""
+
+    row: Column
+    pack: Column
+    start: Column
+    end: Column
+    raw_before: Column
+    """Size of the contents of all preceding rows. One item longer than the other columns."""
+
+    @staticmethod
+    def of(table: ChunkTable) -> _SortedRows:
+        row = np.lexsort((table.stored, table.offset, table.pack))
+        start = table.offset[row]
+        return _SortedRows(
+            row=row,
+            pack=table.pack[row],
+            start=start,
+            end=start + table.stored[row],
+            raw_before=np.concatenate(([0], np.cumsum(table.raw[row]))),
+        )
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def extent(self, first: int, stop: int, max_bytes: int, max_rows: int) -> Extent:
+        """Return the extent of the rows from ``first`` to before ``stop``."""
+        start, end = int(self.start[first]), int(self.end[first:stop].max())
+        size = max(end - start, int(self.raw_before[stop] - self.raw_before[first]))
+        weight = max(size / max_bytes, (stop - first) / max_rows)
+        return Extent(int(self.pack[first]), start, end, tuple(self.row[first:stop].tolist()), weight)
 
 
 def plan_reads(
@@ -53,106 +91,121 @@ def plan_reads(
     max_bytes: int = READ_BYTES,
     max_rows: int = READ_ROWS,
 ) -> list[Extent]:
-    """Decide which ranges to read for the rows of a table.
+    """Decide which ranges of which packs to read for the rows of a table.
 
-    Adjacent chunks are read together. So are chunks with a gap between them, smallest gaps first, as long as
-    the gaps add up to at most ``max_overread`` of the bytes needed, or to ``max_overread_in_small_gaps`` if
-    none is larger than `SMALL_GAP`. Rows that share a chunk may end up in several extents, each of which
-    reads it again: no state takes more requests than one of the same size without shared or compressed
-    chunks.
+    Adjacent chunks are read together. Chunks with a gap between them are read together as well, smallest gaps
+    first, as long as the gaps add up to at most ``max_overread`` of the bytes needed, or to
+    ``max_overread_in_small_gaps`` if none of them is larger than `SMALL_GAP`. Rows that share a chunk may be
+    split over several extents, each of which reads the chunk again, so no state needs more requests than one
+    of the same size without shared or compressed chunks.
 
     Args:
-        table: the chunks wanted.
-        max_overread: bytes that may be read without being needed, as a share of those needed.
+        table: the chunks to read.
+        max_overread: bytes that may be read unnecessarily, as a share of the bytes needed.
         max_overread_in_small_gaps: the same if all gaps are small.
-        max_bytes: largest size of an extent, and of all its rows once decompressed. A larger chunk gets an
-            extent of its own.
+        max_bytes: largest size of an extent, stored or decompressed. A larger chunk gets its own extent.
         max_rows: largest number of rows of an extent.
     """
     if not len(table):
         return []
-    order = np.lexsort((table.stored, table.offset, table.pack))
-    pack, start = table.pack[order], table.offset[order]
-    end = start + table.stored[order]
-    unpacked = np.concatenate(([0], np.cumsum(table.raw[order])))
-    gap = np.maximum(0, start[1:] - end[:-1])
-    needed = int(table.stored.sum())
-    same_pack = pack[1:] == pack[:-1]
-    budgets = max_overread * needed, max_overread_in_small_gaps * needed
-    apart = ~(same_pack & _bridged(gap, same_pack, *budgets))
-    # Views, whose items are Python's own numbers: numpy's take several times as long to compare.
-    starts, ends, sums, breaks = start.data, end.data, unpacked.data, apart.data
-    extents: list[Extent] = []
-    first = 0
-    for row in range(1, len(order) + 1):
-        if (
-            row < len(order)
-            and not breaks[row - 1]
-            and ends[row] - starts[first] <= max_bytes
-            and sums[row + 1] - sums[first] <= max_bytes
-            and row - first < max_rows
-        ):
-            continue
-        rows = tuple(order[first:row].tolist())
-        begin, finish = starts[first], int(end[first:row].max())
-        size = max(finish - begin, sums[row] - sums[first])
-        weight = max(size / max_bytes, len(rows) / max_rows)
-        extents.append(Extent(int(pack[first]), begin, finish, rows, weight))
-        first = row
-    return extents
+    rows = _SortedRows.of(table)
+    breaks = _breaks(rows, max_overread, max_overread_in_small_gaps)
+    return [
+        rows.extent(first, stop, max_bytes, max_rows)
+        for first, stop in _groups(rows, breaks, max_bytes, max_rows)
+    ]
 
 
-def _bridged(gap: Column, same_pack: Column, budget: float, budget_of_small: float) -> Column:
-    """Return for each gap whether to read across it: the smallest ones that fit into the budget."""
+def _breaks(rows: _SortedRows, max_overread: float, max_overread_in_small_gaps: float) -> Column:
+    """Return for each row except the last whether the next one must be read separately."""
+    needed = int((rows.end - rows.start).sum())
+    same_pack = rows.pack[1:] == rows.pack[:-1]
+    gap = np.maximum(0, rows.start[1:] - rows.end[:-1])
     cost = np.where(same_pack, gap, np.iinfo(np.int64).max // 4)
     by_cost = np.argsort(cost, kind="stable")
-    spent = np.cumsum(cost[by_cost].astype(np.float64))
-    affordable = (spent <= budget) | ((spent <= budget_of_small) & (cost[by_cost] <= SMALL_GAP))
-    bridged = np.zeros(len(gap), bool)
-    bridged[by_cost[affordable]] = True
-    return bridged
+    total_cost = np.cumsum(cost[by_cost].astype(np.float64))
+    is_small = cost[by_cost] <= SMALL_GAP
+    affordable = (total_cost <= max_overread * needed) | (
+        (total_cost <= max_overread_in_small_gaps * needed) & is_small
+    )
+    breaks: Column = ~same_pack
+    breaks[by_cost[~affordable]] = True
+    return breaks
+
+
+def _groups(rows: _SortedRows, breaks: Column, max_bytes: int, max_rows: int) -> Iterator[tuple[int, int]]:
+    """Yield the first and the stop row of each extent: as many rows as fit, up to the next break."""
+    # Memoryviews yield Python integers, which compare several times faster than numpy's.
+    start, end, raw_before, is_break = rows.start.data, rows.end.data, rows.raw_before.data, breaks.data
+    first = 0
+    for row in range(1, len(rows)):
+        if (
+            is_break[row - 1]
+            or end[row] - start[first] > max_bytes
+            or raw_before[row + 1] - raw_before[first] > max_bytes
+            or row - first >= max_rows
+        ):
+            yield first, row
+            first = row
+    yield first, len(rows)
 
 
 def read_batches(
     backend: Backend, manifest: Manifest, rows: IteratorRows, concurrency: int = CONCURRENCY
 ) -> Iterator[ElementBatch]:
-    """Yield all elements of one iterator, in pieces as they lie in the packs.
+    """Yield all elements of one iterator, in batches that follow their order in the packs.
 
-    Keys are read first, and payloads while they are on their way.
+    Keys are read first, while payloads are already being transferred.
 
-    Memory stays under ``READERS * concurrency + 2`` extents, however well the state is compressed
-    and however much of it is the same.
+    Memory stays under ``READS_PER_UPLOAD * concurrency + 2`` extents, however well the state compresses and
+    however often its chunks repeat.
 
     Raises:
-        CorruptCheckpointError: a pack is missing or cut short, or a chunk is not what it should be.
+        CorruptCheckpointError: a pack is missing or truncated, or a chunk is damaged.
     """
     check_counts(rows)
-    positions = np.concatenate(([0], np.cumsum(np.maximum(rows.elements.elements, 1))))
-    key_numbers = np.cumsum(rows.elements.elements == 0) - 1
     key_extents = plan_reads(rows.keys)
     plans = [(rows.keys, key_extents), (rows.elements, plan_reads(rows.elements))]
-    reading = _read(backend, manifest, plans, concurrency)
-    keys = _keys(rows.keys, itertools.islice(reading, len(key_extents)))
-    for chunks in reading:
-        which = [row for row, _ in chunks]
-        counts = rows.elements.elements[which].tolist()
-        firsts = positions[which].tolist()
-        numbers = key_numbers[which].tolist()
-        places: list[int] = []
+    extents = _read_extents(backend, manifest, plans, concurrency)
+    keys = _join_keys(rows.keys, itertools.islice(extents, len(key_extents)))
+    decoder = _BatchDecoder(rows.elements.elements, keys)
+    yield from map(decoder.decode, extents)
+
+
+class _BatchDecoder:
+    """Turns chunks into elements with their keys and positions.
+
+    Args:
+        counts: number of elements in each chunk, 0 for a large payload.
+        keys: keys of the large payloads, in order.
+    """
+
+    def __init__(self, counts: Column, keys: Sequence[bytes]) -> None:
+        self._counts = counts
+        self._keys = keys
+        self._first_positions = np.concatenate(([0], np.cumsum(np.maximum(counts, 1))))
+        self._key_numbers = np.cumsum(counts == 0) - 1
+
+    def decode(self, chunks: Chunks) -> ElementBatch:
+        rows = [row for row, _ in chunks]
+        counts = self._counts[rows].tolist()
+        first_positions = self._first_positions[rows].tolist()
+        key_numbers = self._key_numbers[rows].tolist()
+        positions: list[int] = []
         elements: list[Element] = []
-        for (_, data), count, first, number in zip(chunks, counts, firsts, numbers):
+        for (_, data), count, first, key_number in zip(chunks, counts, first_positions, key_numbers):
             if not count:
-                places.append(first)
-                elements.append((keys[number], data))
+                positions.append(first)
+                elements.append((self._keys[key_number], data))
                 continue
-            # Before the places: until it is unframed, the number of elements is no more than a claim.
+            # Elements before positions: their number is only a claim until the chunk is unframed.
             elements += unframe_elements(data, count)
-            places += range(first, first + count)
-        yield ElementBatch(places, elements)
+            positions += range(first, first + count)
+        return ElementBatch(positions, elements)
 
 
 def check_counts(rows: IteratorRows) -> None:
-    """Check that an iterator's rows claim to hold as many elements and keys as they should.
+    """Check that the rows of an iterator claim to hold the right number of elements and keys.
 
     Raises:
         CorruptCheckpointError: they do not.
@@ -160,57 +213,58 @@ def check_counts(rows: IteratorRows) -> None:
     if int(np.maximum(rows.elements.elements, 1).sum()) != rows.entry.elements:
         raise CorruptCheckpointError("its chunks do not add up to its number of elements")
     if int(rows.keys.elements.sum()) != int((rows.elements.elements == 0).sum()):
-        raise CorruptCheckpointError("it has not one key for each large payload")
+        raise CorruptCheckpointError("its number of keys differs from its number of large payloads")
 
 
-def parts_of(rows: IteratorRows) -> Column:
-    """Return how many parts each chunk of an iterator frames, keys first; -1 for a payload of its own."""
+def part_counts(rows: IteratorRows) -> Column:
+    """Return how many parts each chunk of an iterator frames, key chunks first; -1 for a large payload."""
     elements = rows.elements.elements
     return np.concatenate((rows.keys.elements, np.where(elements == 0, -1, 2 * elements)))
 
 
-def check_frame(data: bytes, parts: int) -> None:
-    """Check that a chunk is what its row in `parts_of` says.
+def check_part_count(data: bytes, count: int) -> None:
+    """Check that a chunk frames ``count`` parts. A negative count means a large payload, which is not framed.
 
     Raises:
-        CorruptCheckpointError: it is not.
+        CorruptCheckpointError: it does not.
     """
-    if parts >= 0:
-        unframe(data, parts)
+    if count >= 0:
+        unframe(data, count)
 
 
 def read_chunks(
     backend: Backend, manifest: Manifest, table: ChunkTable, concurrency: int = CONCURRENCY
-) -> Iterator[list[tuple[int, bytes]]]:
-    """Yield the chunks of a table with their row numbers, extent by extent, each checked.
+) -> Iterator[Chunks]:
+    """Yield the chunks of a table, extent by extent, each one verified.
 
     Raises:
-        CorruptCheckpointError: a pack is missing or cut short, or a chunk fails its checksum.
+        CorruptCheckpointError: a pack is missing or truncated, or a chunk fails its checksum.
     """
-    return _read(backend, manifest, [(table, plan_reads(table))], concurrency)
+    return _read_extents(backend, manifest, [(table, plan_reads(table))], concurrency)
 
 
-def _read(
+def _read_extents(
     backend: Backend,
     manifest: Manifest,
     plans: Iterable[tuple[ChunkTable, Sequence[Extent]]],
     concurrency: int,
-) -> Iterator[list[tuple[int, bytes]]]:
-    """Yield the chunks of several tables, extent by extent, as planned."""
+) -> Iterator[Chunks]:
+    """Yield the chunks of each extent of several tables, in order."""
+    keys = manifest.pack_keys
 
-    def fetch(wanted: tuple[ChunkTable, Extent]) -> tuple[ChunkTable, Extent, bytes]:
-        table, extent = wanted
-        return table, extent, _fetched(backend, manifest.header.packs[extent.pack].key, extent)
+    def fetch(planned: tuple[ChunkTable, Extent]) -> tuple[ChunkTable, Extent, bytes]:
+        table, extent = planned
+        return table, extent, _fetch_extent(backend, keys[extent.pack], extent)
 
-    at_once = READERS * concurrency
-    wanted = [(table, extent) for table, extents in plans for extent in extents]
-    fetched = map_ordered(fetch, wanted, at_once, lambda one: one[1].weight, at_once)
-    # In one thread: small chunks are a matter of Python, and several threads would stand in each other's way.
+    max_reads = READS_PER_UPLOAD * concurrency
+    planned = [(table, extent) for table, extents in plans for extent in extents]
+    fetched = map_ordered(fetch, planned, max_reads, lambda read: read[1].weight, max_reads)
+    # Decoded in one thread: small chunks are bound by Python code, so more threads would compete for the GIL.
     for table, extent, data in fetched:
-        yield list(chunks_in(data, manifest.header.packs[extent.pack].key, table, extent))
+        yield list(decode_chunks(data, keys[extent.pack], table, extent))
 
 
-def _keys(table: ChunkTable, extents: Iterable[list[tuple[int, bytes]]]) -> Sequence[bytes]:
+def _join_keys(table: ChunkTable, extents: Iterable[Chunks]) -> Sequence[bytes]:
     """Return the keys of the large payloads, in order."""
     found = {row: data for chunks in extents for row, data in chunks}
     keys: list[bytes] = []
@@ -219,35 +273,41 @@ def _keys(table: ChunkTable, extents: Iterable[list[tuple[int, bytes]]]) -> Sequ
     return keys
 
 
-def _fetched(backend: Backend, pack: str, extent: Extent) -> bytes:
+def _fetch_extent(backend: Backend, pack: str, extent: Extent) -> bytes:
     try:
         data = backend.get(pack, extent.start, extent.end)
     except ObjectNotFoundError as error:
-        raise CorruptCheckpointError(f"its pack {pack} is missing") from error
+        raise CorruptCheckpointError(f"its pack {pack} is missing", uri=backend.uri, key=pack) from error
     if len(data) != extent.end - extent.start:
-        raise CorruptCheckpointError(f"its pack {pack} is cut short")
+        raise CorruptCheckpointError(f"its pack {pack} is truncated", uri=backend.uri, key=pack)
     return data
 
 
-def chunks_in(data: bytes, pack: str, table: ChunkTable, extent: Extent) -> Iterator[tuple[int, bytes]]:
-    """Yield the chunks in the bytes of an extent, with their row numbers, each checked.
+def decode_chunks(data: bytes, pack: str, table: ChunkTable, extent: Extent) -> Iterator[tuple[int, bytes]]:
+    """Yield the row number and the content of each chunk in an extent, each one verified.
+
+    Args:
+        data: the bytes of the extent.
+        pack: key of its pack.
+        table: the chunk table.
+        extent: the extent, as planned for that table.
 
     Raises:
-        CorruptCheckpointError: one is not what it should be.
+        CorruptCheckpointError: a chunk fails its checksum or cannot be decompressed.
     """
     part = table.take(list(extent.rows))
-    places = list(zip((part.offset - extent.start).tolist(), part.stored.tolist(), part.raw.tolist()))
-    unpacked = decompress_each(
-        (data[start : start + stored], raw) for start, stored, raw in places if stored != raw
+    ranges = list(zip((part.offset - extent.start).tolist(), part.stored.tolist(), part.raw.tolist()))
+    decompressed = decompress_each(
+        (data[start : start + stored], raw) for start, stored, raw in ranges if stored != raw
     )
-    for row, name, (start, stored, raw) in zip(extent.rows, part.digest, places):
+    for row, name, (start, stored, raw) in zip(extent.rows, part.digest, ranges):
         try:
-            content = data[start : start + stored] if stored == raw else next(unpacked)
+            content = data[start : start + stored] if stored == raw else next(decompressed)
             if digest(content) != name.tobytes():
                 raise CorruptCheckpointError("it fails its checksum")
         except CorruptCheckpointError as error:
-            place = f"bytes {extent.start + start} to {extent.start + start + stored}"
+            where = f"bytes {extent.start + start} to {extent.start + start + stored}"
             raise CorruptCheckpointError(
-                f"a chunk in its pack {pack}, {place}, is damaged: {error}"
+                f"a chunk in its pack {pack}, {where}, is damaged: {error}", key=pack
             ) from error
         yield row, content

@@ -19,7 +19,7 @@ from input_checkpoint.errors import (
 from input_checkpoint.format.keys import FORMAT_KEY, pin_key
 from input_checkpoint.format.lineage import (
     Lineage,
-    lost_lineage,
+    infer_lineage,
 )
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.state import StoredState
@@ -130,7 +130,7 @@ class CheckpointStore:
     def list_worker(self, worker: str) -> WorkerListing:
         """Return a worker's checkpoints, its newest lineage and its history, from one listing.
 
-        If the record of the newest lineage is damaged, a `LostLineage` takes its place.
+        If the record of the newest lineage is damaged, an `InferredLineage` takes its place.
         """
         return self._catalog.list_worker(worker)
 
@@ -157,7 +157,7 @@ class CheckpointStore:
     def newest_lineage(self, worker: str) -> Optional[Lineage]:
         """Return the lineage that was opened last, or None if there is none.
 
-        If its record is damaged, a `LostLineage` takes its place.
+        If its record is damaged, an `InferredLineage` takes its place.
         """
         return self.list_worker(worker).lineage
 
@@ -376,7 +376,7 @@ class CheckpointStore:
         self, policy: RetentionPolicy, worker: str, dry_run: bool, orphan_age: float
     ) -> PruneReport:
         # Data without any record of a run is pruned as if there had been one of which nothing is known.
-        newest = self._catalog.list_worker(worker).lineage or lost_lineage(worker, 0, None, ())
+        newest = self._catalog.list_worker(worker).lineage or infer_lineage(worker, 0, None, ())
         fence = Fence(self._catalog, worker, newest.number)
         return Pruner(self._catalog, newest, fence, self._released).prune(policy, orphan_age, dry_run)
 

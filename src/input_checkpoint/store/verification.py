@@ -1,10 +1,12 @@
-"""Is everything there, and is it what it was?"""
+"""Verification: is every checkpoint complete and undamaged?"""
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,116 +17,161 @@ from input_checkpoint.format.chunk_table import Column
 from input_checkpoint.format.keys import packs_prefix
 from input_checkpoint.format.manifest import Manifest
 from input_checkpoint.store.catalog import Catalog
-from input_checkpoint.store.reading import check_counts, check_frame, parts_of, read_chunks
+from input_checkpoint.store.reading import check_counts, check_part_count, part_counts, read_chunks
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `CheckpointStore.verify` found."""
+    """The result of `CheckpointStore.verify`."""
 
     checked: tuple[CheckpointRef, ...]
-    """All checkpoints looked at, from old to new."""
+    """All checkpoints that were checked, from oldest to newest."""
     problems: Mapping[CheckpointRef, str]
-    """What is wrong with those that cannot be restored."""
+    """The checkpoints that cannot be restored, each with what is wrong."""
     read_bytes: int
-    """Bytes of data read and checked."""
+    """Bytes of data that were read and verified."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether no problem was found."""
         return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return `ok` and all fields in a form that `json.dumps` accepts.
+
+        Example:
+            >>> ref = CheckpointRef("main", lineage=1, step=500)
+            >>> report = VerifyReport(checked=(ref,), problems={ref: "its pack is missing"}, read_bytes=0)
+            >>> report.to_dict()["problems"]
+            [{'checkpoint': {'worker': 'main', 'lineage': 1, 'step': 500}, 'problem': 'its pack is missing'}]
+        """
+        return {
+            "ok": self.ok,
+            "checked": [ref.to_dict() for ref in self.checked],
+            "problems": [
+                {"checkpoint": ref.to_dict(), "problem": problem} for ref, problem in self.problems.items()
+            ],
+            "read_bytes": self.read_bytes,
+        }
 
 
 def verify(
     catalog: Catalog, checkpoints: Iterable[CheckpointRef], share: float, concurrency: int
 ) -> VerifyReport:
-    """See `CheckpointStore.verify`. ``share`` of the packs are read."""
+    """Verify checkpoints, see `CheckpointStore.verify`.
+
+    Args:
+        catalog: the store.
+        checkpoints: which checkpoints to verify.
+        share: the share of packs to read, chosen at random; 1 reads all of them.
+        concurrency: as in `SaveOptions`.
+
+    Raises:
+        ValueError: ``share`` is not between 0 and 1.
+        BackendError: the storage cannot be read.
+    """
     if not 0 <= share <= 1:
         raise ValueError(f"read_data must be True, False or between 0 and 1, got {share}")
-    check = _Verification(catalog.backend, share, concurrency)
+    verifier = _Verifier(catalog.backend, share, concurrency)
     checked = []
     problems: dict[CheckpointRef, str] = {}
     for ref in checkpoints:
         try:
-            check.checkpoint(ref, catalog.manifest(ref))
+            verifier.check(ref, catalog.manifest(ref))
         except CheckpointNotFoundError:
-            continue  # pruned since it was listed
+            continue  # pruned after it was listed
         except CorruptCheckpointError as error:
             problems[ref] = str(error)
         checked.append(ref)
-    return VerifyReport(tuple(checked), problems, check.read_bytes)
+    return VerifyReport(tuple(checked), problems, verifier.read_bytes)
 
 
-class _Verification:
-    """Checks all that a restore checks. Remembers which chunks are good: shared ones are read once."""
+class _Verifier:
+    """Checks everything that a restore checks. Reads chunks that checkpoints share only once."""
 
     def __init__(self, backend: Backend, share: float, concurrency: int) -> None:
         self._backend = backend
         self._share = share
         self._concurrency = concurrency
-        self._sizes: dict[str, dict[str, int]] = {}
-        self._chosen: dict[str, bool] = {}
-        self._numbers: dict[str, int] = {}
-        self._good: set[bytes] = set()
+        self._sizes_by_worker: dict[str, dict[str, int]] = {}
+        self._is_sampled: dict[str, bool] = {}
+        self._pack_numbers: dict[str, int] = {}
+        self._verified: set[bytes] = set()
         self.read_bytes = 0
 
-    def checkpoint(self, ref: CheckpointRef, manifest: Manifest) -> None:
-        """Check one checkpoint. Raises `CorruptCheckpointError`."""
-        sizes = self._pack_sizes(ref.worker)
-        for pack in manifest.header.packs:
-            if pack.key not in sizes:
-                raise CorruptCheckpointError(
-                    f"{self._backend.uri}: checkpoint {ref}: its pack {pack.key} is missing"
-                )
-            if sizes[pack.key] != pack.size:
-                raise CorruptCheckpointError(
-                    f"{self._backend.uri}: checkpoint {ref}: its pack {pack.key} has {sizes[pack.key]} bytes "
-                    f"instead of {pack.size}"
-                )
-        try:
+    def check(self, ref: CheckpointRef, manifest: Manifest) -> None:
+        """Check one checkpoint.
+
+        Raises:
+            CorruptCheckpointError: it cannot be restored.
+        """
+        with self._error_context(ref):
+            self._check_packs(ref.worker, manifest)
             for rows in manifest.iterators():
                 check_counts(rows)
-            self._read(manifest)
-        except CorruptCheckpointError as error:
-            raise CorruptCheckpointError(f"{self._backend.uri}: checkpoint {ref}: {error}") from error
+            self._check_chunks(manifest)
+
+    def _check_packs(self, worker: str, manifest: Manifest) -> None:
+        sizes = self._pack_sizes(worker)
+        for pack in manifest.header.packs:
+            if pack.key not in sizes:
+                raise CorruptCheckpointError(f"its pack {pack.key} is missing", key=pack.key)
+            if sizes[pack.key] != pack.size:
+                raise CorruptCheckpointError(
+                    f"its pack {pack.key} has {sizes[pack.key]} bytes instead of {pack.size}", key=pack.key
+                )
 
     def _pack_sizes(self, worker: str) -> dict[str, int]:
-        if worker not in self._sizes:
-            self._sizes[worker] = {info.key: info.size for info in self._backend.list(packs_prefix(worker))}
-        return self._sizes[worker]
+        if worker not in self._sizes_by_worker:
+            packs = self._backend.list(packs_prefix(worker))
+            self._sizes_by_worker[worker] = {info.key: info.size for info in packs}
+        return self._sizes_by_worker[worker]
 
-    def _read(self, manifest: Manifest) -> None:
-        parts = np.concatenate([np.zeros(0, np.int64), *map(parts_of, manifest.iterators())])
-        claims = self._claims(manifest, parts)
-        chosen = [self._is_chosen(key) for key in manifest.pack_keys]
-        wanted = {
+    def _check_chunks(self, manifest: Manifest) -> None:
+        counts = np.concatenate([np.zeros(0, np.int64), *map(part_counts, manifest.iterators())])
+        claims = self._claims(manifest, counts)
+        sampled = [self._sample(key) for key in manifest.pack_keys]
+        unverified = {
             claim: row
             for row, claim in enumerate(claims)
-            if chosen[manifest.table.pack[row]] and claim not in self._good
+            if sampled[manifest.table.pack[row]] and claim not in self._verified
         }
-        rows = np.array(list(wanted.values()), np.int64)
+        rows = np.array(list(unverified.values()), np.int64)
         table = manifest.table.take(rows)
         for chunks in read_chunks(self._backend, manifest, table, self._concurrency):
             for row, data in chunks:
-                check_frame(data, int(parts[rows[row]]))
-                self._good.add(claims[rows[row]])
+                check_part_count(data, int(counts[rows[row]]))
+                self._verified.add(claims[rows[row]])
                 self.read_bytes += int(table.stored[row])
 
-    def _claims(self, manifest: Manifest, parts: Column) -> list[bytes]:
-        """Return all that a manifest says of each of its chunks. One that is true need not be read again."""
+    def _claims(self, manifest: Manifest, counts: Column) -> list[bytes]:
+        """Return what a manifest claims about each of its chunks. A claim needs to be verified only once."""
         table = manifest.table
-        packs = np.array([self._numbers.setdefault(key, len(self._numbers)) for key in manifest.pack_keys])
+        numbers = self._pack_numbers
+        packs = np.array([numbers.setdefault(key, len(numbers)) for key in manifest.pack_keys])
         columns = (
             table.offset,
             table.stored,
             table.raw,
-            parts,
+            counts,
             packs[table.pack] if len(table) else table.pack,
         )
-        numbers = np.stack(columns, axis=1).astype(np.int64)
-        return [name.tobytes() + row.tobytes() for name, row in zip(table.digest, numbers)]
+        claims = np.stack(columns, axis=1).astype(np.int64)
+        return [name.tobytes() + claim.tobytes() for name, claim in zip(table.digest, claims)]
 
-    def _is_chosen(self, pack: str) -> bool:
-        if pack not in self._chosen:
-            self._chosen[pack] = random.random() < self._share
-        return self._chosen[pack]
+    def _sample(self, pack: str) -> bool:
+        """Whether to read a pack. The answer is random, and the same for all checkpoints."""
+        if pack not in self._is_sampled:
+            self._is_sampled[pack] = random.random() < self._share
+        return self._is_sampled[pack]
+
+    @contextlib.contextmanager
+    def _error_context(self, ref: CheckpointRef) -> Iterator[None]:
+        """Say which checkpoint of which store an error is about."""
+        uri = self._backend.uri
+        try:
+            yield
+        except CorruptCheckpointError as error:
+            raise CorruptCheckpointError(
+                f"{uri}: checkpoint {ref}: {error}", uri=uri, key=error.key, ref=ref
+            ) from error
