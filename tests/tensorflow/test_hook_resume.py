@@ -13,6 +13,7 @@ import tensorflow as tf
 import input_checkpoint as ic
 from input_checkpoint.tensorflow.model_checkpoints import read_model_checkpoints
 from tests.support.training import FailAt, make_estimator, shuffled_ids, trained_on, uninterrupted
+from tests.support.wrappers import Recording
 
 Steps = list[list[int]]
 
@@ -277,3 +278,13 @@ def test_any_sequence_of_lost_commits_and_restarts_trains_on_the_same_examples(
     train(tmp_path / "model", 5)
     history = trained_on(tmp_path / "model")
     assert history == reference[: len(history)]
+
+
+def test_a_resume_lists_the_checkpoints_of_the_worker_once(tmp_path: Path) -> None:
+    train(tmp_path / "model", 20)
+    recording = Recording(ic.open_backend(f"{tmp_path}/model-input"))
+    train(tmp_path / "model", 5, backend=recording)
+    verbs = [(verb, key) for verb, key in recording.calls if key.startswith(("checkpoints/main/", "lineages/"))]
+    until_the_run_begins = verbs[: verbs.index(("create", "lineages/main/00000002.json"))]
+    assert until_the_run_begins.count(("list", "checkpoints/main/")) == 1
+    assert until_the_run_begins.count(("list", "lineages/main/")) == 1

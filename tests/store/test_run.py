@@ -1,0 +1,71 @@
+"""A run is the right to save and prune a worker's checkpoints, until a newer run begins."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from input_checkpoint import CheckpointStore, KeepLast, WriterSupersededError
+from tests.support.stores import save, steps
+from tests.support.wrappers import Recording
+
+
+class TestRun:
+    def test_a_dry_run_shows_what_goes_and_why_the_rest_stays(self, store, run):
+        save(run, 10, 20, 30)
+        report = run.prune(KeepLast(2), dry_run=True)
+        assert [ref.step for ref in report.removed] == [10]
+        assert set(report.kept.values()) == {"one of the last 2"}
+        assert len(store.checkpoints()) == 3
+
+    def test_a_dry_run_and_the_prune_itself_report_the_same(self, run):
+        save(run, 10, 20, 30)
+        planned = run.prune(KeepLast(2), dry_run=True)
+        assert run.prune(KeepLast(2)) == planned
+        assert planned.removed_bytes > 0
+
+    def test_a_report_is_json(self, run):
+        save(run, 10, 20)
+        report = json.loads(json.dumps(run.prune(KeepLast(1)).to_dict()))
+        assert report["removed"] == [{"worker": "main", "lineage": 1, "step": 10}]
+        assert report["kept"] == [{"worker": "main", "lineage": 1, "step": 20, "reason": "one of the last 1"}]
+        assert len(report["removed_packs"]) == 1
+
+    def test_a_run_that_was_superseded_may_not_prune(self, store, run):
+        save(run, 10, 20)
+        store.begin_run("main")
+        with pytest.raises(WriterSupersededError) as raised:
+            run.prune(KeepLast(1))
+        assert raised.value.uri == store.uri
+        assert len(store.checkpoints()) == 2
+
+    def test_a_run_begins_with_the_listing_that_its_caller_has_read(self, store, run, backend):
+        (ref,) = save(run, 10)
+        listing = store.list_worker("main")
+        recording = Recording(backend)
+        begun = CheckpointStore(recording).begin_run("main", ref, listing=listing)
+        assert begun.lineage.parent == ref
+        assert [verb for verb, _ in recording.calls] == ["create"]
+
+    def test_an_outdated_listing_does_no_harm(self, store, run):
+        (ref,) = save(run, 10)
+        outdated = store.list_worker("main")
+        save(store.begin_run("main", ref), 20)
+        begun = store.begin_run("main", ref, listing=outdated)
+        save(begun, 15)
+        assert begun.lineage.number == 3
+        assert steps(store.history("main")) == [(1, 10), (3, 15)]
+
+
+class TestStore:
+    def test_a_store_shows_its_uri(self, store):
+        assert repr(store) == f"CheckpointStore({store.uri!r})"
+
+    def test_a_store_is_closed_at_the_end_of_its_block(self, backend, monkeypatch):
+        closed = []
+        monkeypatch.setattr(backend, "close", lambda: closed.append(True))
+        with CheckpointStore.open(backend, create=True) as store:
+            assert store.checkpoints() == []
+            assert not closed
+        assert closed == [True]
