@@ -273,6 +273,17 @@ class TestPlaces:
         with pytest.raises(BackendPermissionError, match=str(no_access)):
             list(LocalBackend(str(no_access / place)).list())
 
+    def test_the_refusal_of_a_write_carries_uri_and_key(self, backend):
+        with pytest.raises(BackendNotFoundError) as raised:
+            backend.put("x" * 300, b"data")
+        assert (raised.value.uri, raised.value.key) == (backend.uri, "x" * 300)
+
+    def test_the_refusal_of_a_listing_carries_the_uri_and_no_key(self, backend):
+        backend.put("key", b"data")
+        with pytest.raises(BackendNotFoundError) as raised:
+            list(backend.list("x" * 300 + "/"))
+        assert (raised.value.uri, raised.value.key) == (backend.uri, None)
+
     def test_the_refusal_says_which_user_needs_access(self, tmp_path, no_access):
         with pytest.raises(BackendPermissionError, match=f"uid {os.getuid()}"):
             LocalBackend(str(no_access)).put("key", b"data")

@@ -21,6 +21,7 @@ from input_checkpoint import (
     InputCheckpointError,
     IteratorState,
     ObjectExistsError,
+    ObjectNotFoundError,
     UnknownBackendError,
     open_backend,
 )
@@ -94,6 +95,62 @@ def test_a_file_uri_is_a_local_folder(tmp_path, scheme):
     assert (tmp_path / "run/key").read_bytes() == b"data"
 
 
+class PathInBytes:
+    """A path, but not one of text."""
+
+    def __fspath__(self) -> bytes:
+        return b"/data/run"
+
+
+def test_a_path_object_is_a_local_folder(tmp_path):
+    backend = open_backend(tmp_path / "run")
+    backend.put("key", b"data")
+    assert isinstance(backend, LocalBackend)
+    assert backend.uri == str(tmp_path / "run")
+    assert (tmp_path / "run/key").read_bytes() == b"data"
+
+
+def test_a_store_is_opened_at_a_path_object(tmp_path):
+    CheckpointStore.open(tmp_path / "run", create=True)
+    assert (tmp_path / "run/format.json").exists()
+    assert CheckpointStore.open(tmp_path / "run").uri == str(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("uri", "given"),
+    [
+        (None, "NoneType"),
+        (7, "int"),
+        (SECRET.encode(), "bytes"),
+        ([SECRET], "list"),
+        (PathInBytes(), "PathInBytes"),
+    ],
+)
+def test_anything_but_a_uri_a_path_or_a_backend_is_a_type_error(uri, given):
+    message = rf"a URI \(str\), a path \(os\.PathLike\) or a Backend, got {given}$"
+    with pytest.raises(TypeError, match=message) as raised:
+        open_backend(uri)
+    assert SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize("uri", ["", " ", "://bucket/run"])
+def test_a_string_that_is_neither_a_uri_nor_a_path_is_a_value_error(uri):
+    with pytest.raises(ValueError, match=f"not a URI or path: '{uri}'. Write for example"):
+        open_backend(uri)
+
+
+@pytest.mark.parametrize("uri", ["file://", "file://localhost"])
+def test_a_file_uri_without_a_path_is_a_value_error(uri):
+    with pytest.raises(ValueError, match=f"{uri} names no folder"):
+        open_backend(uri)
+
+
+def test_a_uri_that_pathlib_has_changed_is_a_value_error():
+    with pytest.raises(ValueError, match=r"pathlib removed a slash from this s3:// URI") as raised:
+        open_backend(Path(f"s3://joe:{SECRET}@bucket/run"))
+    assert SECRET not in str(raised.value)
+
+
 def test_a_memory_uri_names_a_space_of_this_process():
     uri = f"memory://{uuid.uuid4().hex}"
     open_backend(uri).put("key", b"data")
@@ -138,8 +195,11 @@ def test_built_in_backends_refuse_options_by_name_and_not_by_value(uri):
     ],
 )
 def test_a_scheme_whose_plugin_is_missing_says_what_to_install(no_plugins, uri, extra):
-    with pytest.raises(UnknownBackendError, match=rf"{uri}: .*pip install 'input-checkpoint\[{extra}\]'"):
+    with pytest.raises(
+        UnknownBackendError, match=rf"{uri}: .*pip install 'input-checkpoint\[{extra}\]'"
+    ) as raised:
         open_backend(uri)
+    assert raised.value.uri == uri
 
 
 def test_an_unknown_scheme_is_refused_with_the_known_ones():
@@ -192,8 +252,9 @@ class TestGeneric:
         assert backend.get("key", 2, 5) == b"234"
 
     def test_a_filesystem_that_cannot_commit_says_so_on_create(self, shelf, tmp_path):
-        with pytest.raises(BackendError, match=r"no atomic create-if-absent.*choose another"):
+        with pytest.raises(BackendError, match=r"no atomic create-if-absent.*Choose another") as raised:
             open_backend(shelf).create("key", b"data")
+        assert (raised.value.uri, raised.value.key) == (shelf, "key")
         assert list(tmp_path.iterdir()) == []
 
     def test_a_store_is_not_made_where_nothing_can_be_committed(self, shelf, tmp_path):
@@ -204,7 +265,7 @@ class TestGeneric:
     def test_a_create_of_its_own_that_loses_a_race_is_found_out(self, tmp_path):
         fsspec.register_implementation("hasty", f"{__name__}.HastyFileSystem", clobber=True)
         backend = open_backend(f"hasty://{tmp_path}")
-        with pytest.raises(BackendError, match=r"of 8 writers .* are told that they did.*commit_lock"):
+        with pytest.raises(BackendError, match=r"of 8 writers .* succeeded.*commit_lock"):
             backend.create("key", b"data")
         assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
 
@@ -225,6 +286,11 @@ class TestGeneric:
             backend.delete(["key"])
         assert not isinstance(raised.value, BackendUnavailableError)
 
+    def test_the_error_for_a_missing_object_carries_uri_and_key(self, shelf):
+        with pytest.raises(ObjectNotFoundError) as raised:
+            open_backend(shelf).get("folder/key")
+        assert (raised.value.uri, raised.value.key) == (shelf, "folder/key")
+
     def test_a_store_can_be_read_out_of_an_archive(self, tmp_path):
         store = CheckpointStore.open(str(tmp_path / "run"), create=True)
         state = IteratorState("Iterator", [(b"slot", b"payload")])
@@ -241,7 +307,7 @@ class TestGeneric:
 
     @pytest.mark.parametrize("cache", ["simplecache", "filecache", "blockcache"])
     def test_a_store_behind_a_cache_is_refused(self, tmp_path, cache):
-        with pytest.raises(UnknownBackendError, match=f"not kept behind a cache.*Leave {cache}:: out"):
+        with pytest.raises(UnknownBackendError, match=f"cannot be used through a cache.*Remove {cache}::"):
             open_backend(f"{cache}::file://{tmp_path}")
 
     def test_a_package_that_fsspec_lacks_is_named(self):

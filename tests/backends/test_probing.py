@@ -63,13 +63,15 @@ def test_a_local_folder_passes(tmp_path):
     ("wrong", "said"),
     [
         (Forgetful, r"ignores the condition.*commit_lock"),
-        (LateListing, "not in the listing"),
-        (Garbling, "does not come back as it was"),
+        (LateListing, "does not list"),
+        (Garbling, "does not return the data"),
     ],
 )
 def test_a_storage_that_does_not_keep_the_contract_is_refused(memory, wrong, said):
-    with pytest.raises(BackendError, match=rf"{memory.uri}.*{said}"):
+    with pytest.raises(BackendError, match=rf"{memory.uri}.*{said}") as raised:
         probe(wrong(memory))
+    assert raised.value.uri == memory.uri
+    assert raised.value.key.startswith("probe/")
 
 
 @pytest.mark.parametrize("wrong", [Forgetful, LateListing, Garbling])

@@ -10,7 +10,7 @@ from typing import Any, Optional, Union
 import tensorflow as tf
 
 from input_checkpoint.backends.base import Backend
-from input_checkpoint.backends.retrying import DEFAULT_POLICY, RetryPolicy
+from input_checkpoint.backends.retrying import DEFAULT_RETRY_POLICY, RetryPolicy
 from input_checkpoint.checkpoint import CheckpointRef
 from input_checkpoint.retention.by_count import KeepLast
 from input_checkpoint.retention.policy import RetentionPolicy
@@ -90,7 +90,7 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
         retention: RetentionPolicy = _DEFAULT_RETENTION,
         resume: str = "aligned",
         when_busy: str = "wait",
-        retry: Optional[RetryPolicy] = DEFAULT_POLICY,
+        retry: Optional[RetryPolicy] = DEFAULT_RETRY_POLICY,
         probe: bool = True,
     ) -> None:
         config = estimator.config
@@ -130,7 +130,7 @@ class CheckpointInputPipelineHook(tf.compat.v1.train.SessionRunHook):  # type: i
         retention: RetentionPolicy = _DEFAULT_RETENTION,
         resume: str = "aligned",
         when_busy: str = "wait",
-        retry: Optional[RetryPolicy] = DEFAULT_POLICY,
+        retry: Optional[RetryPolicy] = DEFAULT_RETRY_POLICY,
         probe: bool = True,
         worker: str = "main",
         num_workers: int = 1,
