@@ -43,7 +43,7 @@ class TestRetryingBackend(BackendContract):
     def backend(self) -> RetryingBackend:
         return RetryingBackend(MemoryBackend(f"memory://{uuid.uuid4().hex}"))
 
-    def test_the_error_after_the_last_attempt_carries_what_the_first_one_did(self, backend):
+    def test_the_error_after_the_last_attempt_keeps_uri_key_and_ref(self, backend):
         ref = CheckpointRef("main", 1, 10)
         away = BackendUnavailableError("away", uri="memory://there", key="its/key", ref=ref)
         retrying = RetryingBackend(Failing(backend, "put", "key", away), RetryPolicy(timeout=0))
