@@ -1,4 +1,4 @@
-"""The contract that every backend must keep, as a test class to inherit.
+"""The contract of a backend, as a test class to inherit.
 
 ```python
 class TestMyBackend(BackendContract):
@@ -7,8 +7,8 @@ class TestMyBackend(BackendContract):
         return open_backend("mine://somewhere/empty")
 ```
 
-Give `stored` and `plant` too, if the storage can be reached around the backend under test: then the tests do
-not take the backend's own word for what it wrote.
+If the tests can reach the storage without the backend, override `BackendContract.stored` and
+`BackendContract.plant` as well. The tests then check what the storage really holds.
 """
 
 from __future__ import annotations
@@ -28,60 +28,68 @@ RACERS = 16
 
 
 class BackendContract:
-    """Inherit this, give the ``backend`` fixture: an open backend on an empty place, fresh for each test."""
+    """Tests that a backend keeps the contract of `Backend`.
+
+    Inherit it and override the fixture ``backend``.
+    """
 
     race_rounds = 20
-    """How many keys the create race runs over."""
+    """Number of keys that writers race to create."""
     large_bytes = 5 << 20
-    """Size of the largest object written."""
+    """Size of the largest object, in bytes."""
     listed_keys = 1100
-    """How many keys a long listing has: more than a page of the storage's own."""
+    """Number of keys in the long listing. Should exceed one page of the storage's listing."""
 
     @pytest.fixture
     def backend(self) -> Backend:
-        """Return the backend under test. To be overridden."""
-        raise NotImplementedError(
-            "override the `backend` fixture"
-        )  # an abstract member, as pytest allows no abc
+        """Return an open backend without objects, a new one for each test. Must be overridden."""
+        # pytest collects no abstract classes, so this method is abstract in effect only.
+        raise NotImplementedError("override the `backend` fixture")
 
     def stored(self, backend: Backend, key: str) -> Optional[bytes]:
-        """Return what is really stored, None if nothing. Override to look around the backend."""
+        """Return the stored object, or None. Override to read it without the backend."""
         try:
             return backend.get(key)
         except ObjectNotFoundError:
             return None
 
     def plant(self, backend: Backend, key: str, data: bytes) -> None:
-        """Store an object as somebody else would. Override to write around the backend."""
+        """Store an object. Override to write it without the backend."""
         backend.put(key, data)
 
     def test_create_stores_the_bytes(self, backend: Backend) -> None:
         backend.create("a/b.bin", b"\x00payload\xff")
         assert self.stored(backend, "a/b.bin") == b"\x00payload\xff"
 
-    def test_create_refuses_a_key_that_is_taken_and_changes_nothing(self, backend: Backend) -> None:
+    def test_create_of_an_existing_key_fails_and_changes_nothing(self, backend: Backend) -> None:
         self.plant(backend, "taken", b"first")
         with pytest.raises(ObjectExistsError):
             backend.create("taken", b"second")
         assert self.stored(backend, "taken") == b"first"
 
-    def test_create_works_again_after_delete(self, backend: Backend) -> None:
+    def test_the_error_for_an_existing_key_carries_uri_and_key(self, backend: Backend) -> None:
+        self.plant(backend, "folder/taken", b"first")
+        with pytest.raises(ObjectExistsError) as raised:
+            backend.create("folder/taken", b"second")
+        assert (raised.value.uri, raised.value.key) == (backend.uri, "folder/taken")
+
+    def test_create_succeeds_again_after_delete(self, backend: Backend) -> None:
         backend.create("again", b"1")
         backend.delete(["again"])
         backend.create("again", b"2")
         assert self.stored(backend, "again") == b"2"
 
-    def test_of_many_racing_creators_exactly_one_wins_and_its_bytes_are_stored(
+    def test_exactly_one_of_many_concurrent_creates_wins_and_its_data_is_stored(
         self, backend: Backend
     ) -> None:
         interval = sys.getswitchinterval()
-        sys.setswitchinterval(1e-5)  # threads change places inside an exists-then-write
+        sys.setswitchinterval(1e-5)  # lets threads switch between a check and the write that follows it
         try:
             with ThreadPoolExecutor(RACERS) as racers:
                 for number in range(self.race_rounds):
                     key = f"race/{number:04d}"
                     winners = _race(racers, backend, key)
-                    assert len(winners) == 1, f"{len(winners)} writers were told they created {key}"
+                    assert len(winners) == 1, f"{len(winners)} writers created {key}"
                     assert self.stored(backend, key) == winners[0]
         finally:
             sys.setswitchinterval(interval)
@@ -96,7 +104,7 @@ class BackendContract:
         assert self.stored(backend, "key") == b"new"
 
     @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-    def test_put_and_create_take_any_bytes_like(self, backend: Backend, kind: type) -> None:
+    def test_put_and_create_accept_bytes_like_objects(self, backend: Backend, kind: type) -> None:
         backend.put("put", kind(b"data"))
         backend.create("create", kind(b"data"))
         assert [self.stored(backend, key) for key in ("put", "create")] == [b"data", b"data"]
@@ -106,13 +114,13 @@ class BackendContract:
         assert backend.get("empty") == b""
         assert [(info.key, info.size) for info in backend.list()] == [("empty", 0)]
 
-    def test_a_large_object_comes_back_whole(self, backend: Backend) -> None:
+    def test_a_large_object_is_stored_and_returned_unchanged(self, backend: Backend) -> None:
         data = os.urandom(self.large_bytes)
         backend.put("large", data)
         assert self.stored(backend, "large") == data
         assert backend.get("large") == data
 
-    def test_get_returns_what_somebody_else_wrote(self, backend: Backend) -> None:
+    def test_get_returns_an_object_of_another_writer(self, backend: Backend) -> None:
         self.plant(backend, "theirs", b"0123456789")
         assert backend.get("theirs") == b"0123456789"
 
@@ -123,23 +131,28 @@ class BackendContract:
         self.plant(backend, "ranged", b"0123456789")
         assert backend.get("ranged", start, end) == b"0123456789"[start:end]
 
-    def test_get_of_a_missing_key_says_so(self, backend: Backend) -> None:
+    def test_get_of_a_missing_key_fails(self, backend: Backend) -> None:
         with pytest.raises(ObjectNotFoundError):
             backend.get("no/such/key")
 
-    def test_get_of_a_range_of_a_missing_key_says_so(self, backend: Backend) -> None:
+    def test_the_error_for_a_missing_key_carries_uri_and_key(self, backend: Backend) -> None:
+        with pytest.raises(ObjectNotFoundError) as raised:
+            backend.get("folder/missing")
+        assert (raised.value.uri, raised.value.key) == (backend.uri, "folder/missing")
+
+    def test_get_of_a_range_of_a_missing_key_fails(self, backend: Backend) -> None:
         with pytest.raises(ObjectNotFoundError):
             backend.get("missing", 2, 5)
 
-    def test_get_of_what_is_only_the_beginning_of_a_key_says_so(self, backend: Backend) -> None:
+    def test_get_of_the_beginning_of_a_key_fails(self, backend: Backend) -> None:
         self.plant(backend, "folder/object", b"data")
         with pytest.raises(ObjectNotFoundError):
             backend.get("folder/obj")
 
-    def test_list_of_an_empty_place_is_empty(self, backend: Backend) -> None:
+    def test_list_without_objects_is_empty(self, backend: Backend) -> None:
         assert list(backend.list()) == []
 
-    def test_list_gives_every_key_in_order_with_its_size(self, backend: Backend) -> None:
+    def test_list_returns_every_key_in_order_with_its_size(self, backend: Backend) -> None:
         for key in ("b/2", "a", "b/10", "c/d/e"):
             self.plant(backend, key, key.encode())
         assert [(info.key, info.size) for info in backend.list()] == [
@@ -149,14 +162,14 @@ class BackendContract:
             ("c/d/e", 5),
         ]
 
-    def test_list_takes_a_prefix_that_need_not_end_at_a_slash(self, backend: Backend) -> None:
+    def test_list_accepts_a_prefix_that_does_not_end_with_a_slash(self, backend: Backend) -> None:
         for key in ("runs/10", "runs/11", "runs/20", "run", "other/10"):
             self.plant(backend, key, b"")
         assert [info.key for info in backend.list("runs/1")] == ["runs/10", "runs/11"]
         assert [info.key for info in backend.list("runs/")] == ["runs/10", "runs/11", "runs/20"]
         assert [info.key for info in backend.list("nothing/here/")] == []
 
-    def test_list_is_never_answered_from_a_cache(self, backend: Backend) -> None:
+    def test_list_never_comes_from_a_cache(self, backend: Backend) -> None:
         list(backend.list())
         list(backend.list("new/"))
         self.plant(backend, "new/object", b"data")
@@ -171,24 +184,24 @@ class BackendContract:
             list(writers.map(lambda key: backend.put(key, b""), keys))
         assert [info.key for info in backend.list("many/")] == keys
 
-    def test_delete_removes_many_and_only_those(self, backend: Backend) -> None:
+    def test_delete_removes_the_given_keys_and_no_others(self, backend: Backend) -> None:
         for key in ("a/1", "a/2", "a/3"):
             self.plant(backend, key, b"data")
         backend.delete(["a/1", "a/3"])
         assert [self.stored(backend, key) for key in ("a/1", "a/2", "a/3")] == [None, b"data", None]
 
-    def test_delete_of_a_missing_key_is_no_error_and_the_others_go(self, backend: Backend) -> None:
+    def test_delete_ignores_missing_keys_and_removes_the_others(self, backend: Backend) -> None:
         self.plant(backend, "there", b"data")
         backend.delete(["not/there", "there", "nor/there"])
         assert self.stored(backend, "there") is None
 
-    def test_delete_of_nothing_does_nothing(self, backend: Backend) -> None:
+    def test_delete_of_no_keys_does_nothing(self, backend: Backend) -> None:
         self.plant(backend, "there", b"data")
         backend.delete([])
         assert self.stored(backend, "there") == b"data"
 
     @pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/../b", ".hidden", "a b", "ä"])
-    def test_a_key_that_could_leave_the_place_is_refused(self, backend: Backend, key: str) -> None:
+    def test_an_invalid_key_is_refused(self, backend: Backend, key: str) -> None:
         with pytest.raises(ValueError, match="not a valid key"):
             backend.put(key, b"data")
         with pytest.raises(ValueError, match="not a valid key"):
@@ -198,7 +211,7 @@ class BackendContract:
         with pytest.raises(ValueError, match="not a valid key"):
             backend.delete([key])
 
-    def test_many_threads_may_use_it_at_once(self, backend: Backend) -> None:
+    def test_many_threads_can_use_a_backend_at_the_same_time(self, backend: Backend) -> None:
         def work(number: int) -> bool:
             data = os.urandom(1000)
             backend.put(f"threads/{number}", data)
@@ -210,7 +223,7 @@ class BackendContract:
 
 
 def _race(racers: ThreadPoolExecutor, backend: Backend, key: str) -> list[bytes]:
-    """Let everybody create ``key`` at once; return the bytes of those who were told that they did."""
+    """Let all racers create ``key`` at the same time; return the data of those who succeeded."""
     start = threading.Barrier(RACERS)
 
     def create(number: int) -> Optional[bytes]:

@@ -1,4 +1,4 @@
-"""A storage without conditional writes keeps the contract once another one decides its commits."""
+"""A storage without an atomic create keeps the contract with locks in another storage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.wrappers import Failing, Overtaken, contents
 class TestContract(BackendContract):
     @pytest.fixture
     def backend(self, tmp_path: Path) -> CommitLockBackend:
-        plain = GenericBackend(f"shelf://{tmp_path}", LocalFileSystem(), str(tmp_path / "data"))
+        plain = GenericBackend(f"inheriting://{tmp_path}", LocalFileSystem(), str(tmp_path / "data"))
         return CommitLockBackend(plain, LocalBackend(str(tmp_path / "locks")))
 
 
@@ -35,8 +35,8 @@ def locks() -> MemoryBackend:
     return MemoryBackend(f"memory://{uuid.uuid4().hex}")
 
 
-def test_a_store_can_be_kept_where_it_could_not_without(tmp_path):
-    plain = GenericBackend(f"shelf://{tmp_path}", LocalFileSystem(), str(tmp_path / "data"))
+def test_a_store_works_on_a_storage_that_has_no_atomic_create(tmp_path):
+    plain = GenericBackend(f"inheriting://{tmp_path}", LocalFileSystem(), str(tmp_path / "data"))
     backend = CommitLockBackend(plain, LocalBackend(str(tmp_path / "locks")))
     probe(backend)
     store = CheckpointStore.open(backend, create=True)
@@ -44,7 +44,7 @@ def test_a_store_can_be_kept_where_it_could_not_without(tmp_path):
     assert CheckpointStore.open(backend).checkpoints() == [info]
 
 
-def test_it_is_named_by_a_storage_option(tmp_path):
+def test_a_storage_option_names_the_lock_storage(tmp_path):
     name = uuid.uuid4().hex
     backend = open_backend(f"memory://{name}", {"commit_lock": str(tmp_path)})
     backend.create("a/key", b"data")
@@ -52,14 +52,14 @@ def test_it_is_named_by_a_storage_option(tmp_path):
     assert open_backend(f"memory://{name}").get("a/key") == b"data"
 
 
-def test_what_was_stored_without_a_lock_is_not_replaced(data, locks):
+def test_an_object_without_a_lock_is_not_replaced(data, locks):
     data.put("key", b"first")
     with pytest.raises(ObjectExistsError):
         CommitLockBackend(data, locks).create("key", b"second")
     assert data.get("key") == b"first"
 
 
-def test_a_create_that_died_half_way_is_completed_by_who_comes_next(data, locks):
+def test_the_next_writer_completes_an_interrupted_create(data, locks):
     dying = CommitLockBackend(Failing(data, "put", "key", BackendUnavailableError("died")), locks)
     with pytest.raises(BackendUnavailableError):
         dying.create("key", b"first")
@@ -68,7 +68,7 @@ def test_a_create_that_died_half_way_is_completed_by_who_comes_next(data, locks)
     assert data.get("key") == b"first"
 
 
-def test_a_deletion_that_died_half_way_brings_nothing_back(data, locks):
+def test_an_interrupted_deletion_restores_nothing(data, locks):
     CommitLockBackend(data, locks).create("key", b"first")
     dying = CommitLockBackend(Failing(data, "delete", "key", BackendUnavailableError("died")), locks)
     with pytest.raises(BackendUnavailableError):
@@ -78,19 +78,19 @@ def test_a_deletion_that_died_half_way_brings_nothing_back(data, locks):
     assert contents(data) == {"key": b"first"}
 
 
-def test_deleting_takes_the_lock_away_too(data, locks):
+def test_delete_removes_the_lock_too(data, locks):
     backend = CommitLockBackend(data, locks)
     backend.create("key", b"data")
     backend.delete(["key"])
     assert (contents(data), contents(locks)) == ({}, {})
 
 
-def test_who_holds_the_lock_writes_over_a_copy_that_a_helper_has_half_way_up(data, locks):
-    """A storage may show an object before it is whole; the copy's bytes are the owner's own."""
+def test_the_owner_of_a_lock_replaces_an_incomplete_copy_of_another_writer(data, locks):
+    """The storage may show an object before it is complete."""
 
-    def a_helper_begins() -> None:
+    def other_writer_starts_to_complete() -> None:
         data.put("key", b"fir")
 
-    backend = CommitLockBackend(data, Overtaken(locks, "create", "key", a_helper_begins))
+    backend = CommitLockBackend(data, Overtaken(locks, "create", "key", other_writer_starts_to_complete))
     backend.create("key", b"first")
     assert data.get("key") == b"first"

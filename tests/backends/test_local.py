@@ -1,4 +1,4 @@
-"""What files do that other storage does not: half writes, left-overs, bad places."""
+"""What only the local backend has: crashes, power cuts, temporary files, paths and permissions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from input_checkpoint.backends.local import LocalBackend
 NOBODY = 65534
 DAY = 24 * 3600
 
-WRITE_FOR_EVER = """
+WRITE_FOREVER = """
 import hashlib, os, sys
 from input_checkpoint.backends.local import LocalBackend
 
@@ -42,13 +42,13 @@ for number in range(10**6):
 """
 
 
-def is_whole(data: bytes) -> bool:
+def is_complete(data: bytes) -> bool:
     return data[:32] == hashlib.sha256(data[32:]).digest()
 
 
-def kill_in_the_middle_of_writing(folder: Path) -> None:
+def kill_a_writer(folder: Path) -> None:
     writer = subprocess.Popen(
-        [sys.executable, "-c", WRITE_FOR_EVER, str(folder)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", WRITE_FOREVER, str(folder)], stdout=subprocess.PIPE, text=True
     )
     with writer:
         assert writer.stdout is not None
@@ -69,7 +69,7 @@ def backend(folder: Path) -> LocalBackend:
 
 @pytest.fixture
 def no_access(tmp_path: Path) -> Iterator[Path]:
-    """A folder that the test, whoever runs it, may not enter."""
+    """A folder without permissions, also if root runs the test."""
     locked = tmp_path / "locked"
     locked.mkdir()
     locked.chmod(0)
@@ -83,15 +83,15 @@ def no_access(tmp_path: Path) -> Iterator[Path]:
 
 class TestCrash:
     @pytest.mark.parametrize("round_", range(5))
-    def test_a_killed_writer_leaves_no_half_object(self, folder, round_):
-        kill_in_the_middle_of_writing(folder)
+    def test_a_killed_writer_leaves_no_incomplete_object(self, folder, round_):
+        kill_a_writer(folder)
         backend = LocalBackend(str(folder))
         found = [info.key for info in backend.list()]
         assert "created/000000" in found
-        assert [key for key in found if not is_whole(backend.get(key))] == []
+        assert [key for key in found if not is_complete(backend.get(key))] == []
 
-    def test_what_a_killed_writer_left_does_not_disturb_the_next(self, folder):
-        kill_in_the_middle_of_writing(folder)
+    def test_the_next_writer_works_after_one_was_killed(self, folder):
+        kill_a_writer(folder)
         backend = LocalBackend(str(folder))
         backend.put("replaced", b"by the next")
         with pytest.raises(ObjectExistsError):
@@ -102,15 +102,15 @@ class TestCrash:
 class TestPowerCut:
     @pytest.fixture
     def flushed(self, monkeypatch) -> list[int]:
-        """The inodes of all files and folders that were flushed to the disk, in order."""
+        """The inodes of all files and folders that are flushed to the disk, in order."""
         found: list[int] = []
         fsync = os.fsync
 
-        def note(descriptor: int) -> None:
+        def record(descriptor: int) -> None:
             found.append(os.fstat(descriptor).st_ino)
             fsync(descriptor)
 
-        monkeypatch.setattr(os, "fsync", note)
+        monkeypatch.setattr(os, "fsync", record)
         return found
 
     def inode(self, path: Path) -> int:
@@ -125,31 +125,27 @@ class TestPowerCut:
         places = (tmp_path, folder, folder / "deep", folder / "deep/run", folder / "deep/run/a")
         assert set(map(self.inode, places)) <= set(flushed)
 
-    def test_the_name_of_a_folder_that_another_process_has_just_made_is_flushed(
-        self, folder, backend, flushed
-    ):
+    def test_the_name_of_a_folder_that_another_process_just_made_is_flushed(self, folder, backend, flushed):
         backend.put("other", b"data")
         (folder / "a").mkdir()
         flushed.clear()
         backend.put("a/key", b"data")
         assert self.inode(folder) in flushed
 
-    def test_the_name_of_a_folder_that_was_removed_and_made_again_is_flushed(self, folder, backend, flushed):
+    def test_the_name_of_a_folder_that_is_made_again_is_flushed(self, folder, backend, flushed):
         backend.put("a/key", b"data")
         backend.delete(["a/key"])
         flushed.clear()
         backend.put("a/key", b"data")
         assert self.inode(folder) in flushed
 
-    def test_a_folder_that_is_known_costs_no_more_flushes(self, folder, backend, flushed):
+    def test_a_folder_is_flushed_only_once(self, folder, backend, flushed):
         backend.put("a/b/key", b"data")
         flushed.clear()
         backend.put("a/b/other", b"data")
         assert flushed == [self.inode(folder / "a/b/other"), self.inode(folder / "a/b")]
 
-    def test_a_place_in_a_folder_that_may_be_written_to_but_not_read_will_do(
-        self, tmp_path, folder, monkeypatch
-    ):
+    def test_the_parent_folder_need_not_be_readable(self, tmp_path, folder, monkeypatch):
         real = os.open
 
         def refuse(path, *args, **kwargs):
@@ -162,13 +158,13 @@ class TestPowerCut:
         assert (folder / "a/key").read_bytes() == b"data"
 
 
-class TestLeftOvers:
+class TestTemporaryFiles:
     @pytest.fixture
-    def aside(self, folder, backend) -> Path:
+    def temporary(self, folder, backend) -> Path:
         backend.put("made", b"")
         return folder / ".aside"
 
-    def leave(self, path: Path, age: float) -> Path:
+    def write_file(self, path: Path, age: float) -> Path:
         path.write_bytes(b"half")
         os.utime(path, (time.time() - age,) * 2)
         return path
@@ -176,50 +172,50 @@ class TestLeftOvers:
     @pytest.mark.parametrize(
         ("age", "stays"), [(0, True), (DAY - 600, True), (DAY + 600, False), (9 * DAY, False)]
     )
-    def test_they_are_removed_on_opening_once_they_are_older_than_a_day(self, folder, aside, age, stays):
-        left = self.leave(aside / "left", age)
+    def test_opening_removes_those_that_are_older_than_a_day(self, folder, temporary, age, stays):
+        file = self.write_file(temporary / "file", age)
         LocalBackend(str(folder))
-        assert left.exists() is stays
+        assert file.exists() is stays
 
-    def test_they_are_not_listed(self, backend, aside):
-        self.leave(aside / "left", 0)
+    def test_they_are_not_listed(self, backend, temporary):
+        self.write_file(temporary / "file", 0)
         assert [info.key for info in backend.list()] == ["made"]
 
-    def test_a_write_leaves_none(self, backend, aside):
+    def test_a_write_leaves_none_behind(self, backend, temporary):
         backend.put("put", b"data")
         backend.create("created", b"data")
-        assert list(aside.iterdir()) == []
+        assert list(temporary.iterdir()) == []
 
-    def test_a_refused_create_leaves_none(self, backend, aside):
+    def test_a_refused_create_leaves_none_behind(self, backend, temporary):
         with pytest.raises(ObjectExistsError):
             backend.create("made", b"data")
-        assert list(aside.iterdir()) == []
+        assert list(temporary.iterdir()) == []
 
-    def test_objects_are_never_removed_however_old(self, folder, backend):
+    def test_opening_never_removes_objects(self, folder, backend):
         backend.put("old", b"data")
         os.utime(folder / "old", (0, 0))
         assert LocalBackend(str(folder)).get("old") == b"data"
 
 
-class TestPlaces:
-    def test_a_folder_is_made_at_the_first_write(self, folder, backend):
+class TestPaths:
+    def test_the_first_write_makes_the_folder(self, folder, backend):
         assert not folder.exists()
         backend.put("deep/below/key", b"data")
         assert (folder / "deep/below/key").read_bytes() == b"data"
 
-    def test_opening_reading_and_listing_make_nothing(self, tmp_path, backend):
+    def test_opening_reading_and_listing_make_no_folder(self, tmp_path, backend):
         list(backend.list())
         with pytest.raises(ObjectNotFoundError):
             backend.get("key")
         backend.delete(["key"])
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_path_relative_to_home_is_expanded(self, tmp_path, monkeypatch):
+    def test_a_tilde_is_expanded(self, tmp_path, monkeypatch):
         monkeypatch.setenv("HOME", str(tmp_path))
         LocalBackend("~/run").put("key", b"data")
         assert (tmp_path / "run/key").read_bytes() == b"data"
 
-    def test_a_relative_path_stays_where_it_was_when_it_was_opened(self, tmp_path, monkeypatch):
+    def test_a_relative_path_is_resolved_on_opening(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         backend = LocalBackend("run")
         monkeypatch.chdir("/")
@@ -231,11 +227,11 @@ class TestPlaces:
         LocalBackend(f"file://{host}{tmp_path}/with%20space").put("key", b"data")
         assert (tmp_path / "with space/key").read_bytes() == b"data"
 
-    def test_a_file_uri_with_a_host_is_refused_and_says_how_to_write_it(self):
+    def test_a_file_uri_with_a_host_is_refused(self):
         with pytest.raises(BackendNotFoundError, match=r"file://data/run-7.*three slashes"):
             LocalBackend("file://data/run-7")
 
-    def test_a_file_is_refused_with_its_path(self, tmp_path):
+    def test_a_path_of_a_file_is_refused(self, tmp_path):
         (tmp_path / "file").write_bytes(b"mine")
         with pytest.raises(BackendNotFoundError, match=f"{tmp_path}/file is a file"):
             LocalBackend(str(tmp_path / "file"))
@@ -249,31 +245,42 @@ class TestPlaces:
             ("/dev/null/nowhere", BackendNotFoundError),
         ],
     )
-    def test_a_place_that_cannot_be_made_is_refused_with_its_path(self, place, error):
+    def test_a_folder_that_cannot_be_made_is_refused(self, place, error):
         with pytest.raises(error, match=f"cannot (read|write) {place}/format.json"):
             CheckpointStore.open(place, create=True)
 
-    def test_a_name_that_the_filesystem_cannot_hold_is_refused_with_its_path(self, tmp_path):
+    def test_a_name_that_is_too_long_is_refused(self, tmp_path):
         place = str(tmp_path / ("x" * 300))
         with pytest.raises(BackendNotFoundError, match=place):
             LocalBackend(place).put("key", b"data")
 
     @pytest.mark.parametrize("place", ["", "below"])
-    def test_a_place_without_access_is_refused_with_its_path_on_writing(self, no_access, place):
+    def test_writing_without_permission_is_refused(self, no_access, place):
         with pytest.raises(BackendPermissionError, match=str(no_access)):
             LocalBackend(str(no_access / place)).put("key", b"data")
 
     @pytest.mark.parametrize("place", ["", "below"])
-    def test_a_place_without_access_is_refused_with_its_path_on_reading(self, no_access, place):
+    def test_reading_without_permission_is_refused(self, no_access, place):
         with pytest.raises(BackendPermissionError, match=str(no_access)):
             LocalBackend(str(no_access / place)).get("key")
 
     @pytest.mark.parametrize("place", ["", "below"])
-    def test_a_place_without_access_is_refused_with_its_path_on_listing(self, no_access, place):
+    def test_listing_without_permission_is_refused(self, no_access, place):
         with pytest.raises(BackendPermissionError, match=str(no_access)):
             list(LocalBackend(str(no_access / place)).list())
 
-    def test_the_refusal_says_which_user_needs_access(self, tmp_path, no_access):
+    def test_the_error_of_a_write_carries_uri_and_key(self, backend):
+        with pytest.raises(BackendNotFoundError) as raised:
+            backend.put("x" * 300, b"data")
+        assert (raised.value.uri, raised.value.key) == (backend.uri, "x" * 300)
+
+    def test_the_error_of_a_listing_carries_the_uri_and_no_key(self, backend):
+        backend.put("key", b"data")
+        with pytest.raises(BackendNotFoundError) as raised:
+            list(backend.list("x" * 300 + "/"))
+        assert (raised.value.uri, raised.value.key) == (backend.uri, None)
+
+    def test_the_error_names_the_user_who_needs_access(self, tmp_path, no_access):
         with pytest.raises(BackendPermissionError, match=f"uid {os.getuid()}"):
             LocalBackend(str(no_access)).put("key", b"data")
 
@@ -284,43 +291,43 @@ class TestKeysAndFolders:
         backend.put("folder/object", b"data")
 
     @pytest.mark.parametrize("key", ["folder", "folder/object/below", "folder/other"])
-    def test_a_key_that_is_not_there_is_an_object_not_found(self, backend, key):
+    def test_get_of_a_missing_key_fails(self, backend, key):
         with pytest.raises(ObjectNotFoundError):
             backend.get(key)
 
     @pytest.mark.parametrize("key", ["folder", "folder/object/below", "folder/other"])
-    def test_deleting_a_key_that_is_not_there_is_no_error_and_removes_nothing(self, backend, key):
+    def test_delete_ignores_a_missing_key(self, backend, key):
         backend.delete([key])
         assert [info.key for info in backend.list()] == ["folder/object"]
 
-    def test_a_key_below_an_object_is_refused_with_what_is_in_the_way(self, backend):
+    def test_a_key_below_an_object_is_refused(self, backend):
         with pytest.raises(BackendNotFoundError, match="part of this path is a file"):
             backend.put("folder/object/below", b"data")
 
-    def test_folders_go_with_their_last_object_but_never_the_root(self, folder, backend):
+    def test_deleting_the_last_object_removes_its_folder_but_not_the_root(self, folder, backend):
         backend.delete(["folder/object"])
         assert not (folder / "folder").exists()
         assert folder.exists()
 
-    def test_hidden_files_and_links_to_nowhere_are_not_listed(self, folder, backend):
+    def test_hidden_files_and_broken_links_are_not_listed(self, folder, backend):
         (folder / ".nfs0001").write_bytes(b"")
         (folder / "dangling").symlink_to(folder / "nowhere")
         assert [info.key for info in backend.list()] == ["folder/object"]
 
-    def test_objects_are_listed_with_the_time_they_were_written(self, backend):
+    def test_list_returns_the_time_of_the_last_write(self, backend):
         (info,) = backend.list()
         assert abs(info.modified - time.time()) < 60
 
-    def test_writers_and_deleters_in_one_folder_do_not_disturb_each_other(self, backend):
-        def come_and_go(number: int) -> None:
+    def test_writers_and_deleters_can_share_a_folder(self, backend):
+        def create_and_delete(number: int) -> None:
             for _ in range(150):
                 backend.create(f"shared/deep/{number}", b"data")
                 backend.delete([f"shared/deep/{number}"])
 
         with ThreadPoolExecutor(4) as workers:
-            assert list(workers.map(come_and_go, range(4))) == [None] * 4
+            assert list(workers.map(create_and_delete, range(4))) == [None] * 4
 
-    def test_files_are_readable_for_whom_the_umask_lets_read(self, folder, backend):
+    def test_the_umask_decides_who_can_read_a_file(self, folder, backend):
         umask = os.umask(0o022)
         try:
             backend.put("open", b"data")

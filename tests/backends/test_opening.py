@@ -1,4 +1,4 @@
-"""Which backend serves a URI, what is said when none does, and what is never said."""
+"""A URI or path opens the right backend; errors say what is wrong and contain no secrets."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from input_checkpoint import (
     InputCheckpointError,
     IteratorState,
     ObjectExistsError,
+    ObjectNotFoundError,
     UnknownBackendError,
     open_backend,
 )
@@ -32,41 +33,41 @@ from input_checkpoint.backends.redaction import redact
 SECRET = "hunter2"
 
 
-class ShelfFileSystem(LocalFileSystem):
-    """A filesystem that fsspec knows, no plugin claims, and that inherits fsspec's ``pipe_file``."""
+class InheritingFileSystem(LocalFileSystem):
+    """A filesystem without a plugin that inherits fsspec's ``pipe_file``."""
 
-    protocol = ("shelf",)
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        """Needed before fsspec 2026: there LocalFileSystem knows only its own protocols."""
-        return super()._strip_protocol(path.replace("shelf://", ""))
-
-
-class HastyFileSystem(ShelfFileSystem):
-    """Takes ``mode``, but asks first and writes then."""
-
-    protocol = ("hasty",)
+    protocol = ("inheriting",)
 
     @classmethod
     def _strip_protocol(cls, path):
-        return super()._strip_protocol(path.replace("hasty://", ""))
+        """Needed before fsspec 2026, where LocalFileSystem strips only its own protocols."""
+        return super()._strip_protocol(path.replace("inheriting://", ""))
+
+
+class RacyFileSystem(InheritingFileSystem):
+    """Accepts ``mode``, but checks first and then writes."""
+
+    protocol = ("racy",)
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("racy://", ""))
 
     def pipe_file(self, path, value, mode="overwrite", **kwargs):
         if mode == "create" and self.exists(path):
             raise FileExistsError(path)
-        time.sleep(0.01)  # as a storage behind a network
+        time.sleep(0.01)  # as long as a request to a remote storage
         super().pipe_file(path, value)
 
 
-class CarefulFileSystem(ShelfFileSystem):
-    """Creates as the operating system does."""
+class AtomicFileSystem(InheritingFileSystem):
+    """Creates atomically, as the operating system does."""
 
-    protocol = ("careful",)
+    protocol = ("atomic",)
 
     @classmethod
     def _strip_protocol(cls, path):
-        return super()._strip_protocol(path.replace("careful://", ""))
+        return super()._strip_protocol(path.replace("atomic://", ""))
 
     def pipe_file(self, path, value, mode="overwrite", **kwargs):
         with open(path, "xb" if mode == "create" else "wb") as file:
@@ -74,9 +75,9 @@ class CarefulFileSystem(ShelfFileSystem):
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> str:
-    fsspec.register_implementation("shelf", f"{__name__}.ShelfFileSystem", clobber=True)
-    return f"shelf://{tmp_path}"
+def inheriting_uri(tmp_path: Path) -> str:
+    fsspec.register_implementation("inheriting", f"{__name__}.InheritingFileSystem", clobber=True)
+    return f"inheriting://{tmp_path}"
 
 
 def test_a_bare_path_is_a_local_folder(tmp_path):
@@ -94,30 +95,86 @@ def test_a_file_uri_is_a_local_folder(tmp_path, scheme):
     assert (tmp_path / "run/key").read_bytes() == b"data"
 
 
-def test_a_memory_uri_names_a_space_of_this_process():
+class BytesPath:
+    """A path object for a path in bytes."""
+
+    def __fspath__(self) -> bytes:
+        return b"/data/run"
+
+
+def test_a_path_object_is_a_local_folder(tmp_path):
+    backend = open_backend(tmp_path / "run")
+    backend.put("key", b"data")
+    assert isinstance(backend, LocalBackend)
+    assert backend.uri == str(tmp_path / "run")
+    assert (tmp_path / "run/key").read_bytes() == b"data"
+
+
+def test_a_store_is_opened_at_a_path_object(tmp_path):
+    CheckpointStore.open(tmp_path / "run", create=True)
+    assert (tmp_path / "run/format.json").exists()
+    assert CheckpointStore.open(tmp_path / "run").uri == str(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("uri", "given"),
+    [
+        (None, "NoneType"),
+        (7, "int"),
+        (SECRET.encode(), "bytes"),
+        ([SECRET], "list"),
+        (BytesPath(), "BytesPath"),
+    ],
+)
+def test_anything_but_a_uri_a_path_or_a_backend_is_a_type_error(uri, given):
+    message = rf"a URI \(str\), a path \(os\.PathLike\) or a Backend, got {given}$"
+    with pytest.raises(TypeError, match=message) as raised:
+        open_backend(uri)
+    assert SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize("uri", ["", " ", "://bucket/run"])
+def test_a_string_that_is_neither_a_uri_nor_a_path_is_a_value_error(uri):
+    with pytest.raises(ValueError, match=f"not a URI or path: '{uri}'. Write for example"):
+        open_backend(uri)
+
+
+@pytest.mark.parametrize("uri", ["file://", "file://localhost"])
+def test_a_file_uri_without_a_path_is_a_value_error(uri):
+    with pytest.raises(ValueError, match=f"{uri} names no folder"):
+        open_backend(uri)
+
+
+def test_a_uri_that_pathlib_has_changed_is_a_value_error():
+    with pytest.raises(ValueError, match=r"pathlib removed a slash from this s3:// URI") as raised:
+        open_backend(Path(f"s3://joe:{SECRET}@bucket/run"))
+    assert SECRET not in str(raised.value)
+
+
+def test_memory_backends_with_the_same_uri_share_objects():
     uri = f"memory://{uuid.uuid4().hex}"
     open_backend(uri).put("key", b"data")
     assert isinstance(open_backend(uri), MemoryBackend)
     assert open_backend(uri + "/").get("key") == b"data"
 
 
-def test_two_memory_uris_are_two_spaces():
+def test_memory_backends_with_different_uris_share_nothing():
     open_backend(f"memory://{uuid.uuid4().hex}").put("key", b"data")
     assert list(open_backend(f"memory://{uuid.uuid4().hex}").list()) == []
 
 
-def test_an_open_backend_is_passed_through():
+def test_an_open_backend_is_returned_unchanged():
     backend = MemoryBackend(f"memory://{uuid.uuid4().hex}")
     assert open_backend(backend) is backend
 
 
-def test_an_open_backend_takes_no_options():
+def test_an_open_backend_accepts_no_options():
     with pytest.raises(ValueError, match="already open"):
         open_backend(MemoryBackend(f"memory://{uuid.uuid4().hex}"), {"key": "value"})
 
 
 @pytest.mark.parametrize("uri", ["/data/run", "file:///data/run", "memory://run"])
-def test_built_in_backends_refuse_options_by_name_and_not_by_value(uri):
+def test_built_in_backends_name_the_options_they_refuse_without_their_values(uri):
     with pytest.raises(ValueError, match=r"storage_options, got \['secret'\]") as raised:
         open_backend(uri, {"secret": SECRET})
     assert SECRET not in str(raised.value)
@@ -137,12 +194,15 @@ def test_built_in_backends_refuse_options_by_name_and_not_by_value(uri):
         ("ssh://host/run", "sftp"),
     ],
 )
-def test_a_scheme_whose_plugin_is_missing_says_what_to_install(no_plugins, uri, extra):
-    with pytest.raises(UnknownBackendError, match=rf"{uri}: .*pip install 'input-checkpoint\[{extra}\]'"):
+def test_the_error_for_a_missing_plugin_says_what_to_install(no_plugins, uri, extra):
+    with pytest.raises(
+        UnknownBackendError, match=rf"{uri}: .*pip install 'input-checkpoint\[{extra}\]'"
+    ) as raised:
         open_backend(uri)
+    assert raised.value.uri == uri
 
 
-def test_an_unknown_scheme_is_refused_with_the_known_ones():
+def test_the_error_for_an_unknown_scheme_lists_the_known_schemes():
     with pytest.raises(
         UnknownBackendError, match=r"'nosuch'.* file, .*memory, s3, .*input_checkpoint\.backends"
     ):
@@ -155,12 +215,14 @@ def test_a_plugin_is_found_by_its_entry_point(scheme):
     assert isinstance(open_backend(f"{scheme}://bucket/run", {"anon": True}), plugin.S3Backend)
 
 
-def test_a_strangers_plugin_is_found_and_given_uri_and_options(tmp_path, monkeypatch):
-    info = tmp_path / "strange-1.dist-info"
+def test_a_third_party_plugin_gets_uri_and_options(tmp_path, monkeypatch):
+    info = tmp_path / "thirdparty-1.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strange\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[input_checkpoint.backends]\nstrange = strange_plugin:connect\n")
-    (tmp_path / "strange_plugin.py").write_text(
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: thirdparty\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(
+        "[input_checkpoint.backends]\nthirdparty = third_party_plugin:connect\n"
+    )
+    (tmp_path / "third_party_plugin.py").write_text(
         "from input_checkpoint.backends.memory import MemoryBackend\n"
         "def connect(uri, storage_options):\n"
         "    backend = MemoryBackend(uri)\n"
@@ -168,55 +230,56 @@ def test_a_strangers_plugin_is_found_and_given_uri_and_options(tmp_path, monkeyp
         "    return backend\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    backend = open_backend("strange://place", {"colour": "green"})
-    assert (backend.uri, backend.options) == ("strange://place", {"colour": "green"})
+    backend = open_backend("thirdparty://place", {"color": "green"})
+    assert (backend.uri, backend.options) == ("thirdparty://place", {"color": "green"})
 
 
 class TestGeneric:
-    def test_a_scheme_that_only_fsspec_knows_is_opened(self, shelf):
-        assert isinstance(open_backend(shelf), GenericBackend)
+    def test_it_opens_a_scheme_that_only_fsspec_knows(self, inheriting_uri):
+        assert isinstance(open_backend(inheriting_uri), GenericBackend)
 
-    def test_a_filesystem_that_the_program_has_registered_itself_is_opened(self, tmp_path):
-        fsspec.register_implementation("ownshelf", ShelfFileSystem, clobber=True)
-        assert isinstance(open_backend(f"ownshelf://{tmp_path}"), GenericBackend)
+    def test_it_opens_a_filesystem_that_the_program_registered(self, tmp_path):
+        fsspec.register_implementation("registered", InheritingFileSystem, clobber=True)
+        assert isinstance(open_backend(f"registered://{tmp_path}"), GenericBackend)
 
-    def test_options_are_handed_to_the_filesystem(self, shelf, tmp_path):
-        open_backend(f"{shelf}/deep/run", {"auto_mkdir": True}).put("key", b"data")
+    def test_options_are_passed_to_the_filesystem(self, inheriting_uri, tmp_path):
+        open_backend(f"{inheriting_uri}/deep/run", {"auto_mkdir": True}).put("key", b"data")
         assert (tmp_path / "deep/run/key").read_bytes() == b"data"
 
-    def test_what_is_there_can_be_read(self, shelf, tmp_path):
+    def test_existing_objects_can_be_read(self, inheriting_uri, tmp_path):
         (tmp_path / "run").mkdir()
         (tmp_path / "run/key").write_bytes(b"0123456789")
-        backend = open_backend(f"{shelf}/run")
+        backend = open_backend(f"{inheriting_uri}/run")
         assert [(info.key, info.size) for info in backend.list()] == [("key", 10)]
         assert backend.get("key", 2, 5) == b"234"
 
-    def test_a_filesystem_that_cannot_commit_says_so_on_create(self, shelf, tmp_path):
-        with pytest.raises(BackendError, match=r"no atomic create-if-absent.*choose another"):
-            open_backend(shelf).create("key", b"data")
+    def test_create_fails_without_an_atomic_create(self, inheriting_uri, tmp_path):
+        with pytest.raises(BackendError, match=r"no atomic create-if-absent.*Choose another") as raised:
+            open_backend(inheriting_uri).create("key", b"data")
+        assert (raised.value.uri, raised.value.key) == (inheriting_uri, "key")
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_store_is_not_made_where_nothing_can_be_committed(self, shelf, tmp_path):
+    def test_no_store_is_made_without_an_atomic_create(self, inheriting_uri, tmp_path):
         with pytest.raises(BackendError, match="no atomic create-if-absent"):
-            CheckpointStore.open(shelf, create=True)
+            CheckpointStore.open(inheriting_uri, create=True)
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_create_of_its_own_that_loses_a_race_is_found_out(self, tmp_path):
-        fsspec.register_implementation("hasty", f"{__name__}.HastyFileSystem", clobber=True)
-        backend = open_backend(f"hasty://{tmp_path}")
-        with pytest.raises(BackendError, match=r"of 8 writers .* are told that they did.*commit_lock"):
+    def test_create_fails_if_a_race_has_several_winners(self, tmp_path):
+        fsspec.register_implementation("racy", f"{__name__}.RacyFileSystem", clobber=True)
+        backend = open_backend(f"racy://{tmp_path}")
+        with pytest.raises(BackendError, match=r"of 8 writers .* succeeded.*commit_lock"):
             backend.create("key", b"data")
         assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
 
-    def test_a_create_of_its_own_that_keeps_its_word_is_trusted(self, tmp_path):
-        fsspec.register_implementation("careful", f"{__name__}.CarefulFileSystem", clobber=True)
-        backend = open_backend(f"careful://{tmp_path}")
+    def test_create_works_if_a_race_has_one_winner(self, tmp_path):
+        fsspec.register_implementation("atomic", f"{__name__}.AtomicFileSystem", clobber=True)
+        backend = open_backend(f"atomic://{tmp_path}")
         backend.create("key", b"data")
-        with pytest.raises(ObjectExistsError, match=r"careful://.*/key already exists"):
+        with pytest.raises(ObjectExistsError, match=r"atomic://.*/key already exists"):
             backend.create("key", b"other")
         assert [info.key for info in backend.list()] == ["key"]
 
-    def test_what_a_filesystem_cannot_do_at_all_is_no_reason_to_try_again(self, tmp_path):
+    def test_an_unsupported_operation_is_not_retried(self, tmp_path):
         store = tmp_path / "store.zip"
         with zipfile.ZipFile(store, "w") as archive:
             archive.writestr("key", b"data")
@@ -225,7 +288,12 @@ class TestGeneric:
             backend.delete(["key"])
         assert not isinstance(raised.value, BackendUnavailableError)
 
-    def test_a_store_can_be_read_out_of_an_archive(self, tmp_path):
+    def test_the_error_for_a_missing_object_carries_uri_and_key(self, inheriting_uri):
+        with pytest.raises(ObjectNotFoundError) as raised:
+            open_backend(inheriting_uri).get("folder/key")
+        assert (raised.value.uri, raised.value.key) == (inheriting_uri, "folder/key")
+
+    def test_a_store_can_be_read_from_an_archive(self, tmp_path):
         store = CheckpointStore.open(str(tmp_path / "run"), create=True)
         state = IteratorState("Iterator", [(b"slot", b"payload")])
         info = store.begin_run("main").save(10, [state])
@@ -234,17 +302,17 @@ class TestGeneric:
         assert archived.checkpoints() == [info]
         assert [found.in_order() for found in archived.load(info)] == [[(b"slot", b"payload")]]
 
-    def test_a_folder_in_a_chain_is_trusted_to_commit_no_more_than_what_it_is_in(self, tmp_path):
+    def test_a_chained_folder_can_commit_only_if_its_filesystem_can(self, tmp_path):
         backend = open_backend(f"dir::file://{tmp_path}")
         with pytest.raises(BackendError, match="no atomic create-if-absent"):
             backend.create("key", b"data")
 
     @pytest.mark.parametrize("cache", ["simplecache", "filecache", "blockcache"])
-    def test_a_store_behind_a_cache_is_refused(self, tmp_path, cache):
-        with pytest.raises(UnknownBackendError, match=f"not kept behind a cache.*Leave {cache}:: out"):
+    def test_a_cache_is_refused(self, tmp_path, cache):
+        with pytest.raises(UnknownBackendError, match=f"cannot be used through a cache.*Remove {cache}::"):
             open_backend(f"{cache}::file://{tmp_path}")
 
-    def test_a_package_that_fsspec_lacks_is_named(self):
+    def test_the_error_names_a_package_that_fsspec_needs(self):
         with pytest.raises(UnknownBackendError, match="smbprotocol"):
             open_backend("smb://host/share")
 
@@ -272,7 +340,7 @@ SECRET_URIS = [
 
 class TestSecrets:
     @pytest.mark.parametrize("uri", SECRET_URIS)
-    def test_none_appears_in_what_is_raised_for_a_uri_that_cannot_be_opened(self, uri):
+    def test_none_appears_in_the_error_for_a_uri_that_cannot_be_opened(self, uri):
         with pytest.raises(InputCheckpointError) as raised:
             open_backend(uri)
         assert SECRET not in "".join(traceback.format_exception(None, raised.value, None))
@@ -284,7 +352,7 @@ class TestSecrets:
     @pytest.mark.parametrize(
         "uri", [f"memory://joe:{SECRET}@place/run", f"memory://place/run?token={SECRET}"]
     )
-    def test_none_appears_in_the_uri_or_the_repr_of_a_backend(self, uri):
+    def test_none_appears_in_the_uri_or_repr_of_a_backend(self, uri):
         backend = open_backend(uri)
         assert SECRET not in backend.uri
         assert SECRET not in repr(backend)
@@ -305,7 +373,7 @@ class TestSecrets:
             errors.append(str(raised.value))
         assert not [message for message in errors if SECRET in message]
 
-    def test_what_is_not_secret_stays_readable(self):
+    def test_redaction_keeps_the_rest_of_a_uri(self):
         assert redact(f"sftp://joe:{SECRET}@host:22/run-7/input") == "sftp://***@host:22/run-7/input"
 
     @pytest.mark.parametrize(
@@ -321,19 +389,19 @@ class TestSecrets:
             "memory://run",
         ],
     )
-    def test_a_uri_without_secrets_is_left_as_it_is(self, uri):
+    def test_redaction_keeps_a_uri_without_secrets(self, uri):
         assert redact(uri) == uri
 
-    def test_what_stands_beside_a_uri_in_a_message_stays_readable(self):
+    def test_redaction_keeps_the_text_around_a_uri(self):
         message = f"'ftp://joe:a/{SECRET}@host/run' and s3://bucket/a@b: refused for joe@example.com"
         assert redact(message) == "'ftp://***@host/run' and s3://bucket/a@b: refused for joe@example.com"
 
-    def test_a_long_message_is_redacted_in_no_time(self):
+    def test_redaction_of_a_long_message_is_fast(self):
         started = time.monotonic()
         redact("https://host:" + "a" * 200_000)
         assert time.monotonic() - started < 5
 
 
-def test_every_backend_shows_its_uri():
+def test_the_repr_of_a_backend_shows_its_uri():
     backend: Backend = open_backend("memory://shown")
     assert repr(backend) == "MemoryBackend('memory://shown')"

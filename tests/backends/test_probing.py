@@ -1,4 +1,4 @@
-"""A storage that cannot hold a store is known before training begins."""
+"""A probe refuses a storage that cannot hold a store."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from input_checkpoint.backends.probing import probe
 from tests.support.wrappers import Failing, Wrapped, contents
 
 
-class Forgetful(Wrapped):
-    """Ignores the condition of a create, as servers do that do not know it."""
+class UnconditionalCreate(Wrapped):
+    """Ignores the condition of a create, like a server that does not support it."""
 
     def create(self, key, data):
         self.inner.put(key, data)
 
 
-class LateListing(Wrapped):
-    """Does not show what was just written."""
+class EmptyListing(Wrapped):
+    """Lists nothing, not even an object that was just written."""
 
     def list(self, prefix=""):
         return iter(())
 
 
-class Garbling(Wrapped):
-    """Gives back something else."""
+class WrongData(Wrapped):
+    """Returns other data than was written."""
 
     def get(self, key, start=0, end=None):
         return self.inner.get(key, start, end).upper()
@@ -49,7 +49,7 @@ def memory() -> MemoryBackend:
     return MemoryBackend(f"memory://{uuid.uuid4().hex}")
 
 
-def test_a_good_storage_passes_and_nothing_stays(memory):
+def test_a_probe_leaves_nothing_behind(memory):
     memory.put("theirs", b"data")
     probe(memory)
     assert contents(memory) == {"theirs": b"data"}
@@ -60,37 +60,39 @@ def test_a_local_folder_passes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
-        (Forgetful, r"ignores the condition.*commit_lock"),
-        (LateListing, "not in the listing"),
-        (Garbling, "does not come back as it was"),
+        (UnconditionalCreate, r"ignores the condition.*commit_lock"),
+        (EmptyListing, "does not list"),
+        (WrongData, "does not return the data"),
     ],
 )
-def test_a_storage_that_does_not_keep_the_contract_is_refused(memory, wrong, said):
-    with pytest.raises(BackendError, match=rf"{memory.uri}.*{said}"):
+def test_a_storage_that_breaks_the_contract_is_refused(memory, wrong, message):
+    with pytest.raises(BackendError, match=rf"{memory.uri}.*{message}") as raised:
         probe(wrong(memory))
+    assert raised.value.uri == memory.uri
+    assert raised.value.key.startswith("probe/")
 
 
-@pytest.mark.parametrize("wrong", [Forgetful, LateListing, Garbling])
-def test_a_storage_that_is_refused_is_left_as_it_was(memory, wrong):
+@pytest.mark.parametrize("wrong", [UnconditionalCreate, EmptyListing, WrongData])
+def test_a_failed_probe_leaves_nothing_behind(memory, wrong):
     with pytest.raises(BackendError):
         probe(wrong(memory))
     assert contents(memory) == {}
 
 
 @pytest.mark.parametrize("verb", ["create", "put", "get", "list", "delete"])
-def test_what_may_not_be_done_is_said(memory, verb):
+def test_the_error_names_the_operation_that_is_denied(memory, verb):
     with pytest.raises(BackendPermissionError, match=f"may not {verb}"):
         probe(Failing(memory, verb, "probe/", BackendPermissionError(f"may not {verb}")))
 
 
-def test_a_storage_that_is_away_is_told_from_one_that_says_no(memory):
+def test_an_unavailable_storage_raises_its_own_error(memory):
     with pytest.raises(BackendUnavailableError):
         probe(Failing(memory, "put", "probe/", BackendUnavailableError("away")))
 
 
-def test_what_a_killed_probe_has_left_goes_a_day_later(tmp_path: Path):
+def test_a_probe_deletes_objects_that_older_probes_left_behind(tmp_path: Path):
     backend = LocalBackend(str(tmp_path))
     backend.put("probe/old", b"data")
     backend.put("probe/new", b"data")
@@ -101,17 +103,17 @@ def test_what_a_killed_probe_has_left_goes_a_day_later(tmp_path: Path):
 
 
 class TestOpeningAStore:
-    def test_no_store_is_made_where_the_probe_fails(self, memory):
+    def test_no_store_is_made_if_the_probe_fails(self, memory):
         with pytest.raises(BackendError):
-            CheckpointStore.open(Forgetful(memory), create=True, probe=True)
+            CheckpointStore.open(UnconditionalCreate(memory), create=True, probe=True)
         assert contents(memory) == {}
 
-    def test_a_store_of_an_unknown_format_is_not_touched(self, memory):
+    def test_a_store_with_an_unknown_format_is_not_probed(self, memory):
         memory.put("format.json", json.dumps({"format": "input-checkpoint", "version": 99}).encode())
         with pytest.raises(UnsupportedFormatError):
             CheckpointStore.open(Failing(memory, "create", "", AssertionError("touched")), probe=True)
 
-    def test_it_is_not_probed_unless_asked_for(self, memory):
+    def test_a_store_is_not_probed_by_default(self, memory):
         CheckpointStore.open(memory, create=True)
         untouchable: Backend = Failing(memory, "create", "", AssertionError("touched"))
         assert CheckpointStore.open(untouchable).checkpoints() == []

@@ -1,4 +1,4 @@
-"""The plugin of docs/writing-a-backend.md does what the page says, as it stands there."""
+"""The plugin in docs/writing-a-backend.md works exactly as it stands there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def code(language: str, number: int = 0) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def _installed(tmp_path_factory):
-    """The plugin, installed as pip would: a module, and metadata with its entry point."""
+    """The plugin, installed as by pip: a module, and metadata with its entry point."""
     site = tmp_path_factory.mktemp("site")
     (site / "input_checkpoint_sqlite.py").write_text(code("python"), encoding="utf-8")
     metadata = site / "input_checkpoint_sqlite-1.0.dist-info"
@@ -45,16 +45,16 @@ class TestContract(BackendContract):
         return open_backend(f"sqlite://{tmp_path}/{uuid.uuid4().hex}.db")
 
 
-def test_the_test_on_the_page_is_the_one_above():
+def test_the_page_shows_the_test_above():
     assert "class TestSqliteBackend(BackendContract):" in code("python", 1)
     assert 'open_backend(f"sqlite://{tmp_path}/{uuid.uuid4().hex}.db")' in code("python", 1)
 
 
-def test_it_has_fewer_than_sixty_lines():
+def test_the_plugin_has_fewer_than_sixty_lines():
     assert len(code("python").splitlines()) < 60
 
 
-def test_an_estimator_saves_into_it_and_resumes(tmp_path):
+def test_an_estimator_saves_to_the_plugin_and_resumes(tmp_path):
     uri = f"sqlite://{tmp_path}/run.db"
     estimator = make_estimator(tmp_path / "model")
     hook = CheckpointInputPipelineHook(estimator, backend=uri)
@@ -62,6 +62,6 @@ def test_an_estimator_saves_into_it_and_resumes(tmp_path):
     assert CheckpointStore.open(uri).newest("main").step == 20
 
 
-def test_a_folder_that_is_not_there_is_said(tmp_path):
+def test_the_error_for_a_missing_folder_mentions_it(tmp_path):
     with pytest.raises(BackendNotFoundError, match="Is the folder there"):
         open_backend(f"sqlite://{tmp_path}/nowhere/run.db")

@@ -284,7 +284,9 @@ def test_a_resume_lists_the_checkpoints_of_the_worker_once(tmp_path: Path) -> No
     train(tmp_path / "model", 20)
     recording = Recording(ic.open_backend(f"{tmp_path}/model-input"))
     train(tmp_path / "model", 5, backend=recording)
-    verbs = [(verb, key) for verb, key in recording.calls if key.startswith(("checkpoints/main/", "lineages/"))]
+    verbs = [
+        (verb, key) for verb, key in recording.calls if key.startswith(("checkpoints/main/", "lineages/"))
+    ]
     until_the_run_begins = verbs[: verbs.index(("create", "lineages/main/00000002.json"))]
     assert until_the_run_begins.count(("list", "checkpoints/main/")) == 1
     assert until_the_run_begins.count(("list", "lineages/main/")) == 1

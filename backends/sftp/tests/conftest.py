@@ -1,4 +1,4 @@
-"""What the tests of the SFTP backend share: the server that they run against."""
+"""Fixtures for the tests of the SFTP backend: a server, and backends on it."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from input_checkpoint import Backend, open_backend
 
 
 @pytest.fixture(scope="session")
-def one_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
-    """A server, one for the whole run."""
+def session_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
+    """A server for the whole test run."""
     with running(tmp_path_factory.mktemp("sftp")) as server:
         yield server
 
 
 @pytest.fixture
-def server(one_server: SftpServer) -> Iterator[SftpServer]:
-    """The server, well-behaved, with nobody connected."""
-    one_server.behave()
-    yield one_server
-    one_server.behave()
-    one_server.hang_up()
+def server(session_server: SftpServer) -> Iterator[SftpServer]:
+    """The server, without faults and without connections."""
+    session_server.reset()
+    yield session_server
+    session_server.reset()
+    session_server.hang_up()
 
 
 @pytest.fixture
 def place() -> str:
-    """The name of a folder on the server that is not there yet."""
+    """The name of a folder that does not exist on the server yet."""
     return uuid.uuid4().hex
 
 
 @pytest.fixture
 def opened(server: SftpServer, place: str) -> Iterator[Callable[..., Backend]]:
-    """Open a backend on ``place``, with storage_options different from the usual ones."""
+    """Opens a backend on ``place``, with storage_options that replace the usual ones."""
     backends = []
 
     def open_it(**options: Any) -> Backend:

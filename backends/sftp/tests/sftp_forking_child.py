@@ -1,4 +1,4 @@
-"""A process that forks after it has used a backend: uri, and storage_options as JSON."""
+"""A process that uses a backend and then forks. Arguments: URI, storage_options as JSON."""
 
 import json
 import os

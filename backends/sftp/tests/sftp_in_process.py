@@ -1,4 +1,4 @@
-"""An SFTP server in this process: paramiko's, with the extensions that OpenSSH has, and faults to order."""
+"""An SFTP server in this process: paramiko's, with OpenSSH's extensions and with scripted faults."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ Script = Callable[[str, str], Optional[int]]
 
 
 class SftpServer:
-    """Serves the whole file system of this machine to `USER`, who has `PASSWORD`; keep to ``folder``.
+    """Serves the whole file system of this machine to `USER`, whose password is `PASSWORD`.
 
     Args:
-        folder: where its keys are, and room for data.
+        folder: for its keys, and for the data of the tests.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,26 +50,26 @@ class SftpServer:
             self.port: int = listener.getsockname()[1]
         known = f"[127.0.0.1]:{self.port} {self.host_key.get_name()} {self.host_key.get_base64()}\n"
         (folder / "known_hosts").write_text(known)
-        self.behave()
+        self.reset()
 
-    def behave(self) -> None:
-        """Do as OpenSSH does, from now on."""
+    def reset(self) -> None:
+        """Reset all faults and limits: behave like OpenSSH."""
         self.script: Script = lambda request, path: None
-        """Asked before each request, by name and path; what it returns is the status to answer with."""
+        """Called before each request with its name and path. May return the status to answer with."""
         self.log_in: Callable[[], object] = lambda: None
-        """Called before each answer to a login."""
+        """Called before each answer to a login attempt."""
         self.open_session: Callable[[], object] = lambda: None
         self.start_sftp: Callable[[], object] = lambda: None
         self.extensions = [POSIX_RENAME, HARD_LINK, FSYNC]
-        self.most_sessions = 10
-        self.largest_read = 1 << 18
-        self.speaks: type[paramiko.SubsystemHandler] = _Sftp
-        self.most_sessions_seen = 0
+        self.max_sessions = 10
+        self.max_read_bytes = 1 << 18
+        self.subsystem: type[paramiko.SubsystemHandler] = _Sftp
+        self.max_sessions_seen = 0
         self.sessions_refused = 0
         self.logins = 0
 
     def start(self) -> None:
-        """Start it, or start it again on the same port."""
+        """Start the server, or restart it on the same port."""
         self._listener = socket.socket()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.bind(("127.0.0.1", self.port))
@@ -77,7 +77,7 @@ class SftpServer:
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def kill(self) -> None:
-        """End all connections at once, and take no more."""
+        """End all connections at once and accept no more."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -90,7 +90,7 @@ class SftpServer:
         self._connections.clear()
 
     def options(self, **more: Any) -> dict[str, Any]:
-        """storage_options to log in with the user's key."""
+        """Return storage_options for a login with the user's key."""
         options: dict[str, Any] = {
             "port": self.port,
             "username": USER,
@@ -104,7 +104,7 @@ class SftpServer:
         return {name: value for name, value in options.items() if value is not None}
 
     def uri(self, name: str) -> str:
-        """URI of a folder below `data`."""
+        """Return the URI of a folder below `data`."""
         return f"sftp://127.0.0.1{self.data}/{name}"
 
     def _accept(self, listener: socket.socket) -> None:
@@ -114,8 +114,8 @@ class SftpServer:
             except (OSError, paramiko.SSHException, EOFError):
                 return
             connection.add_server_key(self.host_key)
-            if self.speaks is not NOTHING:
-                connection.set_subsystem_handler("sftp", self.speaks, _Files, self)
+            if self.subsystem is not NOTHING:
+                connection.set_subsystem_handler("sftp", self.subsystem, _Files, self)
             self._connections.append(connection)
             connection.start_server(event=threading.Event(), server=_Login(self))
 
@@ -137,11 +137,11 @@ class _Login(paramiko.ServerInterface):
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
         self.server.open_session()
-        if self.sessions >= self.server.most_sessions:
+        if self.sessions >= self.server.max_sessions:
             self.server.sessions_refused += 1
             return OPEN_FAILED_RESOURCE_SHORTAGE
         self.sessions += 1
-        self.server.most_sessions_seen = max(self.server.most_sessions_seen, self.sessions)
+        self.server.max_sessions_seen = max(self.server.max_sessions_seen, self.sessions)
         return OPEN_SUCCEEDED
 
     def check_channel_subsystem_request(self, channel: paramiko.Channel, name: str) -> bool:
@@ -150,14 +150,14 @@ class _Login(paramiko.ServerInterface):
 
     def _answer(self, is_right: bool) -> int:
         self.server.log_in()
-        # A client with a key asks first whether it would do.
+        # A client with a key first asks whether the server would accept it.
         self.server.logins += is_right and not self._is_known
         self._is_known |= is_right
         return AUTH_SUCCESSFUL if is_right else AUTH_FAILED
 
 
 class _Sftp(paramiko.SFTPServer):
-    """paramiko's, with two more extensions and a `SftpServer.script` before each request."""
+    """Adds two extensions to paramiko's server, and a `SftpServer.script` before each request."""
 
     def finish_subsystem(self) -> None:
         self.server.login.sessions -= 1
@@ -199,7 +199,7 @@ class _NotSftp(paramiko.SubsystemHandler):
 
 
 class _Talker(_NotSftp):
-    """Says something else than SFTP, as a login script that prints does."""
+    """Sends text that is not SFTP, like a login script that prints."""
 
     def start_subsystem(self, name: str, transport: paramiko.Transport, channel: paramiko.Channel) -> None:
         channel.sendall(b"Welcome to this server!\n")
@@ -216,7 +216,7 @@ class _Quitter(_NotSftp):
 TALKER, QUITTER, NOTHING = _Talker, _Quitter, paramiko.SubsystemHandler
 
 
-def _answered(work: Callable[..., Any]) -> Callable[..., Any]:
+def _returns_status(work: Callable[..., Any]) -> Callable[..., Any]:
     """Turn an OSError into a status, as OpenSSH does (sftp-server.c, errno_to_portable)."""
 
     @functools.wraps(work)
@@ -243,43 +243,43 @@ class _Files(paramiko.SFTPServerInterface):
         self.login = login
         self.owner = owner
 
-    @_answered
+    @_returns_status
     def open(self, path: str, flags: int, attributes: paramiko.SFTPAttributes) -> _File:
         return _File(os.open(path, flags, 0o666), path, self.owner)
 
-    @_answered
+    @_returns_status
     def list_folder(self, path: str) -> list[paramiko.SFTPAttributes]:
         return [
             paramiko.SFTPAttributes.from_stat(entry.stat(follow_symlinks=False), entry.name)
             for entry in os.scandir(path)
         ]
 
-    @_answered
+    @_returns_status
     def stat(self, path: str) -> paramiko.SFTPAttributes:
         return paramiko.SFTPAttributes.from_stat(os.stat(path))
 
-    @_answered
+    @_returns_status
     def remove(self, path: str) -> None:
         os.unlink(path)
 
-    @_answered
+    @_returns_status
     def rename(self, old: str, new: str) -> None:
         os.link(old, new)
         os.unlink(old)
 
-    @_answered
+    @_returns_status
     def posix_rename(self, old: str, new: str) -> None:
         os.rename(old, new)
 
-    @_answered
+    @_returns_status
     def link(self, old: str, new: str) -> None:
         os.link(old, new)
 
-    @_answered
+    @_returns_status
     def mkdir(self, path: str, attributes: paramiko.SFTPAttributes) -> None:
         os.mkdir(path)
 
-    @_answered
+    @_returns_status
     def rmdir(self, path: str) -> None:
         os.rmdir(path)
 
@@ -291,19 +291,19 @@ class _File(paramiko.SFTPHandle):
         self._descriptor = descriptor
         self._owner = owner
 
-    @_answered
+    @_returns_status
     def read(self, offset: int, length: int) -> bytes:
-        return os.pread(self._descriptor, min(length, self._owner.largest_read), offset)
+        return os.pread(self._descriptor, min(length, self._owner.max_read_bytes), offset)
 
-    @_answered
+    @_returns_status
     def write(self, offset: int, data: bytes) -> None:
         os.pwrite(self._descriptor, data, offset)
 
-    @_answered
+    @_returns_status
     def stat(self) -> paramiko.SFTPAttributes:
         return paramiko.SFTPAttributes.from_stat(os.fstat(self._descriptor))
 
-    @_answered
+    @_returns_status
     def sync(self) -> None:
         os.fsync(self._descriptor)
 
@@ -313,7 +313,7 @@ class _File(paramiko.SFTPHandle):
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[SftpServer]:
-    """Run a server for the length of a block."""
+    """Run a server during a block."""
     server = SftpServer(folder)
     server.start()
     try:
@@ -326,9 +326,9 @@ def refuse(requests: Iterable[str], status: int, skip: int = 0) -> Script:
     """Return a script that answers some requests with a status.
 
     Args:
-        requests: by name.
-        status: for the answer.
-        skip: how many of them pass before.
+        requests: names of the requests.
+        status: the answer.
+        skip: how many of these requests to let through first.
     """
     passing = iter(range(skip))
 

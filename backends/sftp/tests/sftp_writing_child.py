@@ -1,4 +1,4 @@
-"""A process that writes an object: uri, key, megabytes, and storage_options as JSON."""
+"""A process that writes an object. Arguments: URI, key, megabytes, storage_options as JSON."""
 
 import json
 import sys

@@ -1,8 +1,4 @@
-"""The storage contract: a flat space of keys and bytes under one URI.
-
-A `Backend` knows nothing of checkpoints. The comments on its methods *are* the contract; the suite in
-`input_checkpoint.testing` checks every sentence of them.
-"""
+"""The contract that every storage backend keeps."""
 
 from __future__ import annotations
 
@@ -16,34 +12,48 @@ from input_checkpoint.backends.redaction import redact
 
 Data = Union[bytes, bytearray, memoryview]
 
-TRIAL_PREFIX = "probe/"
-"""Keys that a backend, or a probe of one, may create to try the storage out. They hold nothing of value."""
+PROBE_PREFIX = "probe/"
+"""Prefix of the short-lived objects that test whether a storage works. They hold no checkpoint data."""
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One stored object, as a listing shows it."""
+    """A stored object, as `Backend.list` reports it."""
 
     key: str
     size: int
-    """Bytes."""
+    """Size in bytes."""
     modified: Optional[float]
-    """Seconds since the epoch by the storage's own clock; None where it does not say."""
+    """Time of the last write, in seconds since the epoch by the storage's clock. None if it is unknown."""
 
 
 class Backend(abc.ABC):
-    """Where bytes live: a flat key → bytes space under one URI.
+    """Stores objects, which are sequences of bytes, under keys.
 
-    Keys are made of ``A-Z a-z 0-9 . _ -`` in parts joined by ``/``; no part starts with a dot. Every method
-    may be called from several threads at once. Every method raises only `BackendError` and its subclasses for
-    what the storage does: `BackendUnavailableError` when trying again may help, `BackendPermissionError`,
-    `BackendNotFoundError` (the bucket or folder does not exist) and `ObjectNotFoundError` (one key does not
-    exist).
+    The docstrings of this class are the contract. `input_checkpoint.testing.BackendContract` tests it.
 
-    Objects are never changed in place, and a reader sees an object whole or not at all: a half-written
-    one never appears under its key, whatever dies.
+    A key consists of segments that are joined by ``/``. A segment consists of ``A-Z a-z 0-9 . _ -`` and does
+    not start with a dot. Methods raise ValueError for any other key; see `check_key`.
+
+    Objects are complete or absent. No reader ever sees a part of an object, even if its writer dies halfway.
+
+    Several threads may call any method at the same time.
+
+    When the storage fails, methods raise `BackendError` or one of its subclasses, and nothing else:
+
+    - `BackendUnavailableError`: the failure may be temporary. Callers may try the same call again. All other
+      errors are permanent.
+    - `BackendPermissionError`: the storage denies access.
+    - `BackendNotFoundError`: the bucket, container or folder does not exist.
+    - `ObjectNotFoundError`: `get` found no object under the key. The error carries ``uri`` and ``key``.
+    - `ObjectExistsError`: `create` found an object under the key. The error carries ``uri`` and ``key``.
+
+    No message and no attribute of an error contains a credential.
+
+    Args:
+        uri: URI of the backend. Credentials in it are redacted.
     """
 
     def __init__(self, uri: str) -> None:
@@ -51,51 +61,84 @@ class Backend(abc.ABC):
 
     @property
     def uri(self) -> str:
-        """The URI this backend was opened with, without any secret: safe to log."""
+        """URI of the backend, without credentials. Safe to log."""
         return self._uri
 
     @abc.abstractmethod
     def create(self, key: str, data: Data) -> None:
-        """Store ``data`` under ``key`` if, and only if, the key is free. Atomic.
+        """Store an object under a key that does not exist yet, in one atomic step.
 
-        Of many writers that race for one key exactly one returns; the others raise `ObjectExistsError`, and
-        the stored bytes are the winner's. A retry inside the backend may find its own first attempt:
-        it then raises `ObjectExistsError` too, and the caller tells the two apart by what is stored.
+        If several writers create the same key at the same time, exactly one of them succeeds, and the object
+        holds its data. The others raise `ObjectExistsError` and change nothing.
+
+        A backend that retries a request internally may find the object that its own first attempt created. It
+        raises `ObjectExistsError` in this case too. Callers that must know read the object and compare.
+
+        Raises:
+            ObjectExistsError: the key exists.
         """
 
     @abc.abstractmethod
     def put(self, key: str, data: Data) -> None:
-        """Store ``data`` under ``key``, replacing what was there. Atomic for readers."""
+        """Store an object, replacing any object under the same key.
+
+        Readers see either the old object or the new one.
+        """
 
     @abc.abstractmethod
     def get(self, key: str, start: int = 0, end: Optional[int] = None) -> bytes:
-        """Return bytes ``start`` to ``end`` (exclusive; None = to the end) of an object.
+        """Return an object, or a range of its bytes.
 
-        A range past the end is cut off there, as in slicing. Raises `ObjectNotFoundError`.
+        Args:
+            key: key of the object.
+            start: offset of the first byte to return. Never negative.
+            end: offset after the last byte to return. Never negative. None means the end of the object.
+
+        Returns:
+            The bytes ``start`` to ``end``. As in a slice, the part of the range that lies beyond the end of
+            the object is left out.
+
+        Raises:
+            ObjectNotFoundError: the key does not exist.
         """
 
     @abc.abstractmethod
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Yield every object whose key starts with ``prefix``, in key order, as of now.
+        """Return all objects whose keys start with a prefix, sorted by key.
 
-        Never answered from a cache. A prefix that matches nothing yields nothing.
+        The listing shows every write and deletion that finished before the call. It never comes from a cache.
+        Errors may be raised by the call or while the caller iterates.
+
+        Args:
+            prefix: need not end with ``/``. If no key starts with it, the listing is empty.
         """
 
     @abc.abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove objects. A key that is not there is not an error: the outcome is what was asked for."""
+        """Delete objects. Keys that do not exist are ignored.
+
+        After an error, any of the objects may still exist.
+        """
 
     def close(self) -> None:  # noqa: B027 - a backend without connections has nothing to release
-        """Release connections. The backend is not used afterwards."""
+        """Release connections. The backend must not be used afterwards."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._uri!r})"
 
 
 def check_key(key: str) -> str:
-    """Return ``key`` if it is a valid key, else raise ValueError.
+    """Return a key unchanged if it is valid.
 
-    Keys reach the storage's own path handling, so ``..``, empty parts and control characters stop here.
+    Backends hand keys to the path handling of their storage. This check keeps out ``..``, empty segments and
+    control characters, which could lead outside the backend's folder.
+
+    Raises:
+        ValueError: the key is not valid.
+
+    Example:
+        >>> check_key("packs/main/0001.pack")
+        'packs/main/0001.pack'
     """
     if not _KEY.fullmatch(key):
         raise ValueError(f"not a valid key: {key!r}")

@@ -1,4 +1,4 @@
-"""Commits on a storage without conditional writes, by way of one that has them."""
+"""Atomic creates on a storage that has none, by means of locks in a second storage."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ from typing import Optional
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo
 from input_checkpoint.errors import ObjectExistsError, ObjectNotFoundError
 
+COMMIT_LOCK_ADVICE = (
+    "Choose another storage, or name a second one that decides the commits: "
+    "storage_options={'commit_lock': 'file:///folder/that/all/writers/share'}."
+)
+"""What the user can do about a storage without an atomic create; the end of an error message."""
+
 
 class CommitLockBackend(Backend):
-    """A backend whose `create` is decided by a second one.
+    """Adds an atomic `create` to a backend that has none.
 
-    An object is created by creating it among the locks, which is atomic, and then writing it where it
-    belongs. Who finds the lock taken, but nothing behind it (its owner died in between), writes what the lock
-    holds. Only `create` uses locks: manifests, lineage records and the like, not packs.
+    `create` first creates the object in the lock storage, which is atomic, and then writes it to the backend.
+    If a writer dies in between, the next writer that tries to create the key completes the write with the
+    data from the lock. `put` uses no locks.
 
     Args:
-        backend: where everything is kept.
-        locks: where creates are decided. It must be the same place for everybody who writes to ``backend``,
-            used for nothing else, and keep its promise of an atomic `create`.
+        backend: where all objects are stored.
+        locks: decides which `create` succeeds. Its own `create` must be atomic. All writers to ``backend``
+            must use the same ``locks``, and nothing else may be stored there.
 
     Example:
         >>> from input_checkpoint.backends.opening import open_backend
@@ -39,19 +45,20 @@ class CommitLockBackend(Backend):
 
     def create(self, key: str, data: Data) -> None:
         """See `Backend.create`."""
-        if self._holds(key):
-            raise ObjectExistsError(f"{self.uri}/{key} already exists")
+        if self._exists(key):
+            raise self._exists_error(key)
         try:
             self._locks.create(key, data)
         except ObjectExistsError:
-            self._complete(key)
-            raise ObjectExistsError(f"{self.uri}/{key} already exists") from None
-        present = self._bytes_of(key)
-        if not bytes(data).startswith(present):
-            # Not a helper's copy of ours: created, and its lock removed, since we looked.
-            raise ObjectExistsError(f"{self.uri}/{key} already exists")
-        if len(present) < len(data) or not data:
-            # Also over a helper's copy that is half-way up: a storage like this may show it too early.
+            self._complete_interrupted_create(key)
+            raise self._exists_error(key) from None
+        stored = self._read_if_exists(key)
+        if not bytes(data).startswith(stored):
+            # Since the first check, another writer created the object and a `delete` removed its lock.
+            raise self._exists_error(key)
+        if len(stored) < len(data) or not data:
+            # Another writer may be completing this create. Its copy may be visible before it is whole, since
+            # this storage need not be atomic.
             self._backend.put(key, data)
 
     def put(self, key: str, data: Data) -> None:
@@ -68,31 +75,34 @@ class CommitLockBackend(Backend):
 
     def delete(self, keys: Iterable[str]) -> None:
         """See `Backend.delete`."""
-        doomed = tuple(keys)
-        # The lock first: one without its object would bring the object back.
-        self._locks.delete(doomed)
-        self._backend.delete(doomed)
+        names = tuple(keys)
+        # Locks go first: the next `create` would restore the object from a lock that is left.
+        self._locks.delete(names)
+        self._backend.delete(names)
 
     def close(self) -> None:
         """See `Backend.close`."""
         self._backend.close()
         self._locks.close()
 
-    def _holds(self, key: str) -> bool:
+    def _exists(self, key: str) -> bool:
         return any(info.key == key for info in self._backend.list(key))
 
-    def _bytes_of(self, key: str) -> bytes:
-        """Return what is there now; nothing if nothing is."""
+    def _exists_error(self, key: str) -> ObjectExistsError:
+        return ObjectExistsError(f"{self.uri}/{key} already exists", uri=self.uri, key=key)
+
+    def _read_if_exists(self, key: str) -> bytes:
+        """Return the stored object, or no bytes if there is none."""
         with contextlib.suppress(ObjectNotFoundError):
-            return self._backend.get(key) if self._holds(key) else b""
+            return self._backend.get(key) if self._exists(key) else b""
         return b""
 
-    def _complete(self, key: str) -> None:
-        """Do what the owner of a lock had not come to."""
-        if self._holds(key):
+    def _complete_interrupted_create(self, key: str) -> None:
+        """Write the object that belongs to a lock, unless the lock's owner has done so."""
+        if self._exists(key):
             return
         try:
             data = self._locks.get(key)
         except ObjectNotFoundError:
-            return  # deleted meanwhile
+            return  # deleted since the lock was found
         self._backend.put(key, data)

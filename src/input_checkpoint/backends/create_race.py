@@ -1,4 +1,4 @@
-"""Whether a filesystem's create-if-absent keeps its word: several threads want the same few names."""
+"""Tests whether create-if-absent is atomic by letting several threads create the same object."""
 
 from __future__ import annotations
 
@@ -13,23 +13,29 @@ RACERS = 8
 
 
 def race_create(create: Callable[[str], None], names: Sequence[str]) -> int:
-    """Let threads race for each name in turn and return the largest number that were told they had won.
+    """Let several threads create each name at the same time; return the largest number of winners.
 
-    More than 1 means that the create is not atomic. 1 is no proof, but an exists-then-write on a storage
-    behind a network hardly ever gets that far.
+    A result above 1 proves that ``create`` is not atomic. A result of 1 does not prove that it is, but on a
+    remote storage, a check followed by a write almost always has several winners.
 
     Args:
-        create: creates one name; raises `ObjectExistsError` if it is taken.
-        names: free ones.
+        create: creates one name; raises `ObjectExistsError` if the name exists.
+        names: names that do not exist yet.
 
     Raises:
-        BackendError: what ``create`` raises.
+        BackendError: whatever ``create`` raises.
+
+    Example:
+        >>> from input_checkpoint.backends.memory import MemoryBackend
+        >>> backend = MemoryBackend("memory://race")
+        >>> race_create(lambda name: backend.create(name, b""), ["a", "b"])
+        1
     """
     with ThreadPoolExecutor(RACERS) as racers:
-        return max(_winners(racers, create, name) for name in names)
+        return max(_count_winners(racers, create, name) for name in names)
 
 
-def _winners(racers: ThreadPoolExecutor, create: Callable[[str], None], name: str) -> int:
+def _count_winners(racers: ThreadPoolExecutor, create: Callable[[str], None], name: str) -> int:
     start = threading.Barrier(RACERS)
 
     def race(_: int) -> bool:

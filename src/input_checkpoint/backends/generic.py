@@ -1,4 +1,4 @@
-"""Any fsspec filesystem that no plugin claims."""
+"""A backend for any fsspec filesystem that has no plugin."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from fsspec.implementations.cached import CachingFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.spec import AbstractFileSystem
 
-from input_checkpoint.backends.base import TRIAL_PREFIX, Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.base import PROBE_PREFIX, Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
 from input_checkpoint.backends.create_race import RACERS, race_create
 from input_checkpoint.backends.redaction import redact
 from input_checkpoint.errors import (
@@ -29,20 +30,20 @@ from input_checkpoint.errors import (
     UnknownBackendError,
 )
 
-_TRIED_NAMES = 4
+_RACED_OBJECTS = 4
 
 
 class GenericBackend(Backend):
-    """A folder of an fsspec filesystem.
+    """Stores objects in a folder of an fsspec filesystem.
 
-    Commits need an atomic create-if-absent. fsspec's inherited ``pipe_file(mode="create")`` asks ``exists()``
-    and then writes, which is not atomic; a filesystem that has no implementation of its own, or whose own one
-    loses a race when it is tried, can be read here but not written.
+    Commits need an atomic create-if-absent. fsspec's default implementation, ``pipe_file(mode="create")``,
+    calls ``exists()`` and then writes, which is not atomic. So `create` refuses to work on a filesystem that
+    inherits this default, and on one whose own implementation fails a race. Such a store can only be read.
 
     Args:
-        uri: for messages only.
-        filesystem: an open fsspec filesystem. Its listing cache is by-passed.
-        root: path of the folder inside the filesystem.
+        uri: URI to show in messages.
+        filesystem: an open fsspec filesystem. Its listing cache is not used.
+        root: path of the folder in the filesystem.
 
     Example:
         >>> from fsspec.implementations.local import LocalFileSystem
@@ -54,46 +55,47 @@ class GenericBackend(Backend):
         super().__init__(uri)
         self._fs = filesystem
         self._root = root.rstrip("/")
-        self._trying = threading.Lock()
-        self._verdict: Optional[str] = None
+        self._race_lock = threading.Lock()
+        self._race_obstacle: Optional[str] = None
 
     def commit_obstacle(self) -> Optional[str]:
-        """Return why this storage cannot be written, or None if it can.
+        """Return why the filesystem cannot commit, or None if it can.
 
-        Tries it out the first time, on a few small objects.
+        The first call runs a race on a few small objects.
 
         Raises:
-            BackendError: it could not be tried out.
+            BackendError: the race could not be run.
         """
         if not _has_own_create(self._fs):
             return f"{type(self._fs).__name__} has no atomic create-if-absent"
-        with self._trying:
-            if self._verdict is None:
-                self._verdict = self._try_create()
-            return self._verdict or None
+        with self._race_lock:
+            if self._race_obstacle is None:
+                self._race_obstacle = self._race()
+            return self._race_obstacle or None
 
     def create(self, key: str, data: Data) -> None:
         """See `Backend.create`."""
-        reason = self.commit_obstacle()
-        if reason is not None:
+        obstacle = self.commit_obstacle()
+        if obstacle is not None:
             raise BackendError(
-                f"{self.uri}: {reason}, so two writers could both believe that they committed. "
-                "This storage can be read but not written: choose another one, or name one for the commits, "
-                "storage_options={'commit_lock': 'file:///a/folder/that/all/share'}."
+                f"cannot create {self.uri}/{key}: {obstacle}, so two writers could both believe that "
+                f"they committed. This storage can be read but not written. {COMMIT_LOCK_ADVICE}",
+                uri=self.uri,
+                key=key,
             )
         self._create(key, data)
 
     def put(self, key: str, data: Data) -> None:
         """See `Backend.put`."""
         path = self._path(key)
-        with self._errors("write", key):
+        with self._errors("write", key=key):
             self._make_folder(path)
             self._fs.pipe_file(path, bytes(data))
 
     def get(self, key: str, start: int = 0, end: Optional[int] = None) -> bytes:
         """See `Backend.get`."""
         path = self._path(key)
-        with self._errors("read", key):
+        with self._errors("read", key=key):
             if end is not None and end <= start:
                 self._fs.info(path)
                 return b""
@@ -104,7 +106,7 @@ class GenericBackend(Backend):
         """See `Backend.list`."""
         folder = prefix.rpartition("/")[0]
         path = f"{self._root}/{folder}".rstrip("/")
-        with self._errors("list", folder):
+        with self._errors("list", prefix=folder):
             self._fs.invalidate_cache()
             try:
                 found = self._fs.find(path, detail=True)
@@ -122,7 +124,7 @@ class GenericBackend(Backend):
         """See `Backend.delete`."""
         paths = {key: self._path(key) for key in keys}
         for key, path in paths.items():
-            with self._errors("delete", key), contextlib.suppress(FileNotFoundError):
+            with self._errors("delete", key=key), contextlib.suppress(FileNotFoundError):
                 self._fs.rm_file(path)
 
     def _cat_range(self, path: str, start: int, end: Optional[int]) -> bytes:
@@ -132,18 +134,18 @@ class GenericBackend(Backend):
 
     def _create(self, key: str, data: Data) -> None:
         path = self._path(key)
-        with self._errors("create", key):
+        with self._errors("create", key=key):
             self._make_folder(path)
             try:
                 self._fs.pipe_file(path, bytes(data), mode="create")
             except OSError as error:
-                if _says_exists(error):
-                    raise ObjectExistsError(f"{self.uri}/{key} already exists") from error
-                raise
+                if not _means_exists(error):
+                    raise
+                raise ObjectExistsError(f"{self.uri}/{key} already exists", uri=self.uri, key=key) from error
 
-    def _try_create(self) -> str:
-        """Return what is wrong with the filesystem's own create; nothing if nothing is."""
-        names = [f"{TRIAL_PREFIX}{uuid.uuid4().hex}" for _ in range(_TRIED_NAMES)]
+    def _race(self) -> str:
+        """Return why the filesystem's own create is not atomic, or an empty string if no race shows it."""
+        names = [f"{PROBE_PREFIX}{uuid.uuid4().hex}" for _ in range(_RACED_OBJECTS)]
         try:
             winners = race_create(lambda name: self._create(name, b"race"), names)
         finally:
@@ -151,7 +153,7 @@ class GenericBackend(Backend):
                 self.delete(names)
         if winners <= 1:
             return ""
-        return f"of {RACERS} writers that create one object at once {winners} are told that they did"
+        return f"{winners} of {RACERS} writers that created the same object at the same time succeeded"
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{check_key(key)}"
@@ -161,64 +163,78 @@ class GenericBackend(Backend):
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
 
     @contextlib.contextmanager
-    def _errors(self, verb: str, key: str) -> Iterator[None]:
+    def _errors(self, operation: str, key: Optional[str] = None, prefix: str = "") -> Iterator[None]:
+        """Translate the filesystem's exceptions.
+
+        Args:
+            operation: verb for the message.
+            key: the object that the operation is about, if it is about one.
+            prefix: otherwise, the folder that it is about.
+        """
         try:
             yield
         except BackendError:
             raise
-        except FileNotFoundError as error:
-            cls = ObjectNotFoundError if verb == "read" else BackendNotFoundError
-            raise cls(f"cannot {verb} {self.uri}/{key}: not found") from error
-        except PermissionError as error:
-            raise BackendPermissionError(
-                f"cannot {verb} {self.uri}/{key}: permission denied. Check the credentials in "
-                "storage_options."
-            ) from error
-        except NotImplementedError as error:
-            raise BackendError(
-                f"cannot {verb} {self.uri}/{key}: {type(self._fs).__name__} cannot do that ({error}). "
-                "Choose another storage."
-            ) from error
         except Exception as error:
             # Drivers raise exceptions of their own that share no base class.
-            raise BackendUnavailableError(
-                f"cannot {verb} {self.uri}/{key}: {type(error).__name__}: {redact(str(error))}"
-            ) from error
+            cls, problem = self._diagnose(error, operation)
+            where = f"{self.uri}/{prefix if key is None else key}"
+            raise cls(f"cannot {operation} {where}: {problem}", uri=self.uri, key=key) from error
+
+    def _diagnose(self, error: Exception, operation: str) -> tuple[type[BackendError], str]:
+        if isinstance(error, FileNotFoundError):
+            return ObjectNotFoundError if operation == "read" else BackendNotFoundError, "not found"
+        if isinstance(error, PermissionError):
+            return BackendPermissionError, "permission denied. Check the credentials in storage_options."
+        if isinstance(error, NotImplementedError):
+            name = type(self._fs).__name__
+            return BackendError, f"{name} does not support this operation ({error}). Choose another storage."
+        return BackendUnavailableError, f"{type(error).__name__}: {redact(str(error))}"
 
 
 def open_generic(uri: str, storage_options: Mapping[str, Any]) -> GenericBackend:
-    """Open any URI that fsspec knows."""
+    """Open any URI that fsspec knows.
+
+    Raises:
+        UnknownBackendError: fsspec needs another package for the URI, or the URI names a cache.
+        BackendUnavailableError: fsspec cannot open the URI.
+    """
+    shown = redact(uri)
     options = {"use_listings_cache": False, "skip_instance_cache": True, **storage_options}
     try:
         filesystem, root = fsspec.core.url_to_fs(uri, **options)
     except ImportError as error:
-        raise UnknownBackendError(f"{redact(uri)}: fsspec needs a package for it: {error}") from error
+        raise UnknownBackendError(
+            f"cannot open {shown}: fsspec needs another package for it ({error})", uri=shown
+        ) from error
     except (OSError, ValueError) as error:
         raise BackendUnavailableError(
-            f"cannot open {redact(uri)}: {type(error).__name__}: {redact(str(error))}"
+            f"cannot open {shown}: {type(error).__name__}: {redact(str(error))}", uri=shown
         ) from error
     if isinstance(filesystem, CachingFileSystem):
+        cache = uri.partition("::")[0]
         raise UnknownBackendError(
-            f"{redact(uri)}: a store is not kept behind a cache, which shows what was there and not what is. "
-            f"Leave {uri.partition('::')[0]}:: out."
+            f"cannot open {shown}: a store cannot be used through a cache, because a cache may show old "
+            f"data. Remove {cache}:: from the URI.",
+            uri=shown,
         )
     return GenericBackend(uri, filesystem, root)
 
 
 def generic_can_open(scheme: str) -> bool:
-    """Whether fsspec has a filesystem for ``scheme``: known by name, or registered by the program."""
+    """Return whether fsspec has a filesystem for a scheme, its own or one that the program registered."""
     return scheme in fsspec.available_protocols() or scheme in fsspec.registry
 
 
 def _has_own_create(filesystem: AbstractFileSystem) -> bool:
-    """Whether a filesystem, or the one it is a folder of, implements create-if-absent itself."""
+    """Return whether a filesystem implements create-if-absent itself, instead of inheriting the default."""
     if isinstance(filesystem, DirFileSystem):
         return _has_own_create(filesystem.fs)
     cls = type(filesystem)
-    return _overrides_create(cls) and not _takes_no_mode(cls)
+    return _overrides_pipe_file(cls) and _accepts_mode(cls)
 
 
-def _overrides_create(cls: type) -> bool:
+def _overrides_pipe_file(cls: type) -> bool:
     inherited = (AbstractFileSystem, AsyncFileSystem)
     for method in ("_pipe_file", "pipe_file"):
         owner = next((base for base in cls.__mro__ if method in vars(base)), None)
@@ -227,14 +243,14 @@ def _overrides_create(cls: type) -> bool:
     return False
 
 
-def _takes_no_mode(cls: type) -> bool:
-    """Whether the filesystem's own write has no place for ``mode``, and so drops it or hands it on unread."""
+def _accepts_mode(cls: type) -> bool:
+    """Return whether the filesystem's own write has a ``mode``. Without it, a create silently replaces."""
     method = getattr(cls, "_pipe_file" if issubclass(cls, AsyncFileSystem) else "pipe_file")
-    return "mode" not in inspect.signature(method).parameters
+    return "mode" in inspect.signature(method).parameters
 
 
-def _says_exists(error: OSError) -> bool:
-    # s3fs turns a 412 into a plain OSError on servers that do not name the failed condition.
+def _means_exists(error: OSError) -> bool:
+    # On servers that do not name the failed condition, s3fs turns a 412 into a plain OSError.
     response = getattr(error.__cause__, "response", None) or {}
     code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
     return isinstance(error, FileExistsError) or code in ("PreconditionFailed", "412")

@@ -1,4 +1,4 @@
-"""Objects as files: write aside, fsync, link. A crash leaves no half object under a final name."""
+"""A backend that stores objects as files in a folder."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from input_checkpoint.errors import (
     ObjectNotFoundError,
 )
 
-_ASIDE = ".aside"
+_TEMPORARY_FOLDER = ".aside"
 _STALE_AFTER_SECONDS = 24 * 3600
 _FOLDER_ATTEMPTS = 20
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
-_BAD_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
-# What a network file system says when its server is away for a moment, and a disk that is busy.
+_PERMISSION_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS}
+_BAD_PATH_ERRORS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
+# Reported by a network file system whose server is unavailable, and by a busy disk.
 _TRANSIENT_ERRORS = {
     getattr(errno, name)
     for name in (
@@ -54,15 +54,23 @@ _TRANSIENT_ERRORS = {
     )
     if hasattr(errno, name)
 }
-# Where an object should be there is nothing, a folder, or a file half-way up.
+# The key does not exist, is a folder, or lies below a file.
 _NO_OBJECT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 class LocalBackend(Backend):
-    """A folder of files; keys are paths below it. The folder is made at the first write.
+    """Stores each object as a file. The key is the file's path below the folder of the backend.
 
-    New bytes go to ``.aside/`` in the same folder, are flushed to the disk, and get their name by one
-    atomic call: ``link`` for `create` (fails if the name is taken, also on NFS), ``rename`` for `put`.
+    The first write creates the folder. New data goes to a temporary file in ``.aside/``, is flushed to the
+    disk, and gets its name in one atomic step. `create` makes a hard link, which fails if the name exists, on
+    NFS too. `put` renames.
+
+    Args:
+        uri: a path or a ``file://`` URI. A relative path is resolved at once; ``~`` is expanded.
+
+    Raises:
+        BackendNotFoundError: ``uri`` names a file or a host.
+        ValueError: ``uri`` is a ``file://`` URI without a path.
 
     Example:
         >>> import tempfile
@@ -75,29 +83,28 @@ class LocalBackend(Backend):
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
         self._root = _root_of(uri)
-        self._lasting: set[Path] = set()
-        with self._errors("open", ""):
+        self._durable_folders: set[Path] = set()
+        with self._errors("open"):
             is_file = self._root.exists() and not self._root.is_dir()
         if is_file:
             raise BackendNotFoundError(
-                f"{self.uri} is a file, and a folder is needed. Give the path of a folder (it may not exist "
-                "yet)."
+                f"{self.uri} is a file, not a folder. Choose a folder; it need not exist yet.", uri=self.uri
             )
-        self._remove_stale()
+        self._remove_stale_files()
 
     def create(self, key: str, data: Data) -> None:
         """See `Backend.create`."""
-        with self._written_aside(key, data) as aside:
-            self._name(aside, key, self._link)
+        with self._temporary_file(key, data) as temporary:
+            self._publish(temporary, key, self._link)
 
     def put(self, key: str, data: Data) -> None:
         """See `Backend.put`."""
-        with self._written_aside(key, data) as aside:
-            self._name(aside, key, os.replace)
+        with self._temporary_file(key, data) as temporary:
+            self._publish(temporary, key, self._replace)
 
     def get(self, key: str, start: int = 0, end: Optional[int] = None) -> bytes:
         """See `Backend.get`."""
-        with self._errors("read", key), open(self._path(key), "rb") as file:
+        with self._errors("read", key=key), open(self._path(key), "rb") as file:
             if start >= os.fstat(file.fileno()).st_size:
                 return b""
             file.seek(start)
@@ -106,7 +113,7 @@ class LocalBackend(Backend):
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `Backend.list`."""
         folder = prefix.rpartition("/")[0]
-        with self._errors("list", folder):
+        with self._errors("list", prefix=folder):
             found = sorted(self._walk(self._root / folder, folder), key=lambda info: info.key)
         return (info for info in found if info.key.startswith(prefix))
 
@@ -114,7 +121,7 @@ class LocalBackend(Backend):
         """See `Backend.delete`."""
         for key in keys:
             path = self._path(key)
-            with self._errors("delete", key), contextlib.suppress(*_NO_OBJECT):
+            with self._errors("delete", key=key), contextlib.suppress(*_NO_OBJECT):
                 path.unlink()
             self._remove_empty_folders(path.parent)
 
@@ -122,56 +129,64 @@ class LocalBackend(Backend):
         return self._root / check_key(key)
 
     @contextlib.contextmanager
-    def _written_aside(self, key: str, data: Data) -> Iterator[Path]:
-        self._path(key)
-        aside = self._root / _ASIDE / uuid.uuid4().hex
-        with self._errors("write", key):
-            self._make_folder(aside.parent)
+    def _temporary_file(self, key: str, data: Data) -> Iterator[Path]:
+        """Write the data of an object to a temporary file, which the end of the block removes."""
+        check_key(key)
+        temporary = self._root / _TEMPORARY_FOLDER / uuid.uuid4().hex
+        with self._errors("write", key=key):
+            self._make_durable_folder(temporary.parent)
             try:
-                _write_synced(aside, data)
-                yield aside
+                _write_synced(temporary, data)
+                yield temporary
             finally:
-                aside.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
 
-    def _name(self, aside: Path, key: str, give_name: Callable[[Path, Path], None]) -> None:
-        path = self._path(key)
+    def _publish(self, temporary: Path, key: str, set_name: Callable[[Path, str], None]) -> None:
+        """Give a temporary file the name of its object."""
+        folder = self._path(key).parent
         for attempts_left in reversed(range(_FOLDER_ATTEMPTS)):
             try:
-                self._make_folder(path.parent)
-                give_name(aside, path)
+                self._make_durable_folder(folder)
+                set_name(temporary, key)
                 break
             except (FileNotFoundError, FileExistsError):
-                # A concurrent delete() may have removed the folder that it had just emptied.
+                # A concurrent delete() may have removed the folder after emptying it.
                 if not attempts_left:
                     raise
-        _sync_folder(path.parent)
+        _sync_folder(folder)
 
-    def _make_folder(self, folder: Path) -> None:
-        """Make a folder that outlasts a power cut: its name, and those of the new ones above, are flushed."""
-        doubtful: list[Path] = []
+    def _make_durable_folder(self, folder: Path) -> None:
+        """Make a folder and the folders above it, and flush their names to the disk."""
+        unflushed: list[Path] = []
         for each in (folder, *folder.parents):
-            # One that is there may have been made a moment ago by a process that has not flushed it yet. What
-            # is above the root was there before us, or is missing.
-            if each.exists() and (each in self._lasting or self._root not in each.parents):
+            # A folder that exists may be one that another process has just made and not flushed yet. Folders
+            # above the root are not ours: they exist already, or have to be made.
+            if each.exists() and (each in self._durable_folders or self._root not in each.parents):
                 break
-            doubtful.append(each)
+            unflushed.append(each)
         folder.mkdir(parents=True, exist_ok=True)
-        for each in reversed(doubtful):
-            with contextlib.suppress(PermissionError):  # a folder may be written to without being readable
+        for each in reversed(unflushed):
+            with contextlib.suppress(PermissionError):  # a folder may be writable without being readable
                 _sync_folder(each.parent)
-            self._lasting.add(each)
+            self._durable_folders.add(each)
 
-    def _link(self, aside: Path, path: Path) -> None:
+    def _replace(self, temporary: Path, key: str) -> None:
+        os.replace(temporary, self._path(key))
+
+    def _link(self, temporary: Path, key: str) -> None:
+        path = self._path(key)
         try:
-            os.link(aside, path)
+            os.link(temporary, path)
         except FileExistsError as error:
-            raise ObjectExistsError(f"{path} already exists") from error
+            raise ObjectExistsError(f"{path} already exists", uri=self.uri, key=key) from error
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
                 raise
             raise BackendError(
-                f"{self.uri}: this filesystem has no hard links, so a commit cannot be made atomic there. "
-                "Use another filesystem or an object store."
+                f"cannot create {path}: this file system has no hard links, so commits cannot be atomic. "
+                "Choose another file system or an object store.",
+                uri=self.uri,
+                key=key,
             ) from error
 
     def _walk(self, folder: Path, key: str) -> Iterator[ObjectInfo]:
@@ -199,39 +214,52 @@ class LocalBackend(Backend):
                 return
             folder = folder.parent
 
-    def _remove_stale(self) -> None:
-        """Remove what a crash left aside. A day is longer than any write in flight can take."""
+    def _remove_stale_files(self) -> None:
+        """Remove temporary files that crashed writers left behind. No write takes as long as a day."""
         with contextlib.suppress(OSError):
-            for entry in list(os.scandir(self._root / _ASIDE)):
+            for entry in list(os.scandir(self._root / _TEMPORARY_FOLDER)):
                 if time.time() - entry.stat().st_mtime > _STALE_AFTER_SECONDS:
                     os.unlink(entry.path)
 
     @contextlib.contextmanager
-    def _errors(self, verb: str, key: str) -> Iterator[None]:
+    def _errors(self, operation: str, key: Optional[str] = None, prefix: str = "") -> Iterator[None]:
+        """Translate errors of the file system.
+
+        Args:
+            operation: verb for the message.
+            key: the object that the operation is about, if it is about one.
+            prefix: otherwise, the folder that it is about.
+        """
         try:
             yield
         except OSError as error:
-            raise self._translate(error, verb, key) from error
+            cls, advice = self._diagnose(error, operation)
+            path = self._root / (prefix if key is None else key)
+            message = f"cannot {operation} {path}: {error.strerror or error}{advice}"
+            raise cls(message, uri=self.uri, key=key) from error
 
-    def _translate(self, error: OSError, verb: str, key: str) -> BackendError:
-        what = f"cannot {verb} {self._root / key}: {error.strerror or error}"
-        if isinstance(error, _NO_OBJECT) and verb == "read":
-            return ObjectNotFoundError(what)
-        if error.errno in _PERMISSION:
-            return BackendPermissionError(
-                f"{what}. Give this user (uid {os.getuid()}) access to {self._root}, or choose another URI."
-            )
-        if error.errno in _BAD_PATH:
-            return BackendNotFoundError(f"{what}. A part of this path is a file, is missing, or is too long.")
+    def _diagnose(self, error: OSError, operation: str) -> tuple[type[BackendError], str]:
+        """Return the class for an error, and advice to append to its message."""
+        if isinstance(error, _NO_OBJECT) and operation == "read":
+            return ObjectNotFoundError, ""
+        if error.errno in _PERMISSION_ERRORS:
+            user = f"this user (uid {os.getuid()})"
+            return BackendPermissionError, f". Give {user} access to {self._root}, or choose another URI."
+        if error.errno in _BAD_PATH_ERRORS:
+            return BackendNotFoundError, ". A part of this path is a file, is missing, or is too long."
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return BackendError(f"{what}. Free some space, or keep fewer checkpoints.")
-        return BackendUnavailableError(what) if error.errno in _TRANSIENT_ERRORS else BackendError(what)
+            return BackendError, ". Free some space, or keep fewer checkpoints."
+        return BackendUnavailableError if error.errno in _TRANSIENT_ERRORS else BackendError, ""
 
 
 def open_local(uri: str, storage_options: Mapping[str, Any]) -> LocalBackend:
-    """Open a bare path or a ``file://`` URI. It takes no storage options."""
+    """Open a path or a ``file://`` URI.
+
+    Raises:
+        ValueError: ``storage_options`` is not empty, or the URI has no path.
+    """
     if storage_options:
-        raise ValueError(f"local files take no storage_options, got {sorted(storage_options)}")
+        raise ValueError(f"local files accept no storage_options, got {sorted(storage_options)}")
     return LocalBackend(uri)
 
 
@@ -240,10 +268,14 @@ def _root_of(uri: str) -> Path:
         return Path(uri).expanduser().absolute()
     parts = urlsplit(uri)
     if parts.netloc not in ("", "localhost"):
+        shown = redact(uri)
         raise BackendNotFoundError(
-            f"{redact(uri)}: a file URI names no host. Write file:///absolute/path (three "
-            "slashes) or a bare path."
+            f"cannot open {shown}: a file URI has no host. Write file:///absolute/path (three slashes), or "
+            "only the path.",
+            uri=shown,
         )
+    if not parts.path:
+        raise ValueError(f"{uri} names no folder. Write file:///absolute/path (three slashes).")
     return Path(unquote(parts.path))
 
 
@@ -255,7 +287,7 @@ def _write_synced(path: Path, data: Data) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    # Without this the new name itself can be lost in a power cut: fsync(2), "NOTES".
+    # Without this, a power cut can lose the new name: see fsync(2), "NOTES".
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

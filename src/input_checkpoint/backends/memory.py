@@ -1,4 +1,4 @@
-"""Objects in this process's memory: for tests, and for trying things out."""
+"""A backend that keeps objects in memory, for tests and examples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from input_checkpoint.errors import ObjectExistsError, ObjectNotFoundError
 
 
 class MemoryBackend(Backend):
-    """A dictionary behind a lock. Backends of one process with the same URI share it.
+    """Keeps objects in a dictionary, which all backends with the same URI share within a process.
 
     Example:
         >>> backend = MemoryBackend("memory://example")
@@ -21,20 +21,20 @@ class MemoryBackend(Backend):
         b'el'
     """
 
-    _spaces: dict[str, dict[str, tuple[bytes, float]]] = {}  # noqa: RUF012 - shared on purpose
+    _objects_by_uri: dict[str, dict[str, tuple[bytes, float]]] = {}  # noqa: RUF012 - shared on purpose
     _lock = threading.Lock()
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
         with self._lock:
-            self._objects = self._spaces.setdefault(uri.rstrip("/"), {})
+            self._objects = self._objects_by_uri.setdefault(uri.rstrip("/"), {})
 
     def create(self, key: str, data: Data) -> None:
         """See `Backend.create`."""
         entry = (bytes(data), time.time())
         with self._lock:
             if self._objects.setdefault(check_key(key), entry) is not entry:
-                raise ObjectExistsError(f"{self.uri}/{key} already exists")
+                raise ObjectExistsError(f"{self.uri}/{key} already exists", uri=self.uri, key=key)
 
     def put(self, key: str, data: Data) -> None:
         """See `Backend.put`."""
@@ -46,7 +46,7 @@ class MemoryBackend(Backend):
         with self._lock:
             entry = self._objects.get(check_key(key))
         if entry is None:
-            raise ObjectNotFoundError(f"{self.uri}/{key} does not exist")
+            raise ObjectNotFoundError(f"{self.uri}/{key} does not exist", uri=self.uri, key=key)
         return entry[0][start:end]
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
@@ -64,7 +64,11 @@ class MemoryBackend(Backend):
 
 
 def open_memory(uri: str, storage_options: Mapping[str, Any]) -> MemoryBackend:
-    """Open ``memory://name``. It takes no storage options."""
+    """Open ``memory://name``.
+
+    Raises:
+        ValueError: ``storage_options`` is not empty.
+    """
     if storage_options:
-        raise ValueError(f"memory:// takes no storage_options, got {sorted(storage_options)}")
+        raise ValueError(f"memory:// accepts no storage_options, got {sorted(storage_options)}")
     return MemoryBackend(uri)

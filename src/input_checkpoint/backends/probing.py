@@ -1,4 +1,4 @@
-"""Whether a storage can hold a store, found out by doing it with one small object."""
+"""Tests whether a storage can hold a store."""
 
 from __future__ import annotations
 
@@ -6,42 +6,43 @@ import contextlib
 import time
 import uuid
 
-from input_checkpoint.backends.base import TRIAL_PREFIX, Backend
+from input_checkpoint.backends.base import PROBE_PREFIX, Backend
+from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
 from input_checkpoint.errors import BackendError, ObjectExistsError
 
-_LEFT_BEHIND_SECONDS = 24 * 3600
+_STALE_AFTER_SECONDS = 24 * 3600
 
 
 def probe(backend: Backend) -> None:
-    """Create, write, read, list and delete a small object, and see that a second create is refused.
+    """Create, replace, read, list and delete a small object, and check that a second create is refused.
 
-    What a crash in the middle has left is removed by a later probe, a day after.
+    Also deletes objects that interrupted probes left behind more than a day ago.
 
     Args:
-        backend: an open one.
+        backend: the storage to test.
 
     Raises:
-        BackendError: the storage cannot hold a store, and trying again will not help; the message says which
-            operation it refuses. `BackendUnavailableError` if it may be away only for the moment.
+        BackendError: the storage cannot hold a store. The message names the operation that failed.
+        BackendUnavailableError: the storage is unavailable. Trying again later may help.
 
     Example:
         >>> from input_checkpoint.backends.opening import open_backend
         >>> probe(open_backend("memory://probed"))
     """
-    key = f"{TRIAL_PREFIX}{uuid.uuid4().hex}"
+    key = f"{PROBE_PREFIX}{uuid.uuid4().hex}"
     try:
-        _write(backend, key)
-        _read(backend, key)
-        left_behind = _list(backend, key)
+        _check_writes(backend, key)
+        _check_reads(backend, key)
+        stale = _check_listing(backend, key)
     except BaseException:
-        # What went wrong is what the caller must hear of, not that tidying up went wrong as well.
+        # The caller needs the first error, not one from the cleanup.
         with contextlib.suppress(BackendError):
             backend.delete([key])
         raise
-    backend.delete([key, *left_behind])
+    backend.delete([key, *stale])
 
 
-def _write(backend: Backend, key: str) -> None:
+def _check_writes(backend: Backend, key: str) -> None:
     backend.create(key, b"first")
     try:
         backend.create(key, b"second")
@@ -49,24 +50,31 @@ def _write(backend: Backend, key: str) -> None:
         backend.put(key, b"third")
         return
     raise BackendError(
-        f"{backend.uri} ignores the condition of a conditional create: it has replaced an object that was "
-        f"there ({key}), so two writers could both believe that they committed. Choose another storage, or "
-        "name one for the commits: storage_options={'commit_lock': 'file:///a/folder/that/all/share'}."
+        f"{backend.uri} ignores the condition of a conditional create: a second create replaced {key}. Two "
+        f"writers could both believe that they committed. {COMMIT_LOCK_ADVICE}",
+        uri=backend.uri,
+        key=key,
     )
 
 
-def _read(backend: Backend, key: str) -> None:
+def _check_reads(backend: Backend, key: str) -> None:
     if backend.get(key) != b"third" or backend.get(key, 1, 3) != b"hi":
-        raise BackendError(f"{backend.uri}: what was written to {key} does not come back as it was")
+        raise BackendError(
+            f"{backend.uri} does not return the data that was written to {key}. Choose another storage.",
+            uri=backend.uri,
+            key=key,
+        )
 
 
-def _list(backend: Backend, key: str) -> list[str]:
-    """Return what probes that were killed have left."""
+def _check_listing(backend: Backend, key: str) -> list[str]:
+    """Check that the listing shows the object; return the keys that interrupted probes left behind."""
     now = time.time()
-    found = {info.key: info.modified for info in backend.list(TRIAL_PREFIX)}
+    found = {info.key: info.modified for info in backend.list(PROBE_PREFIX)}
     if key not in found:
         raise BackendError(
-            f"{backend.uri}: an object that was just written ({key}) is not in the listing, so checkpoints "
-            "could not be found there. Choose a storage with consistent listings."
+            f"{backend.uri} does not list {key}, which was just written, so the store could miss "
+            "checkpoints. Choose a storage with consistent listings.",
+            uri=backend.uri,
+            key=key,
         )
-    return [name for name, modified in found.items() if modified and now - modified > _LEFT_BEHIND_SECONDS]
+    return [name for name, modified in found.items() if modified and now - modified > _STALE_AFTER_SECONDS]

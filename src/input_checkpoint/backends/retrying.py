@@ -1,4 +1,4 @@
-"""Patience with a storage that is away for a moment: a decorator round any backend."""
+"""Retries while the storage is unavailable."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long to go on trying while a storage is unavailable.
+    """How long to retry an operation while the storage is unavailable.
 
-    The n-th pause is drawn at random between 0 and ``initial_delay * 2 ** (n - 1)``, at most ``max_delay``
-    ("full jitter"), so that many workers do not come back at the same moment.
+    The n-th pause is a random time between 0 and ``initial_delay * 2 ** (n - 1)``, capped at ``max_delay``
+    ("full jitter"), so that workers do not all retry at the same moment.
 
     Example:
         >>> RetryPolicy(timeout=600)
@@ -30,11 +30,11 @@ class RetryPolicy:
     """
 
     timeout: float = 120.0
-    """Seconds from the first attempt of an operation to its last one. 0 means one attempt."""
+    """Seconds from the first attempt of an operation to the last. 0 means a single attempt."""
     initial_delay: float = 0.2
-    """Upper bound of the first pause, in seconds."""
+    """Longest first pause, in seconds."""
     max_delay: float = 15.0
-    """Upper bound of every pause, in seconds."""
+    """Longest pause, in seconds."""
 
     def __post_init__(self) -> None:
         if not self.timeout >= 0:
@@ -46,34 +46,38 @@ class RetryPolicy:
             )
 
 
-DEFAULT_POLICY = RetryPolicy()
+DEFAULT_RETRY_POLICY = RetryPolicy()
 
 
 class RetryingBackend(Backend):
-    """Tries again what another backend could not do because its storage was unavailable.
+    """Retries the operations of another backend while its storage is unavailable.
 
-    Only `BackendUnavailableError` is retried; every other error is raised at once. When the time is up, the
-    last error is raised, as `BackendUnavailableError`, with how long and how often it was tried.
+    Only `BackendUnavailableError` is retried. All other errors are raised at once. After the timeout of the
+    policy, the last error is raised with the number of attempts in its message.
 
-    A retried `create` whose first response was lost finds the object that it created itself and raises
-    `ObjectExistsError`. The contract allows that: the caller finds out by reading what is stored. The store
-    compares the write id in a manifest or lineage record.
+    If the response to a `create` is lost, the retry finds the object that the first attempt created and
+    raises `ObjectExistsError`, as the contract allows. The store recognizes its own objects by the write id
+    in them.
+
+    Args:
+        backend: the backend to call.
+        policy: how long to retry.
 
     Example:
         >>> from input_checkpoint.backends.opening import open_backend
-        >>> backend = RetryingBackend(open_backend("memory://patient"), RetryPolicy(timeout=60))
+        >>> backend = RetryingBackend(open_backend("memory://retried"), RetryPolicy(timeout=60))
         >>> backend.put("key", b"data")
         >>> backend.get("key")
         b'data'
     """
 
-    def __init__(self, backend: Backend, policy: RetryPolicy = DEFAULT_POLICY) -> None:
+    def __init__(self, backend: Backend, policy: RetryPolicy = DEFAULT_RETRY_POLICY) -> None:
         super().__init__(backend.uri)
         self._backend = backend
         self._policy = policy
 
     def create(self, key: str, data: Data) -> None:
-        """See `Backend.create`, and the docstring of this class."""
+        """See `Backend.create` and the class docstring."""
         self._retry("create", key, lambda: self._backend.create(key, data))
 
     def put(self, key: str, data: Data) -> None:
@@ -85,46 +89,46 @@ class RetryingBackend(Backend):
         return self._retry("get", key, lambda: self._backend.get(key, start, end))
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `Backend.list`. One that breaks off is begun again, so it is read to its end first."""
-        # A tuple, since `list` is this method's own name in the class body.
+        """See `Backend.list`. The listing is read completely first, so that a retry can start over."""
+        # A tuple, because `list` is this method in the class body.
         return iter(self._retry("list", prefix, lambda: tuple(self._backend.list(prefix))))
 
     def delete(self, keys: Iterable[str]) -> None:
         """See `Backend.delete`."""
-        doomed = tuple(keys)
-        if len(doomed) == 1:
-            what = doomed[0]
+        names = tuple(keys)
+        if len(names) == 1:
+            what = names[0]
         else:
-            what = f"{doomed[0]} and {len(doomed) - 1} more" if doomed else "nothing"
-        self._retry("delete", what, lambda: self._backend.delete(doomed))
+            what = f"{names[0]} and {len(names) - 1} more" if names else "nothing"
+        self._retry("delete", what, lambda: self._backend.delete(names))
 
     def close(self) -> None:
         """See `Backend.close`."""
         self._backend.close()
 
-    def _retry(self, operation: str, key: str, work: Callable[[], _Result]) -> _Result:
+    def _retry(self, operation: str, what: str, work: Callable[[], _Result]) -> _Result:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(BackendUnavailableError),
             wait=self._wait,
             stop=tenacity.stop_after_delay(self._policy.timeout),
-            before_sleep=lambda state: self._log(operation, key, state),
-            retry_error_callback=_give_up,
+            before_sleep=lambda state: self._log_retry(operation, what, state),
+            retry_error_callback=_raise_last_error,
         )
         return retrying(work)
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
-        # Bounded, since the power would not fit into a float after a thousand attempts.
+        # The exponent is capped, because a float would overflow after a thousand attempts.
         bound = self._policy.initial_delay * 2 ** min(state.attempt_number - 1, 64)
         pause = tenacity.wait_random(0, min(bound, self._policy.max_delay))(state)
-        # The last attempt is made when the time is up, not a pause later.
+        # The last attempt starts when the time is up, not a pause later.
         return max(0.0, min(pause, self._policy.timeout - _elapsed(state)))
 
-    def _log(self, operation: str, key: str, state: tenacity.RetryCallState) -> None:
+    def _log_retry(self, operation: str, what: str, state: tenacity.RetryCallState) -> None:
         logger.warning(
             "%s: %s %s failed (attempt %d, %.1f s since the first), trying again in %.1f s: %s",
             self.uri,
             operation,
-            key or "everything",
+            what or "everything",
             state.attempt_number,
             _elapsed(state),
             state.next_action.sleep if state.next_action else 0.0,
@@ -132,11 +136,15 @@ class RetryingBackend(Backend):
         )
 
 
-def _give_up(state: tenacity.RetryCallState) -> NoReturn:
+def _raise_last_error(state: tenacity.RetryCallState) -> NoReturn:
     error = _error(state)
+    assert isinstance(error, BackendUnavailableError)  # no other error is retried
     attempts = "once" if state.attempt_number == 1 else f"{state.attempt_number} times"
     raise BackendUnavailableError(
-        f"{error} (tried {attempts} in {_elapsed(state):.1f} s, then gave up)"
+        f"{error} (tried {attempts} in {_elapsed(state):.1f} s, then gave up)",
+        uri=error.uri,
+        key=error.key,
+        ref=error.ref,
     ) from error
 
 

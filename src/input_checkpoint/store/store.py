@@ -8,8 +8,8 @@ from typing import Any, Callable, Optional, Union
 
 from input_checkpoint.backends import probing
 from input_checkpoint.backends.base import Backend
-from input_checkpoint.backends.opening import open_backend
-from input_checkpoint.backends.retrying import DEFAULT_POLICY, RetryingBackend, RetryPolicy
+from input_checkpoint.backends.opening import BackendLocation, open_backend
+from input_checkpoint.backends.retrying import DEFAULT_RETRY_POLICY, RetryingBackend, RetryPolicy
 from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
 from input_checkpoint.errors import (
     BackendNotFoundError,
@@ -61,18 +61,18 @@ class CheckpointStore:
     @classmethod
     def open(
         cls,
-        uri: Union[str, Backend],
+        uri: BackendLocation,
         storage_options: Optional[Mapping[str, Any]] = None,
         *,
         create: bool = False,
         options: SaveOptions = _DEFAULT_OPTIONS,
-        retry: Optional[RetryPolicy] = DEFAULT_POLICY,
+        retry: Optional[RetryPolicy] = DEFAULT_RETRY_POLICY,
         probe: bool = False,
     ) -> CheckpointStore:
         """Open the store at ``uri``.
 
         Args:
-            uri: backend URI, or an open `Backend`.
+            uri: backend URI, a local path, or an open `Backend`.
             storage_options: passed to the fsspec filesystem.
             create: make a new store if there is none.
             options: how saves are made.

@@ -5,21 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Optional, TypedDict, Union
+from typing import Any, Optional, TypedDict
 from urllib.parse import unquote, urlsplit
 
 from input_checkpoint.backends.base import Backend
+from input_checkpoint.backends.opening import BackendLocation
 from input_checkpoint.backends.redaction import redact
-from input_checkpoint.backends.retrying import DEFAULT_POLICY, RetryPolicy
+from input_checkpoint.backends.retrying import DEFAULT_RETRY_POLICY, RetryPolicy
 from input_checkpoint.format.keys import check_worker
 from input_checkpoint.retention.by_count import KeepLast
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.training.background_saver import BUSY_MODES
 from input_checkpoint.training.resume_plan import check_mode
 from input_checkpoint.training.schedule import SaveSchedule
-
-if TYPE_CHECKING:
-    BackendLocation = Union[str, os.PathLike[str], Backend]
 
 
 class TrainingOptions(TypedDict, total=False):
@@ -58,7 +56,7 @@ class TrainingSettings:
     retention: RetentionPolicy = _DEFAULT_RETENTION
     resume: str = "aligned"
     when_busy: str = "wait"
-    retry: Optional[RetryPolicy] = DEFAULT_POLICY
+    retry: Optional[RetryPolicy] = DEFAULT_RETRY_POLICY
     probe: bool = True
 
     def __post_init__(self) -> None:

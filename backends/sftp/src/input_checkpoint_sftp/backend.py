@@ -1,4 +1,4 @@
-"""Objects as files in a folder of an SFTP server."""
+"""A backend that stores objects as files on an SFTP server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from input_checkpoint_sftp.errors import SftpError, translate
 from input_checkpoint_sftp.files import (
     check_folder,
     create_file,
-    is_aside,
+    is_temporary,
     list_folder,
     read_file,
     remove_files,
@@ -30,29 +30,33 @@ from input_checkpoint_sftp.files import (
 )
 from input_checkpoint_sftp.login import Login
 
-_LEFT_BEHIND_SECONDS = 24 * 3600
-_OPTIONS = ("known_hosts", "host_key_policy", "timeout")
-_OF_FSSPEC_ALONE = ("temppath", "skip_instance_cache", "use_listings_cache")
-_NONE_IS_NONE_GIVEN = ("username", "password", "port", "key_filename", "passphrase")
+_STALE_AFTER_SECONDS = 24 * 3600
+_LOGIN_FIELDS = ("known_hosts", "host_key_policy", "timeout")
+_FSSPEC_ONLY_OPTIONS = ("temppath", "skip_instance_cache", "use_listings_cache")
+_NONE_MEANS_UNSET = ("username", "password", "port", "key_filename", "passphrase")
 
-_Store = Callable[[Session, str, bytes], Awaitable[None]]
+_WriteFile = Callable[[Session, str, bytes], Awaitable[None]]
 
 
 class SftpBackend(Backend):
-    """A folder of an SFTP server.
+    """Stores each object as a file. The key is the file's path below the folder of the backend.
 
-    An object is written under a temporary name and then given its own: by a hard link, which is atomic and
-    never replaces (`create`), or by a rename, which replaces (`put`). What a crash leaves behind has a name
-    that begins with a dot; it is never listed, and removed a day later.
+    An object is written to a temporary file, which then gets its name: `create` makes a hard link, which is
+    atomic and never replaces a file; `put` renames. Temporary files have names that start with a dot. They
+    are not listed, and `list` removes those that are older than a day.
 
     Args:
-        uri: ``sftp://user@host:port/absolute/path``; user and port may be left out, and the host may be one
-            of ``~/.ssh/config``.
+        uri: ``sftp://user@host:port/absolute/path``. User and port are optional. The host may be an alias
+            from ``~/.ssh/config``.
         storage_options: ``username``, ``password``, ``port``, ``key_filename``, ``passphrase``,
-            ``allow_agent``, ``look_for_keys``, and what else `asyncssh.SSHClientConnectionOptions` takes for
-            logging in (``tunnel``, ``config``, …); ``known_hosts``, a file with the server's host key;
-            ``host_key_policy``, what to do about one that is not known (``reject``, the default,
-            ``warning``, ``auto_add``); ``timeout``, in seconds, 20 by default.
+            ``allow_agent``, ``look_for_keys``, and the options of `asyncssh.SSHClientConnectionOptions` for
+            the login (``tunnel``, ``config``, …); ``known_hosts``, a file with the server's host key;
+            ``host_key_policy``, what to do about an unknown host key (``reject``, the default, ``warning`` or
+            ``auto_add``); ``timeout``, in seconds, 20 by default.
+
+    Raises:
+        BackendNotFoundError: ``uri`` is invalid, or contains credentials or options.
+        BackendError: ``storage_options`` are invalid.
 
     Example:
         ```python
@@ -62,19 +66,21 @@ class SftpBackend(Backend):
 
     def __init__(self, uri: str, storage_options: Mapping[str, Any]) -> None:
         super().__init__(uri)
-        where = _split(uri)
-        if where.password is not None or where.query or where.fragment:
+        address = _split(uri)
+        if address.password is not None or address.query or address.fragment:
             raise BackendNotFoundError(
-                f"{self.uri}: credentials and options do not belong into the URI. Write "
-                "sftp://user@host/path, and pass storage_options or use a key."
+                f"cannot open {self.uri}: credentials and options must not be part of the URI. Write "
+                "sftp://user@host/path, and use a key or storage_options.",
+                uri=self.uri,
             )
-        if not where.hostname or not where.path.strip("/"):
+        if not address.hostname or not address.path.strip("/"):
             raise BackendNotFoundError(
-                f"{self.uri} names no host, or no folder on it. Write sftp://host/absolute/path."
+                f"cannot open {self.uri}: it names no host or no folder. Write sftp://host/absolute/path.",
+                uri=self.uri,
             )
-        self._root = posixpath.normpath("/" + where.path.strip("/"))
-        with self._errors("open", ""):
-            self._connection = Connection(_login(where, storage_options))
+        self._root = posixpath.normpath("/" + address.path.strip("/"))
+        with self._errors("open"):
+            self._connection = Connection(_login(address, storage_options))
 
     def create(self, key: str, data: Data) -> None:
         """See `Backend.create`."""
@@ -93,9 +99,9 @@ class SftpBackend(Backend):
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `Backend.list`."""
         folder = prefix.rpartition("/")[0]
-        if folder and not _is_key(folder):
+        if folder and not _is_valid_key(folder):
             return iter(())
-        with self._errors("list", folder):
+        with self._errors("list", folder=folder):
             found = self._connection.run(lambda session: self._walk(session, folder, prefix))
         return iter(sorted(found, key=lambda info: info.key))
 
@@ -111,7 +117,7 @@ class SftpBackend(Backend):
             await remove_folders_if_empty(session, folders, self._root)
             return failures
 
-        with self._errors("delete", ""):
+        with self._errors("delete"):
             failures = self._connection.run(remove)
         for path, error in failures.items():
             with self._errors("delete", paths[path]):
@@ -121,13 +127,13 @@ class SftpBackend(Backend):
         """See `Backend.close`."""
         self._connection.close()
 
-    def _write(self, operation: str, key: str, data: Data, store: _Store) -> None:
+    def _write(self, operation: str, key: str, data: Data, write_file: _WriteFile) -> None:
         path = self._path(key)
         with self._errors(operation, key):
-            self._connection.run(lambda session: store(session, path, bytes(data)))
+            self._connection.run(lambda session: write_file(session, path, bytes(data)))
 
     async def _walk(self, session: Session, folder: str, prefix: str) -> Sequence[ObjectInfo]:
-        """Return the objects below a folder whose keys begin with ``prefix``."""
+        """Return the objects below a folder whose keys start with ``prefix``."""
         path = f"{self._root}/{folder}".rstrip("/")
         try:
             entries = await list_folder(session, path)
@@ -135,7 +141,7 @@ class SftpBackend(Backend):
             if not folder:
                 await check_folder(session, path)
             return []
-        await _remove_left_behind(session, path, entries)
+        await _remove_stale_files(session, path, entries)
         found: list[ObjectInfo] = []
         for entry in entries:
             name, attributes = str(entry.filename), entry.attrs
@@ -154,70 +160,71 @@ class SftpBackend(Backend):
         return f"{self._root}/{check_key(key)}"
 
     @contextlib.contextmanager
-    def _errors(self, operation: str, key: str) -> Iterator[None]:
+    def _errors(self, operation: str, key: Optional[str] = None, folder: str = "") -> Iterator[None]:
+        """Translate errors of the server and the connection. For the arguments, see `translate`."""
         try:
             yield
         except (SftpError, asyncssh.SFTPError) as error:
-            raise translate(error, operation, self.uri, key) from error
+            raise translate(error, operation, self.uri, key, folder) from error
 
 
 def open_sftp(uri: str, storage_options: Mapping[str, Any]) -> SftpBackend:
-    """Open ``sftp://user@host:port/absolute/path`` or ``ssh://…``."""
+    """Open ``sftp://user@host:port/absolute/path`` or ``ssh://…``. See `SftpBackend`."""
     return SftpBackend(uri, storage_options)
 
 
 def _split(uri: str) -> SplitResult:
     try:
-        where = urlsplit(uri)
-        where.port  # noqa: B018 - it is here that it is looked at
-        return where
+        address = urlsplit(uri)
+        address.port  # noqa: B018 - parsed on access
+        return address
     except ValueError:
         pass
-    # Neither the URI nor the error is shown: the port may be a piece of a password with a slash in it.
+    # The message contains neither the URI nor the error: a password with a slash may end up in the port.
     raise BackendNotFoundError(
-        "the sftp URI cannot be read: its host or port is wrong. Write sftp://user@host:22/path, without a "
+        "cannot open the SFTP URI: its host or port is invalid. Write sftp://user@host:22/path, without a "
         "password."
     )
 
 
-def _login(where: SplitResult, storage_options: Mapping[str, Any]) -> Login:
-    options = apply_config(_Filesystem, dict(storage_options))
-    for name in _OF_FSSPEC_ALONE:
+def _login(address: SplitResult, storage_options: Mapping[str, Any]) -> Login:
+    options = apply_config(_FsspecProtocols, dict(storage_options))
+    for name in _FSSPEC_ONLY_OPTIONS:
         options.pop(name, None)
-    for name in _NONE_IS_NONE_GIVEN:
+    for name in _NONE_MEANS_UNSET:
         if options.get(name, "") is None:
             del options[name]
-    ours = {name: options.pop(name) for name in _OPTIONS if name in options}
-    if where.username is not None:
-        options.setdefault("username", where.username)
-    if where.port is not None:
-        options.setdefault("port", where.port)
+    fields = {name: options.pop(name) for name in _LOGIN_FIELDS if name in options}
+    if address.username is not None:
+        options.setdefault("username", address.username)
+    if address.port is not None:
+        options.setdefault("port", address.port)
     if "key_filename" in options:
         names = options.pop("key_filename")
-        # A tuple would be a key and its certificate.
+        # asyncssh would read a tuple as a key and its certificate.
         options["client_keys"] = [names] if isinstance(names, (str, os.PathLike)) else list(names)
     if not options.pop("allow_agent", True):
         options["agent_path"] = None
     if not options.pop("look_for_keys", True):
         options.setdefault("client_keys", None)
-    return Login(_host(where), options, **ours)
+    return Login(_host(address), options, **fields)
 
 
-def _host(where: SplitResult) -> str:
-    """Return the host as it is written: names in ``~/.ssh/config`` may have capitals."""
-    name = where.hostname or ""
-    place = where.netloc.rpartition("@")[2]
-    start = place.lower().find(name)
-    return place[start : start + len(name)]
+def _host(address: SplitResult) -> str:
+    """Return the host as written in the URI, since aliases in ``~/.ssh/config`` are case-sensitive."""
+    name = address.hostname or ""
+    host_and_port = address.netloc.rpartition("@")[2]
+    start = host_and_port.lower().find(name)
+    return host_and_port[start : start + len(name)]
 
 
-class _Filesystem:
-    """What fsspec's configuration knows of the filesystem for these URIs, which needs paramiko."""
+class _FsspecProtocols:
+    """Stands in for fsspec's own SFTP filesystem, which needs paramiko, to look up its configuration."""
 
     protocol = ("sftp", "ssh")
 
 
-def _is_key(text: str) -> bool:
+def _is_valid_key(text: str) -> bool:
     try:
         check_key(text)
     except ValueError:
@@ -225,11 +232,12 @@ def _is_key(text: str) -> bool:
     return True
 
 
-async def _remove_left_behind(session: Session, path: str, entries: Sequence[asyncssh.SFTPName]) -> None:
-    """Remove what crashed writers have left in a folder; others may be writing there just now."""
+async def _remove_stale_files(session: Session, path: str, entries: Sequence[asyncssh.SFTPName]) -> None:
+    """Remove temporary files that crashed writers left in a folder more than a day ago."""
     times = {str(entry.filename): entry.attrs.mtime for entry in entries if entry.attrs.mtime is not None}
-    # By the server's clock as well as ours, which may be wrong: what is in flight is not older than all else.
+    # Our clock may be wrong, so age is measured from the newest file in the folder if that is older. A file
+    # that is being written is never a day older than the newest one.
     now = min(time.time(), max(times.values(), default=0))
-    old = [name for name, then in times.items() if is_aside(name) and now - then > _LEFT_BEHIND_SECONDS]
-    # Somebody else may have been faster, or we may not be allowed to.
-    await remove_files(session, [f"{path}/{name}" for name in old])
+    stale = [name for name, then in times.items() if is_temporary(name) and now - then > _STALE_AFTER_SECONDS]
+    # Failures are ignored: another process may have removed the file, or we may lack the permission.
+    await remove_files(session, [f"{path}/{name}" for name in stale])

@@ -1,4 +1,4 @@
-"""The connection to the server, and the SFTP sessions on it that all threads share."""
+"""The connection to an SFTP server, and the sessions on it that all threads share."""
 
 from __future__ import annotations
 
@@ -13,158 +13,161 @@ from fsspec.asyn import get_loop, sync
 from input_checkpoint_sftp.errors import ConnectionLostError, UnusableServerError
 from input_checkpoint_sftp.login import Login, connect
 
-_SESSIONS = 8
-"""At once on one connection. OpenSSH allows 10 (MaxSessions in sshd_config), others fewer."""
-_QUEUE = 10
-"""Times as long as for any other answer is waited for one that may queue behind others."""
-_FOR_GOOD = (OPEN_ADMINISTRATIVELY_PROHIBITED, OPEN_REQUEST_SESSION_FAILED)
-_LOST = (asyncssh.SFTPNoConnection, asyncssh.SFTPConnectionLost)
+_MAX_SESSIONS = 8
+"""Most sessions on one connection. OpenSSH allows 10 (MaxSessions in sshd_config), other servers fewer."""
+_QUEUED_TIMEOUTS = 10
+"""A session fails after this many timeouts without an answer, even if other sessions get answers."""
+_PERMANENT_REFUSALS = (OPEN_ADMINISTRATIVELY_PROHIBITED, OPEN_REQUEST_SESSION_FAILED)
+_CONNECTION_ERRORS = (asyncssh.SFTPNoConnection, asyncssh.SFTPConnectionLost)
 
 _Result = TypeVar("_Result")
 
 
 class Session:
-    """An SFTP session. Any number of requests may be under way."""
+    """An SFTP session. It can run any number of requests at the same time."""
 
-    def __init__(self, line: _Line, sftp: asyncssh.SFTPClient) -> None:
+    def __init__(self, ssh: _SshConnection, sftp: asyncssh.SFTPClient) -> None:
         self.sftp = sftp
-        """What to ask."""
+        """The client that sends the requests."""
         self.users = 0
-        self.makes_hard_links: Optional[bool] = None
-        """Whether the server has the extension; None if it has not been asked."""
-        self._line = line
+        """How many threads use the session now."""
+        self.supports_hard_links: Optional[bool] = None
+        """Whether the server can make hard links. None until the server is asked."""
+        self._ssh = ssh
         self._end = asyncio.ensure_future(sftp.wait_closed())
-        self._heard = 0.0
+        self._last_answer = 0.0
 
     @property
     def is_open(self) -> bool:
-        """Whether it is worth asking anything more."""
+        """Whether the session can send requests."""
         return not self._end.done()
 
-    async def ask(self, request: Awaitable[_Result]) -> _Result:
-        """Await the answer to a request.
+    async def wait_for(self, request: Awaitable[_Result]) -> _Result:
+        """Wait for the answer to a request.
 
         Raises:
-            asyncssh.SFTPError: the server refuses.
-            ConnectionLostError: the connection is lost, or given up since there was no answer for too long.
+            asyncssh.SFTPError: the server refused the request.
+            ConnectionLostError: the connection was lost, or no answer arrived in time.
         """
-        answer = await self._line.answer(request, lambda: self._heard)
+        answer = await self._ssh.wait_for(request, lambda: self._last_answer)
         error = answer.exception()
-        if error is not None and (isinstance(error, _LOST) or not isinstance(error, asyncssh.SFTPError)):
-            self._line.lose(f"the connection broke off ({str(error) or type(error).__name__})", error)
-        self.is_answering()
+        if _is_connection_error(error):
+            self._ssh.abort(f"the connection was lost ({str(error) or type(error).__name__})", error)
+        self.note_answer()
         return answer.result()
 
-    def is_answering(self) -> None:
-        """Tell those who wait that there is a sign of life."""
-        self._heard = self._line.heard = asyncio.get_running_loop().time()
+    def note_answer(self) -> None:
+        """Record that the server has just answered. This extends the time limit of all waiting requests."""
+        self._last_answer = self._ssh.last_answer = asyncio.get_running_loop().time()
 
 
-class _Line:
-    """A connection that stands, or did."""
+class _SshConnection:
+    """An SSH connection, from the login until it breaks."""
 
-    def __init__(self, connection: asyncssh.SSHClientConnection, patience: float) -> None:
-        self.heard = 0.0
-        """When there was an answer in any session."""
-        self._patience = patience
+    def __init__(self, connection: asyncssh.SSHClientConnection, timeout: float) -> None:
+        self.last_answer = 0.0
+        """Time of the last answer in any session, by the clock of the event loop."""
+        self._timeout = timeout
         self._connection = connection
         self._sessions: list[Session] = []
-        self._most = _SESSIONS
+        self._max_sessions = _MAX_SESSIONS
         self._opening = asyncio.Lock()
-        self._lost: Optional[str] = None
+        self._abort_reason: Optional[str] = None
 
     @property
     def is_alive(self) -> bool:
-        return self._lost is None and all(session.is_open for session in self._sessions)
+        return self._abort_reason is None and all(session.is_open for session in self._sessions)
 
-    def lose(self, why: str, error: Optional[BaseException] = None) -> NoReturn:
-        """Give it up, and say so to whoever waits for anything on it."""
-        self._lost = self._lost or why
+    def abort(self, reason: str, error: Optional[BaseException] = None) -> NoReturn:
+        """End the connection and raise the reason. All requests that wait for an answer fail too."""
+        self._abort_reason = self._abort_reason or reason
         self._connection.abort()
-        raise ConnectionLostError(self._lost) from error
+        raise ConnectionLostError(self._abort_reason) from error
 
     def close(self) -> None:
         self._connection.close()
 
-    async def answer(
-        self, request: Awaitable[_Result], heard: Callable[[], float] = lambda: 0.0
+    async def wait_for(
+        self, request: Awaitable[_Result], last_answer: Callable[[], float] = lambda: 0.0
     ) -> asyncio.Future[_Result]:
-        """Wait until a request is answered, in whatever way.
+        """Wait until a request has an answer, whether a result or an error.
 
-        It is bounded whatever asyncssh does, which in some cases would wait for ever. A single request does
-        not tell that the connection is dead: on a slow line it may queue behind many.
+        The wait has a time limit, because asyncssh waits forever in some cases. A single late answer does not
+        prove that the connection is dead: on a slow line, a request may be queued behind many others.
 
         Args:
             request: what asyncssh waits for.
-            heard: when there was an answer that has to do with it.
+            last_answer: time of the last answer in the session of the request.
         """
         clock = asyncio.get_running_loop().time
-        asked, answer = clock(), asyncio.ensure_future(request)
+        start, answer = clock(), asyncio.ensure_future(request)
         while not answer.done():
-            dead, stuck = max(asked, self.heard), max(asked, heard())
-            left = min(dead + self._patience, stuck + _QUEUE * self._patience) - clock()
+            connection_limit = max(start, self.last_answer) + self._timeout
+            session_limit = max(start, last_answer()) + _QUEUED_TIMEOUTS * self._timeout
+            left = min(connection_limit, session_limit) - clock()
             if left <= 0:
                 answer.cancel()
-                self.lose(f"no answer within {self._patience:g} s")
+                self.abort(f"no answer within {self._timeout:g} s")
             await asyncio.wait({answer}, timeout=left)
         return answer
 
     async def session(self) -> Session:
-        """Return the session with the least to do, a new one if all are busy and the server allows it."""
-        while self._has_room():
+        """Return the least used session. Opens a new one if all are in use and the server allows it."""
+        while self._needs_session():
             async with self._opening:
-                if self._has_room():
+                if self._needs_session():
                     await self._open_session()
         return min(self._sessions, key=lambda session: session.users)
 
-    def _has_room(self) -> bool:
-        return len(self._sessions) < self._most and all(session.users for session in self._sessions)
+    def _needs_session(self) -> bool:
+        return len(self._sessions) < self._max_sessions and all(session.users for session in self._sessions)
 
     async def _open_session(self) -> None:
-        # Names are not always UTF-8: those of others are to be left alone, not to be stumbled over.
-        start = await self.answer(self._connection.start_sftp_client(path_errors="surrogateescape"))
+        # File names of other programs may not be UTF-8. They must not break a listing.
+        start = await self.wait_for(self._connection.start_sftp_client(path_errors="surrogateescape"))
         try:
             self._sessions.append(Session(self, start.result()))
         except Exception as error:
-            # Also of asyncssh's own making, when the server ends a session at once.
+            # If the server ends a session at once, asyncssh may raise errors of any class.
             if self._connection.is_closed() or not self._sessions:
-                self._refuse(error)
-            self._most = len(self._sessions)
+                self._raise_no_session(error)
+            self._max_sessions = len(self._sessions)
 
-    def _refuse(self, error: Exception) -> NoReturn:
+    def _raise_no_session(self, error: Exception) -> NoReturn:
         code = error.code if isinstance(error, asyncssh.ChannelOpenError) else OPEN_REQUEST_SESSION_FAILED
-        if self._connection.is_closed() or code not in _FOR_GOOD:
-            self.lose(f"the server opens no session ({str(error) or type(error).__name__})", error)
+        if self._connection.is_closed() or code not in _PERMANENT_REFUSALS:
+            self.abort(f"the server opened no session ({str(error) or type(error).__name__})", error)
         self._connection.abort()
         if code == OPEN_ADMINISTRATIVELY_PROHIBITED:
-            raise UnusableServerError(f"the server allows no session ({error})") from error
+            raise UnusableServerError(f"the server does not allow sessions ({error})") from error
         raise UnusableServerError(
-            "the server lets us in but has no SFTP for us. Is there a line 'Subsystem sftp internal-sftp' in "
-            "its sshd_config, may this user use it, and does no login script there print something?"
+            "the login succeeded, but the server does not offer SFTP. Check that its sshd_config has a line "
+            "'Subsystem sftp internal-sftp', that this user may use SFTP, and that no login script prints "
+            "anything."
         ) from error
 
 
 class Connection:
-    """Lets threads work with an SFTP session, and connects again after the connection was lost.
+    """Runs the work of all threads on one SSH connection, and reconnects after the connection was lost.
 
-    When it is lost, or cannot be had, all who wait are told at once: they would only wait for the same.
+    If the connection is lost or cannot be made, all threads that wait for it get the error at once.
 
     Args:
-        login: where to and how.
+        login: where and how to connect.
     """
 
     def __init__(self, login: Login) -> None:
         self._login = login
         self._loop: Optional[asyncio.AbstractEventLoop] = None
-        self._line: Optional[_Line] = None
-        self._connecting: Optional[asyncio.Task[_Line]] = None
+        self._ssh: Optional[_SshConnection] = None
+        self._connecting: Optional[asyncio.Task[_SshConnection]] = None
 
     def run(self, work: Callable[[Session], Awaitable[_Result]]) -> _Result:
-        """Do something with a session, and wait for it.
+        """Run a coroutine with a session, and return its result.
 
         Raises:
-            SftpError: there is no connection, or ``work`` has raised it.
-            asyncssh.SFTPError: ``work`` has raised it.
+            SftpError: there is no connection, or ``work`` raised it.
+            asyncssh.SFTPError: ``work`` raised it.
         """
         result: _Result = sync(get_loop(), self._run, work)
         return result
@@ -174,42 +177,48 @@ class Connection:
         sync(get_loop(), self._close)
 
     async def _run(self, work: Callable[[Session], Awaitable[_Result]]) -> _Result:
-        line = await self._standing()
-        session = await line.session()
+        ssh = await self._live_connection()
+        session = await ssh.session()
         session.users += 1
         try:
             return await work(session)
         finally:
             session.users -= 1
 
-    async def _standing(self) -> _Line:
+    async def _live_connection(self) -> _SshConnection:
         self._forget_after_fork()
-        if self._line is not None and self._line.is_alive:
-            return self._line
+        if self._ssh is not None and self._ssh.is_alive:
+            return self._ssh
         if self._connecting is None:
             self._connecting = asyncio.ensure_future(self._connect())
         return await self._connecting
 
-    async def _connect(self) -> _Line:
+    async def _connect(self) -> _SshConnection:
         try:
-            if self._line is not None:
-                self._line.close()
-                self._line = None
-            line = _Line(await connect(self._login), self._login.timeout)
-            await line.session()
-            self._line = line
-            return line
+            if self._ssh is not None:
+                self._ssh.close()
+                self._ssh = None
+            ssh = _SshConnection(await connect(self._login), self._login.timeout)
+            await ssh.session()
+            self._ssh = ssh
+            return ssh
         finally:
             self._connecting = None
 
     async def _close(self) -> None:
         self._forget_after_fork()
-        if self._line is not None:
-            self._line.close()
-            self._line = None
+        if self._ssh is not None:
+            self._ssh.close()
+            self._ssh = None
 
     def _forget_after_fork(self) -> None:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            # The parent process still uses what was open, and its event loop does not run here.
-            self._loop, self._line, self._connecting = loop, None, None
+            # The connection belongs to the parent process, whose event loop does not run here.
+            self._loop, self._ssh, self._connecting = loop, None, None
+
+
+def _is_connection_error(error: Optional[BaseException]) -> bool:
+    if error is None:
+        return False
+    return isinstance(error, _CONNECTION_ERRORS) or not isinstance(error, asyncssh.SFTPError)

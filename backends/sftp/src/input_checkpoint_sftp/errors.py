@@ -1,8 +1,8 @@
-"""What can go wrong with an SFTP server, and what that is in the words of input-checkpoint."""
+"""Errors of an SFTP server, and their translation to the errors of input-checkpoint."""
 
 from __future__ import annotations
 
-from typing import Union
+from typing import Optional, Union
 
 import asyncssh
 
@@ -16,82 +16,92 @@ from input_checkpoint.errors import (
     ObjectNotFoundError,
 )
 
-_FULL = (asyncssh.SFTPFailure, asyncssh.SFTPNoSpaceOnFilesystem, asyncssh.SFTPQuotaExceeded)
-_REFUSED = (asyncssh.SFTPPermissionDenied, asyncssh.SFTPWriteProtect)
+_REFUSED = (asyncssh.SFTPFailure, asyncssh.SFTPNoSpaceOnFilesystem, asyncssh.SFTPQuotaExceeded)
+_DENIED = (asyncssh.SFTPPermissionDenied, asyncssh.SFTPWriteProtect)
 
 
 class SftpError(Exception):
-    """Base of what this package raises within itself. The message is fit for a user, and without secrets."""
+    """Base of the errors that this package raises internally. Their messages contain no credentials."""
 
 
 class ConnectionLostError(SftpError):
-    """There is no connection, or no answer in time."""
+    """There is no connection to the server, or it did not answer in time."""
 
 
 class LoginError(SftpError):
-    """The server does not accept us, or we do not accept the server."""
+    """The server refused the login, or its host key was refused."""
 
 
 class UnusableServerError(SftpError):
-    """The server lacks something that is needed."""
+    """The server lacks a feature that the backend needs."""
 
 
 class OptionsError(SftpError):
-    """The URI or storage_options cannot be used."""
+    """The storage_options are invalid."""
 
 
 class NameTakenError(SftpError):
-    """A new name was wanted, and it is not free."""
+    """The name of a new file exists."""
 
 
 class NotAFolderError(SftpError):
-    """A file is where a folder is needed."""
+    """A file is where a folder is needed. The message is its path."""
 
 
 def translate(
-    error: Union[SftpError, asyncssh.SFTPError], operation: str, uri: str, key: str
+    error: Union[SftpError, asyncssh.SFTPError],
+    operation: str,
+    uri: str,
+    key: Optional[str] = None,
+    folder: str = "",
 ) -> BackendError:
-    """Return the `BackendError` for an error of this package, or for what a server has answered.
+    """Return the `BackendError` for an error of this package or of the server.
 
     Args:
         error: the exception.
-        operation: ``"create"``, ``"read"``, … for the message.
-        uri: of the backend, without secrets.
-        key: the object concerned; empty for the whole.
+        operation: verb for the message: ``"create"``, ``"read"``, …
+        uri: URI of the backend, without credentials.
+        key: the object that the operation is about, if it is about one.
+        folder: otherwise, the folder that it is about.
     """
-    what = f"cannot {operation} {uri}/{key}".rstrip("/")
+    cls, problem = _diagnose(error, operation)
+    where = f"{uri}/{folder if key is None else key}".rstrip("/")
+    return cls(f"cannot {operation} {where}: {problem}", uri=uri, key=key)
+
+
+def _diagnose(error: Union[SftpError, asyncssh.SFTPError], operation: str) -> tuple[type[BackendError], str]:
     message = redact(str(error) or type(error).__name__)
     if isinstance(error, asyncssh.SFTPError):
-        return _refused(error, message, operation, what)
+        return _diagnose_refusal(error, message, operation)
     if isinstance(error, ConnectionLostError):
-        return BackendUnavailableError(
-            f"{what}: {message}. Check that the host and port are right and the server is up; trying again "
-            "may help."
-        )
+        advice = "Check that the host and port are right and the server is up; trying again may help."
+        return BackendUnavailableError, f"{message}. {advice}"
     if isinstance(error, LoginError):
-        return BackendPermissionError(f"{what}: {message}")
+        return BackendPermissionError, message
     if isinstance(error, NameTakenError):
-        return ObjectExistsError(f"{uri}/{key} already exists")
+        return ObjectExistsError, "it already exists"
     if isinstance(error, NotAFolderError):
-        return BackendNotFoundError(f"{what}: {message} is a file, and a folder is needed. Correct the URI.")
-    return BackendError(f"{what}: {message}")
+        return BackendNotFoundError, f"{message} is a file, not a folder. Correct the URI."
+    return BackendError, message
 
 
-def _refused(error: asyncssh.SFTPError, message: str, operation: str, what: str) -> BackendError:
+def _diagnose_refusal(
+    error: asyncssh.SFTPError, message: str, operation: str
+) -> tuple[type[BackendError], str]:
     if isinstance(error, asyncssh.SFTPNoSuchFile) and operation == "read":
-        return ObjectNotFoundError(f"{what}: it does not exist")
+        return ObjectNotFoundError, "it does not exist"
     if isinstance(error, asyncssh.SFTPNoSuchFile):
-        return BackendNotFoundError(f"{what}: the folder does not exist ({message}).")
-    if isinstance(error, _REFUSED):
-        return BackendPermissionError(
-            f"{what}: permission denied. The user needs to read, write and search that folder, in a file "
-            "system with hard links, and the server must not be read-only."
+        return BackendNotFoundError, f"the folder does not exist ({message})"
+    if isinstance(error, _DENIED):
+        return BackendPermissionError, (
+            "permission denied. The user must be able to read, write and search the folder, its file system "
+            "must have hard links, and the server must not be read-only."
         )
-    if isinstance(error, _FULL):
-        return BackendError(
-            f"{what}: the server refuses and gives no reason ({message}). Is its disk full, a quota reached, "
-            "or the file system read-only?"
+    if isinstance(error, _REFUSED):
+        return BackendError, (
+            f"the server refused ({message}). Check whether its disk is full, a quota is reached, or the "
+            "file system is read-only."
         )
     if isinstance(error, asyncssh.SFTPBadMessage):
-        return BackendError(f"{what}: the server cannot make sense of it ({message}). Is the path too long?")
-    return BackendError(f"{what}: {message}")
+        return BackendError, f"the server rejected the request ({message}). The path may be too long."
+    return BackendError, message

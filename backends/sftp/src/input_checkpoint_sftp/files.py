@@ -1,4 +1,4 @@
-"""Whole files: written aside and then named, so that a name never stands for a part of one."""
+"""Reads and writes whole files: data goes to a temporary file, which then gets its name in one step."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Callable, NoReturn, Optional, TypeVar
 import asyncssh
 from asyncssh.constants import FILEXFER_TYPE_DIRECTORY, FILEXFER_TYPE_UNKNOWN
 
+from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
 from input_checkpoint_sftp.connection import Session
 from input_checkpoint_sftp.errors import (
     ConnectionLostError,
@@ -23,58 +24,58 @@ from input_checkpoint_sftp.errors import (
     UnusableServerError,
 )
 
-_ASIDE = re.compile(r"\.[0-9a-f]{32}\.aside")
+_TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{32}\.aside")
 _FOLDER_ATTEMPTS = 20
-_LEAST_PIECE_BYTES = 32_000
-"""Of a read or write. With its header it fits into one SSH packet, and every server takes that much."""
+_MIN_REQUEST_BYTES = 32_000
+"""Data of one read or write request. It fits into one SSH packet, and every server accepts that much."""
 _BYTES_IN_FLIGHT = 4 << 20
 _REQUESTS_IN_FLIGHT = 64
-"""As OpenSSH's own client has them."""
+"""The same number as OpenSSH's own client."""
 
 _Item = TypeVar("_Item")
 
 
 async def create_file(session: Session, path: str, data: bytes) -> None:
-    """Write a file under a name that is free. Atomic: a hard link is one step, and never replaces.
+    """Write a new file atomically. Its name is set by a hard link, which never replaces a file.
 
-    Renaming would not do. Though the protocol says that it does not replace, many servers look first and then
-    rename, or do replace; OpenSSH itself does so on file systems without hard links.
+    A rename would not be safe. The protocol forbids it to replace a file, but many servers check first and
+    then rename, or replace. OpenSSH does so on file systems without hard links.
 
     Raises:
-        NameTakenError: the name is not free.
-        UnusableServerError: the server makes no hard links.
+        NameTakenError: the name exists.
+        UnusableServerError: the server cannot make hard links.
     """
-    if not await _makes_hard_links(session):
-        await _refuse_to_create(session, path)
-    async with _written_aside(session, path, data) as aside:
+    if not await _supports_hard_links(session):
+        await _raise_no_hard_links(session, path)
+    async with _temporary_file(session, path, data) as temporary:
         try:
-            await session.ask(session.sftp.link(aside, path))
+            await session.wait_for(session.sftp.link(temporary, path))
         except asyncssh.SFTPError as error:
-            if await _look_at(session, path) is not None:
+            if await _stat_if_exists(session, path) is not None:
                 raise NameTakenError(path) from error
             raise
         await _sync_folder(session, posixpath.dirname(path))
-        await _remove_aside(session, aside)
+        await _remove_temporary(session, temporary)
 
 
 async def replace_file(session: Session, path: str, data: bytes) -> None:
-    """Write a file in the place of one that may be there. Atomic for readers.
+    """Write a file, replacing any file of the same name. Readers see the old file or the new one.
 
     Raises:
-        UnusableServerError: there is one, and the server cannot replace it in one step.
+        UnusableServerError: the file exists, and the server cannot replace it in one step.
     """
-    async with _written_aside(session, path, data) as aside:
+    async with _temporary_file(session, path, data) as temporary:
         try:
-            await session.ask(session.sftp.posix_rename(aside, path))
+            await session.wait_for(session.sftp.posix_rename(temporary, path))
         except asyncssh.SFTPOpUnsupported as unsupported:
             try:
-                await session.ask(session.sftp.rename(aside, path))
+                await session.wait_for(session.sftp.rename(temporary, path))
             except asyncssh.SFTPError:
-                if await _look_at(session, path) is None:
+                if await _stat_if_exists(session, path) is None:
                     raise
                 raise UnusableServerError(
-                    "it is there, and the server cannot replace it in one step (posix-rename@openssh.com). "
-                    "Choose another storage."
+                    "it exists, and the server cannot replace it in one step, because it does not support "
+                    "posix-rename@openssh.com. Choose another storage."
                 ) from unsupported
 
 
@@ -82,76 +83,76 @@ async def read_file(session: Session, path: str, start: int, end: Optional[int])
     """Return a slice of a file.
 
     Raises:
-        asyncssh.SFTPNoSuchFile: there is none; what has the name may be a folder.
+        asyncssh.SFTPNoSuchFile: the file does not exist, or is a folder.
     """
-    file = await session.ask(session.sftp.open(path, "rb", block_size=0))
+    file = await session.wait_for(session.sftp.open(path, "rb", block_size=0))
     try:
-        attributes = await session.ask(file.stat())
+        attributes = await session.wait_for(file.stat())
         if attributes.type == FILEXFER_TYPE_DIRECTORY:
-            raise asyncssh.SFTPNoSuchFile("a folder")
+            raise asyncssh.SFTPNoSuchFile("is a folder")
         size = attributes.size or 0
         return await _read(session, file, start, size if end is None else min(end, size))
     finally:
-        with contextlib.suppress(asyncssh.SFTPError, SftpError):  # what there was to know is known
-            await session.ask(file.close())
+        with contextlib.suppress(asyncssh.SFTPError, SftpError):  # the read has its result by now
+            await session.wait_for(file.close())
 
 
 async def list_folder(session: Session, path: str) -> list[asyncssh.SFTPName]:
-    """Return what is in a folder."""
+    """Return the entries of a folder."""
 
     async def read() -> list[asyncssh.SFTPName]:
         found = []
         async for entry in session.sftp.scandir(path):
-            session.is_answering()
+            session.note_answer()
             found.append(entry)
         return found
 
-    return await session.ask(read())
+    return await session.wait_for(read())
 
 
 async def remove_files(session: Session, paths: Collection[str]) -> dict[str, asyncssh.SFTPError]:
-    """Remove those files that are there. Return what went wrong, by path."""
+    """Remove files, ignoring those that do not exist. Return the errors by path."""
     failures = {}
 
     async def remove(path: str) -> None:
         try:
-            await session.ask(session.sftp.remove(path))
+            await session.wait_for(session.sftp.remove(path))
         except asyncssh.SFTPNoSuchFile:
             pass
         except asyncssh.SFTPError as error:
-            attributes = await _look_at(session, path)
+            attributes = await _stat_if_exists(session, path)
             if attributes is not None and attributes.type != FILEXFER_TYPE_DIRECTORY:
                 failures[path] = error
 
-    await _each(remove, paths, _REQUESTS_IN_FLIGHT)
+    await _for_each(remove, paths, _REQUESTS_IN_FLIGHT)
     return failures
 
 
 async def remove_folders_if_empty(session: Session, folders: set[str], root: str) -> None:
-    """Remove empty folders, and those above them that are empty then, up to ``root``, which stays."""
+    """Remove folders that are empty, and then their parents if these are empty. ``root`` always stays."""
     for folder in sorted(folders, key=len, reverse=True):
         while folder != root:
             try:
-                await session.ask(session.sftp.rmdir(folder))
+                await session.wait_for(session.sftp.rmdir(folder))
             except asyncssh.SFTPError:
                 break
             folder = posixpath.dirname(folder)
 
 
-def is_aside(name: str) -> bool:
-    """Whether a file name is one that files are written aside under."""
-    return _ASIDE.fullmatch(name) is not None
+def is_temporary(name: str) -> bool:
+    """Return whether a file name is the name of a temporary file."""
+    return _TEMPORARY_NAME.fullmatch(name) is not None
 
 
 async def check_folder(session: Session, path: str) -> None:
-    """See that a path is a folder, if it is anything.
+    """Check that a path is a folder or does not exist.
 
     Raises:
-        NotAFolderError: it is a file.
+        NotAFolderError: a part of the path is a file.
     """
-    # What is above it tells, too: below a file there is nothing, which is all that a server says.
+    # The folders above are checked too: a path below a file does not exist, and the server says no more.
     while path != "/":
-        attributes = await _look_at(session, path)
+        attributes = await _stat_if_exists(session, path)
         if attributes is not None:
             if attributes.type in (FILEXFER_TYPE_DIRECTORY, FILEXFER_TYPE_UNKNOWN):
                 return
@@ -159,110 +160,112 @@ async def check_folder(session: Session, path: str) -> None:
         path = posixpath.dirname(path)
 
 
-async def _makes_hard_links(session: Session) -> bool:
-    if session.makes_hard_links is None:
+async def _supports_hard_links(session: Session) -> bool:
+    if session.supports_hard_links is None:
         try:
-            # It does not come true in any case. Without the extension asyncssh does not even send it.
-            await session.ask(session.sftp.link("/", "/"))
+            # This link always fails. If the server lacks the extension, asyncssh does not even send it.
+            await session.wait_for(session.sftp.link("/", "/"))
         except asyncssh.SFTPError as error:
-            session.makes_hard_links = not isinstance(error, asyncssh.SFTPOpUnsupported)
+            session.supports_hard_links = not isinstance(error, asyncssh.SFTPOpUnsupported)
         else:
-            session.makes_hard_links = True
-    return session.makes_hard_links
+            session.supports_hard_links = True
+    return session.supports_hard_links
 
 
-async def _refuse_to_create(session: Session, path: str) -> NoReturn:
-    # A server that lets us write nothing does not tell of hard links either: then that is the answer.
-    async with _written_aside(session, path, b""):
+async def _raise_no_hard_links(session: Session, path: str) -> NoReturn:
+    # A read-only server does not announce hard links either. Then the write raises the better error.
+    async with _temporary_file(session, path, b""):
         raise UnusableServerError(
-            "the server cannot make hard links (hardlink@openssh.com), so a commit cannot be made atomic "
-            "there. Choose another storage, or name one for the commits: "
-            "storage_options={'commit_lock': 'file:///a/folder/that/all/share'}."
+            "the server does not support hard links (hardlink@openssh.com), so commits cannot be atomic. "
+            f"{COMMIT_LOCK_ADVICE}"
         )
 
 
 @contextlib.asynccontextmanager
-async def _written_aside(session: Session, path: str, data: bytes) -> AsyncIterator[str]:
+async def _temporary_file(session: Session, path: str, data: bytes) -> AsyncIterator[str]:
+    """Write a temporary file beside ``path``. It is removed if the block fails."""
     folder = posixpath.dirname(path)
-    # Not of the name itself, which may be as long as the file system allows.
-    aside = f"{folder}/.{uuid.uuid4().hex}.aside"
-    file = await _open_new(session, aside)
+    # The file's own name is not part of it, because it may be as long as the file system allows.
+    temporary = f"{folder}/.{uuid.uuid4().hex}.aside"
+    file = await _open_new(session, temporary)
     try:
         await _write(session, file, data)
-        yield aside
+        yield temporary
     except BaseException:
-        await _remove_aside(session, aside)
+        await _remove_temporary(session, temporary)
         raise
 
 
-async def _remove_aside(session: Session, aside: str) -> None:
-    # Without a connection somebody's `list` does it, a day later.
+async def _remove_temporary(session: Session, temporary: str) -> None:
+    # If the connection is lost, a later `list` removes the file, a day after.
     with contextlib.suppress(asyncssh.SFTPError, ConnectionLostError):
-        await session.ask(session.sftp.remove(aside))
+        await session.wait_for(session.sftp.remove(temporary))
 
 
 async def _open_new(session: Session, path: str) -> asyncssh.SFTPClientFile:
     for _ in range(_FOLDER_ATTEMPTS):
         try:
-            return await session.ask(session.sftp.open(path, "xb", block_size=0))
+            return await session.wait_for(session.sftp.open(path, "xb", block_size=0))
         except asyncssh.SFTPNoSuchFile:
-            # After the first time: a concurrent delete has removed the folder, empty as it was.
+            # On later attempts, a concurrent delete has removed the empty folder again.
             await _make_folders(session, posixpath.dirname(path))
-    return await session.ask(session.sftp.open(path, "xb", block_size=0))
+    return await session.wait_for(session.sftp.open(path, "xb", block_size=0))
 
 
 async def _write(session: Session, file: asyncssh.SFTPClientFile, data: bytes) -> None:
-    length = max(session.sftp.limits.max_write_len, _LEAST_PIECE_BYTES)
+    length = max(session.sftp.limits.max_write_len, _MIN_REQUEST_BYTES)
 
     async def write(start: int) -> None:
-        await session.ask(file.write(data[start : start + length], start))
+        await session.wait_for(file.write(data[start : start + length], start))
 
     try:
-        # Not in one request of asyncssh's own, which would have to be answered in time however long it is.
-        await _each(write, range(0, len(data), length), _at_once(length))
+        # asyncssh would write all data in one call, which would have to finish within the timeout.
+        await _for_each(write, range(0, len(data), length), _concurrency(length))
         with contextlib.suppress(asyncssh.SFTPOpUnsupported):
-            await session.ask(file.fsync())
+            await session.wait_for(file.fsync())
     except asyncssh.SFTPError:
         with contextlib.suppress(asyncssh.SFTPError):
-            await session.ask(file.close())
+            await session.wait_for(file.close())
         raise
-    await session.ask(file.close())
+    await session.wait_for(file.close())
 
 
 async def _read(session: Session, file: asyncssh.SFTPClientFile, start: int, stop: int) -> bytes:
     data = bytearray(max(0, stop - start))
-    length = max(session.sftp.limits.max_read_len, _LEAST_PIECE_BYTES)
+    length = max(session.sftp.limits.max_read_len, _MIN_REQUEST_BYTES)
 
     async def read(offset: int) -> None:
         end = min(offset + length, stop)
         while offset < end:
-            piece: bytes = await session.ask(file.read(end - offset, offset))
-            if not 0 < len(piece) <= end - offset:
-                raise asyncssh.SFTPFailure("the server answers a read with the wrong number of bytes")
-            data[offset - start : offset - start + len(piece)] = piece
-            offset += len(piece)
+            chunk: bytes = await session.wait_for(file.read(end - offset, offset))
+            if not 0 < len(chunk) <= end - offset:
+                raise asyncssh.SFTPFailure("the server returned the wrong number of bytes for a read")
+            data[offset - start : offset - start + len(chunk)] = chunk
+            offset += len(chunk)
 
-    await _each(read, range(start, stop, length), _at_once(length))
+    await _for_each(read, range(start, stop, length), _concurrency(length))
     return bytes(data)
 
 
-def _at_once(length: int) -> int:
+def _concurrency(length: int) -> int:
     return min(_REQUESTS_IN_FLIGHT, max(1, _BYTES_IN_FLIGHT // length))
 
 
-async def _each(work: Callable[[_Item], Awaitable[None]], items: Collection[_Item], at_once: int) -> None:
-    """Do something for each item, several at once. After a failure no other is begun."""
-    left = iter(items)
+async def _for_each(
+    work: Callable[[_Item], Awaitable[None]], items: Collection[_Item], concurrency: int
+) -> None:
+    """Run ``work`` for each item, several at the same time. Starts no more items after a failure."""
+    remaining = iter(items)
 
-    async def go_on() -> None:
-        for item in left:
+    async def run_worker() -> None:
+        for item in remaining:
             try:
                 await work(item)
             except BaseException:
-                deque(left, maxlen=0)
+                deque(remaining, maxlen=0)
                 raise
 
-    workers = [go_on() for _ in range(min(at_once, len(items)))]
+    workers = [run_worker() for _ in range(min(concurrency, len(items)))]
     for failure in await asyncio.gather(*workers, return_exceptions=True):
         if failure is not None:
             raise failure
@@ -272,20 +275,20 @@ async def _make_folders(session: Session, path: str) -> None:
     try:
         await _make_folder(session, path)
     except asyncssh.SFTPNoSuchFile:
-        above = posixpath.dirname(path)
-        if above == path:
+        parent = posixpath.dirname(path)
+        if parent == path:
             raise
-        await _make_folders(session, above)
+        await _make_folders(session, parent)
         await _make_folder(session, path)
 
 
 async def _make_folder(session: Session, path: str) -> None:
     try:
-        await session.ask(session.sftp.mkdir(path))
+        await session.wait_for(session.sftp.mkdir(path))
     except asyncssh.SFTPNoSuchFile:
         raise
     except asyncssh.SFTPError:
-        attributes = await _look_at(session, path)
+        attributes = await _stat_if_exists(session, path)
         if attributes is None:
             raise
         if attributes.type != FILEXFER_TYPE_DIRECTORY:
@@ -293,17 +296,17 @@ async def _make_folder(session: Session, path: str) -> None:
 
 
 async def _sync_folder(session: Session, folder: str) -> None:
-    """Make the names in a folder outlast a power cut: fsync(2), "NOTES". Not every server can."""
+    """Flush the names in a folder to the disk: see fsync(2), "NOTES". Not every server can do it."""
     with contextlib.suppress(asyncssh.SFTPError):
-        file = await session.ask(session.sftp.open(folder, "rb"))
+        file = await session.wait_for(session.sftp.open(folder, "rb"))
         try:
-            await session.ask(file.fsync())
+            await session.wait_for(file.fsync())
         finally:
-            await session.ask(file.close())
+            await session.wait_for(file.close())
 
 
-async def _look_at(session: Session, path: str) -> Optional[asyncssh.SFTPAttrs]:
+async def _stat_if_exists(session: Session, path: str) -> Optional[asyncssh.SFTPAttrs]:
     try:
-        return await session.ask(session.sftp.stat(path))
+        return await session.wait_for(session.sftp.stat(path))
     except asyncssh.SFTPNoSuchFile:
         return None

@@ -1,4 +1,4 @@
-"""Logging in: an address and credentials become a connection."""
+"""Logs in to an SSH server."""
 
 from __future__ import annotations
 
@@ -25,74 +25,76 @@ from input_checkpoint_sftp.errors import (
 _log = logging.getLogger(__name__)
 
 _SSH_PORT = 22
-_OURS: dict[str, Any] = {
-    # Of ~/.ssh/config, what is for terminals.
+_FIXED_OPTIONS: dict[str, Any] = {
+    # Options of ~/.ssh/config that are for terminals.
     "agent_forwarding": False,
     "command": None,
     "request_pty": False,
     "x11_forwarding": False,
-    # More than is ever under way, so that the line is kept full however long it is.
+    # More than is ever in flight, so that the window never slows down a transfer.
     "window": 16 << 20,
 }
-_NOT_THE_USERS = {
+_RESERVED_OPTIONS = {
     *("self", "loop", "last_config", "reload", "canonical", "final", "client_factory", "host"),
     *("connect_timeout", "login_timeout", "subsystem", "encoding", "errors", "max_pktsize"),
-    *_OURS,
+    *_FIXED_OPTIONS,
 }
-"""Parameters of `asyncssh.SSHClientConnectionOptions` that are not the user's: one time-out is for all."""
+"""Parameters of `asyncssh.SSHClientConnectionOptions` that users cannot set. ``timeout`` covers all waits."""
 _KEEPALIVE_SECONDS = 30
 _HOST_KEY_POLICIES = ("reject", "warning", "auto_add")
-_CHOOSE_IN_CONFIG = ("config", "port", "username")
+_CONFIG_SELECTORS = ("config", "port", "username")
+"""Options that decide which parts of ~/.ssh/config apply."""
+_INVALID = "invalid storage_options"
 _DEFAULT_KNOWN_HOSTS = "~/.ssh/known_hosts"
 
 
 @dataclass(frozen=True)
 class Login:
-    """Where to connect to and how."""
+    """Where and how to connect."""
 
     host: str
-    """Or what ``~/.ssh/config`` calls it."""
+    """Name or address of the server, or an alias from ``~/.ssh/config``."""
     arguments: Mapping[str, Any] = field(repr=False)
-    """For `asyncssh.connect`."""
+    """Arguments for `asyncssh.connect`."""
     known_hosts: Optional[str] = None
-    """File of known host keys; None is the user's own."""
+    """File of known host keys. None means the user's own files."""
     host_key_policy: str = "reject"
-    """What to do about a host key that is not known: ``reject``, ``warning`` or ``auto_add``."""
+    """What to do about an unknown host key: ``reject``, ``warning`` or ``auto_add``."""
     timeout: float = 20
-    """Seconds without any answer after which an operation has failed."""
+    """Seconds without an answer after which an operation fails."""
 
     def __post_init__(self) -> None:
         known = inspect.signature(asyncssh.SSHClientConnectionOptions.prepare).parameters
-        unknown = set(self.arguments) - (set(known) - _NOT_THE_USERS)
+        unknown = set(self.arguments) - (set(known) - _RESERVED_OPTIONS)
         if unknown:
-            raise OptionsError(f"storage_options are wrong: {', '.join(sorted(unknown))} is not known")
+            raise OptionsError(f"unknown storage_options: {', '.join(sorted(unknown))}")
         if self.host_key_policy not in _HOST_KEY_POLICIES:
-            raise OptionsError("storage_options are wrong: host_key_policy is reject, warning or auto_add")
+            raise OptionsError(f"{_INVALID}: host_key_policy must be 'reject', 'warning' or 'auto_add'")
         if not isinstance(self.arguments.get("port", _SSH_PORT), int):
-            raise OptionsError("storage_options are wrong: port is a number")
+            raise OptionsError(f"{_INVALID}: port must be a number")
         if not isinstance(self.timeout, (int, float)) or self.timeout <= 0:
-            raise OptionsError("storage_options are wrong: timeout is a number of seconds")
+            raise OptionsError(f"{_INVALID}: timeout must be a positive number of seconds")
         for name in ("username", "password", "passphrase"):
             value = self.arguments.get(name, "")
             if not isinstance(value, str) and not callable(value):
-                raise OptionsError(f"storage_options are wrong: {name} is a string")
+                raise OptionsError(f"{_INVALID}: {name} must be a string")
 
 
 async def connect(login: Login) -> asyncssh.SSHClientConnection:
-    """Log in.
+    """Connect to a server and log in.
 
     Raises:
-        SftpError: it cannot be done; which subclass says whether to try again.
+        SftpError: the connection cannot be made. Only `ConnectionLostError` may be temporary.
     """
     try:
         return await asyncio.wait_for(_connect(login), login.timeout)
     except asyncio.TimeoutError as error:
-        raise ConnectionLostError(f"could not log in within {login.timeout:g} s") from error
+        raise ConnectionLostError(f"the login took more than {login.timeout:g} s") from error
     except SftpError:
         raise
     except Exception as error:
-        # Of asyncssh, the agent, cryptography and the operating system, which share no base class.
-        raise _problem(error, login) from error
+        # asyncssh, the agent, cryptography and the operating system raise errors that share no base class.
+        raise _diagnose(error, login) from error
 
 
 async def _connect(login: Login) -> asyncssh.SSHClientConnection:
@@ -100,7 +102,7 @@ async def _connect(login: Login) -> asyncssh.SSHClientConnection:
     options: dict[str, Any] = {
         "keepalive_interval": _KEEPALIVE_SECONDS,
         **login.arguments,
-        **_OURS,
+        **_FIXED_OPTIONS,
         "known_hosts": known,
         "client_factory": lambda: _HostKeyVerifier(login.host_key_policy, known),
         "login_timeout": login.timeout,
@@ -109,7 +111,7 @@ async def _connect(login: Login) -> asyncssh.SSHClientConnection:
 
 
 class _HostKeyVerifier(asyncssh.SSHClient):
-    """Judges a host key that known_hosts does not have."""
+    """Decides about host keys that known_hosts does not contain."""
 
     def __init__(self, policy: str, known: asyncssh.SSHKnownHosts) -> None:
         self._policy = policy
@@ -118,17 +120,17 @@ class _HostKeyVerifier(asyncssh.SSHClient):
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
         if self._known.match(host, addr, None if port == _SSH_PORT else port)[0]:
             raise asyncssh.HostKeyNotVerifiable(
-                "the server shows another host key than known_hosts has. Somebody may be listening in; or "
-                "the server is new, and its old key is to be removed: ssh-keygen -R HOST."
+                "the server's host key differs from the one in known_hosts. Someone may be intercepting the "
+                "connection. If the server has a new key, remove the old one: ssh-keygen -R HOST."
             )
-        shown = f"the server's host key ({key.get_algorithm()} {key.get_fingerprint()}) is not known"
+        problem = f"the server's host key ({key.get_algorithm()} {key.get_fingerprint()}) is unknown"
         if self._policy == "reject":
             raise asyncssh.HostKeyNotVerifiable(
-                f"{shown}. If it is the right one, add it: ssh-keyscan -p PORT HOST >> ~/.ssh/known_hosts; "
-                "or name a file with it in storage_options (known_hosts)."
+                f"{problem}. Check it, and add it: ssh-keyscan -p PORT HOST >> ~/.ssh/known_hosts. Or pass a "
+                "file that contains it as known_hosts in storage_options."
             )
         if self._policy == "warning":
-            _log.warning("%s: %s, and trusted all the same, as host_key_policy says", host, shown)
+            _log.warning("%s: %s. Connecting anyway, because host_key_policy is 'warning'.", host, problem)
         return True
 
 
@@ -136,41 +138,41 @@ def _known_hosts(login: Login) -> asyncssh.SSHKnownHosts:
     if login.known_hosts is not None:
         names = [str(login.known_hosts)]
     else:
-        given = {name: login.arguments[name] for name in _CHOOSE_IN_CONFIG if name in login.arguments}
+        given = {name: login.arguments[name] for name in _CONFIG_SELECTORS if name in login.arguments}
         options = asyncssh.SSHClientConnectionOptions(host=login.host, client_keys=None, **given)
         configured = cast("Optional[list[str]]", options.known_hosts)
-        # None is "UserKnownHostsFile none", which asyncssh would take to mean that any key will do.
-        named = [] if configured is None else configured or [_DEFAULT_KNOWN_HOSTS]
-        names = [path for path in map(os.path.expanduser, named) if os.path.exists(path)]
+        # None stands for "UserKnownHostsFile none". asyncssh would then accept any key.
+        paths = [] if configured is None else configured or [_DEFAULT_KNOWN_HOSTS]
+        names = [path for path in map(os.path.expanduser, paths) if os.path.exists(path)]
     try:
         return asyncssh.read_known_hosts(names)
     except OSError as error:
         raise LoginError(
-            f"known_hosts names a file that cannot be read: {error.filename} ({error.strerror})"
+            f"the known_hosts file {error.filename} cannot be read ({error.strerror})"
         ) from error
     except ValueError as error:
-        raise LoginError(f"{', '.join(names)} has a line that is damaged") from error
+        raise LoginError(f"{', '.join(names)} contains an invalid line") from error
 
 
-def _problem(error: Exception, login: Login) -> SftpError:
+def _diagnose(error: Exception, login: Login) -> SftpError:
     if isinstance(error, asyncssh.HostKeyNotVerifiable):
         return LoginError(error.reason)
     if isinstance(error, asyncssh.KeyExchangeFailed):
         return UnusableServerError(f"the server and asyncssh have no algorithm in common ({error.reason})")
-    if isinstance(error, (asyncssh.PermissionDenied, asyncssh.IllegalUserName)) or _tried_too_often(error):
+    if _is_refused_login(error):
         return LoginError(
-            "the server does not accept the login: the user, the key or the password is wrong. Set username, "
-            "and key_filename or password, in storage_options, or load the key into the SSH agent."
+            "the server refused the login: the user, key or password is wrong. Set username and key_filename "
+            "or password in storage_options, or add the key to the SSH agent."
         )
     if isinstance(error, asyncssh.ChannelOpenError) and error.code == OPEN_ADMINISTRATIVELY_PROHIBITED:
-        return UnusableServerError(f"the jump host does not let us through ({error.reason})")
+        return UnusableServerError(f"the jump host refuses to forward the connection ({error.reason})")
     if isinstance(error, (asyncssh.KeyImportError, asyncssh.KeyEncryptionError)):
         if "must be specified" in str(error):
             return LoginError("the private key is encrypted. Set passphrase in storage_options.")
-        return LoginError(f"the private key cannot be read ({error}). Is passphrase right?")
+        return LoginError(f"the private key cannot be read ({error}). Check passphrase in storage_options.")
     if isinstance(error, (socket.gaierror, UnicodeError)):
         return ConnectionLostError(
-            f"{login.host} cannot be looked up, or the host on the way to it ({error})"
+            f"the address of {login.host} or of its jump host cannot be found ({error})"
         )
     if isinstance(error, OSError) and error.filename is not None:
         keys = login.arguments.get("client_keys")
@@ -181,17 +183,19 @@ def _problem(error: Exception, login: Login) -> SftpError:
     if isinstance(error, (asyncssh.Error, OSError, EOFError)):
         return ConnectionLostError(f"{login.host}: {_reason(error)}")
     if isinstance(error, ValueError):
-        return OptionsError(f"storage_options or ~/.ssh/config are wrong: {error}")
-    return OptionsError(f"storage_options are wrong ({type(error).__name__}, in logging in)")
+        return OptionsError(f"{_INVALID} or ~/.ssh/config: {error}")
+    return OptionsError(f"{_INVALID}: the login failed with {type(error).__name__}")
 
 
-def _tried_too_often(error: Exception) -> bool:
-    # The server hangs up then, with a code that is for errors in the protocol.
+def _is_refused_login(error: Exception) -> bool:
+    if isinstance(error, (asyncssh.PermissionDenied, asyncssh.IllegalUserName)):
+        return True
+    # After too many attempts, the server disconnects with the code of a protocol error.
     return isinstance(error, asyncssh.DisconnectError) and "authentication failures" in error.reason
 
 
 def _reason(error: Exception) -> str:
-    # asyncio says only that the call has failed.
+    # The message of asyncio says only that the call failed.
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
     return str(error) or type(error).__name__
