@@ -23,7 +23,7 @@ from benchmarks.report import Figure, Goal
 from input_checkpoint import Backend, CheckpointStore, KeepLast, open_backend
 from input_checkpoint.backends.local import LocalBackend
 from input_checkpoint.store.pack_writer import CONCURRENCY, PACK_BYTES
-from input_checkpoint.tensorflow.iterators import HeldSnapshot
+from input_checkpoint.tensorflow.iterators import SessionSnapshot
 from integration.servers.server import Place
 
 NAME = "durable"
@@ -123,7 +123,7 @@ class _Runner:
                 future.result()
 
 
-def _encode(snapshot: HeldSnapshot) -> None:
+def _encode(snapshot: SessionSnapshot) -> None:
     for state in snapshot.states():
         for _ in state.elements:
             pass

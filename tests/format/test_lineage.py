@@ -1,4 +1,4 @@
-"""History is a line, however often a run is restarted from somewhere."""
+"""The history of a worker is linear, however often and from wherever its runs are resumed."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def refs(*pairs: tuple[int, int]) -> list[CheckpointRef]:
 
 @st.composite
 def runs(draw: st.DrawFn) -> tuple[Lineage, list[CheckpointRef], list[CheckpointRef]]:
-    """Several restarts, each from somewhere in the history.
+    """Several restarts, each from a checkpoint of the history.
 
-    Returns the last lineage, everything that was ever stored, and the history it must see.
+    Returns the last lineage, every checkpoint ever stored, and the history that the lineage must have.
     """
     current = next_lineage("main", None, None, [])
     stored: list[CheckpointRef] = []
@@ -84,32 +84,32 @@ def test_the_first_lineage_is_number_one_and_has_no_ancestors():
         pytest.param(lineage(2, (1, 20)), (2, 30), refs((2, 30)), [(2, 30)], id="the oldest was pruned"),
     ],
 )
-def test_a_restart_takes_over_the_line_up_to_its_parent(newest, parent, present, expected):
+def test_a_restart_continues_the_history_up_to_its_parent(newest, parent, present, expected):
     following = next_lineage("main", newest, parent and ref(*parent), present)
     assert following.number == newest.number + 1
     assert ancestors(following) == expected
 
 
 @given(runs())
-def test_history_is_what_was_written_before_each_restart_and_nothing_else(run):
+def test_the_history_is_what_was_saved_before_each_restart_and_nothing_else(run):
     current, stored, line = run
     assert current.history(stored) == line
 
 
 @given(runs())
-def test_history_runs_from_old_to_new_steps(run):
+def test_the_history_is_sorted_from_the_oldest_to_the_newest_step(run):
     current, stored, _ = run
     steps = [entry.step for entry in current.history(stored)]
     assert steps == sorted(set(steps))
 
 
 @given(runs())
-def test_a_record_names_only_ancestors_of_which_something_is_left(run):
+def test_a_record_lists_only_ancestors_that_have_checkpoints(run):
     current, stored, _ = run
     assert {ancestor.lineage for ancestor in current.ancestors} <= {entry.lineage for entry in stored}
 
 
-def test_a_lineage_that_a_hundred_restarts_did_not_use_stays_small():
+def test_a_record_stays_small_after_a_hundred_restarts_from_the_same_checkpoint():
     current, present = next_lineage("main", None, None, []), refs((1, 10))
     for _ in range(100):
         current = next_lineage("main", current, ref(1, 10), present)
@@ -120,32 +120,32 @@ def test_another_worker_has_another_history():
     assert not lineage(1).holds(ref(1, 10, worker="worker-1"))
 
 
-def test_what_an_older_lineage_wrote_past_the_restart_is_not_held():
+def test_what_an_older_lineage_saved_after_the_restart_is_not_part_of_the_history():
     assert [lineage(2, (1, 20)).holds(ref(1, step)) for step in (10, 20, 21)] == [True, True, False]
 
 
 @pytest.mark.parametrize(
-    ("own", "given_up"),
+    ("own", "abandoned"),
     [((), []), ((30,), []), ((30, 40), [(1, 30), (1, 40)]), ((30, 40, 50), [(1, 30), (1, 40)])],
 )
-def test_what_was_left_behind_is_given_up_after_two_commits(own, given_up):
+def test_older_checkpoints_outside_the_history_are_abandoned_after_two_commits(own, abandoned):
     stored = refs((1, 10), (1, 20), (1, 30), (1, 40), *((2, step) for step in own))
-    assert abandoned_checkpoints(lineage(2, (1, 20)), stored) == refs(*given_up)
+    assert abandoned_checkpoints(lineage(2, (1, 20)), stored) == refs(*abandoned)
 
 
-def test_what_a_newer_lineage_wrote_is_never_given_up():
+def test_what_a_newer_lineage_saved_is_never_abandoned():
     assert abandoned_checkpoints(lineage(2, (1, 20)), refs((1, 20), (2, 30), (2, 40), (3, 50))) == []
 
 
 @given(runs())
-def test_nothing_of_the_history_is_ever_given_up(run):
+def test_no_part_of_the_history_is_ever_abandoned(run):
     current, stored, line = run
     committed = [*stored, ref(current.number, 10_000), ref(current.number, 10_001)]
     assert not set(abandoned_checkpoints(current, committed)) & set(line)
 
 
 @given(runs())
-def test_a_record_comes_back_as_it_was_written(run):
+def test_a_record_is_decoded_as_it_was_encoded(run):
     assert decode_lineage(encode_lineage(run[0])) == run[0]
 
 
@@ -153,7 +153,7 @@ def test_a_record_comes_back_as_it_was_written(run):
     "created",
     ["2026-03-04T12:00:00", "2026-03-04T12:00:00Z", "2026-03-04T12:00:00+00:00", "2026-03-04T13:00:00+01:00"],
 )
-def test_a_time_is_read_in_utc_also_if_no_zone_is_given(created):
+def test_a_time_is_decoded_in_utc_even_without_a_time_zone(created):
     fields = {**json.loads(encode_lineage(lineage(2, (1, 20))))["lineage"], "created": created}
     right = digest(json.dumps(fields, sort_keys=True).encode()).hex()
     found = decode_lineage(json.dumps({"lineage": fields, "digest": right}).encode()).created
@@ -161,14 +161,14 @@ def test_a_time_is_read_in_utc_also_if_no_zone_is_given(created):
 
 
 @given(runs())
-def test_what_a_lost_run_has_saved_is_its_history_whatever_came_before(run):
+def test_the_checkpoints_of_an_inferred_lineage_are_part_of_its_history(run):
     current, stored, _ = run
     own = [ref(current.number + 1, step) for step in (10_000, 10_010)]
     assert infer_lineage("main", current.number + 1, current, own).history([*stored, *own])[-2:] == own
 
 
 @given(runs())
-def test_the_guessed_history_of_a_lost_run_goes_from_old_to_new_steps(run):
+def test_the_history_of_an_inferred_lineage_is_sorted_from_the_oldest_to_the_newest_step(run):
     current, stored, _ = run
     own = [ref(current.number + 1, step) for step in (15, 25)]
     steps = [
@@ -178,19 +178,19 @@ def test_the_guessed_history_of_a_lost_run_goes_from_old_to_new_steps(run):
     assert steps == sorted(set(steps))
 
 
-def test_a_lost_run_that_has_saved_nothing_has_the_history_of_the_one_before():
+def test_an_inferred_lineage_without_checkpoints_has_the_history_of_the_previous_lineage():
     stored = refs((1, 10), (1, 20), (1, 30), (2, 25))
     assert infer_lineage("main", 3, lineage(2, (1, 20)), stored).history(stored) == refs(
         (1, 10), (1, 20), (2, 25)
     )
 
 
-def test_a_lost_run_was_not_started_from_a_step_that_it_came_to_itself():
+def test_an_inferred_lineage_did_not_resume_from_a_step_after_its_own_first_one():
     stored = refs((1, 10), (1, 20), (1, 30), (2, 20), (2, 30))
     assert infer_lineage("main", 2, lineage(1), stored).history(stored) == refs((1, 10), (2, 20), (2, 30))
 
 
-def test_two_lineages_of_the_same_number_are_told_apart():
+def test_two_lineages_with_the_same_number_differ():
     assert next_lineage("main", None, None, []) != next_lineage("main", None, None, [])
 
 
@@ -208,7 +208,7 @@ def test_arbitrary_bytes_are_refused_as_corrupt(data):
         decode_lineage(data)
 
 
-def test_a_record_cut_short_is_refused_as_corrupt():
+def test_a_truncated_record_is_refused_as_corrupt():
     data = encode_lineage(lineage(2, (1, 20)))
     for end in range(len(data)):
         with pytest.raises(CorruptCheckpointError):

@@ -1,4 +1,4 @@
-"""A manifest comes back as it was written, or is refused."""
+"""A manifest is decoded as it was encoded, or refused."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def columns(table: ChunkTable) -> list[list[Any]]:
 
 
 def manifest(chunks: int = 6, packs: int = 2) -> Manifest:
-    """A manifest of two iterators whose chunks lie one after the other in ``packs`` packs."""
+    """A manifest of two iterators whose chunks are stored one after another in ``packs`` packs."""
     per_pack = -(-chunks // packs)
     table = table_of(
         *(
@@ -95,7 +95,7 @@ def same(one: Manifest, other: Manifest) -> bool:
 
 
 def with_table(header: Header, table: bytes, **changes: Any) -> bytes:
-    """A manifest whose checksums are right, whatever else is not."""
+    """A manifest with valid checksums, whatever else may be wrong."""
     sized = replace(header, table_bytes=len(table), table_digest=digest(table).hex(), **changes)
     return encode_manifest(sized, table)
 
@@ -112,7 +112,7 @@ def with_fields(changes: dict[str, Any]) -> bytes:
 
 
 def peak_of_refusing(data: bytes) -> int:
-    """Bytes of memory that it takes to find out that ``data`` is no manifest."""
+    """Return the memory in bytes that is needed to refuse ``data``."""
     tracemalloc.start()
     try:
         with pytest.raises(CorruptCheckpointError):
@@ -125,7 +125,7 @@ def peak_of_refusing(data: bytes) -> int:
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
 u32 = st.integers(0, 2**32 - 1)
 enough = st.integers(12, 2**32 - 1)
-"""Elements for all the rows that a manifest has here."""
+"""At least as many elements as the largest manifest here has rows."""
 
 
 @st.composite
@@ -160,11 +160,11 @@ def manifests(draw: st.DrawFn) -> Manifest:
 
 
 @given(manifests())
-def test_a_manifest_comes_back_as_it_was_written(content):
+def test_a_manifest_is_decoded_as_it_was_encoded(content):
     assert same(decode_manifest(encoded(content)), content)
 
 
-def test_each_iterator_comes_with_its_rows_of_the_table():
+def test_each_iterator_has_its_rows_of_the_table():
     content = manifest(chunks=5)
     assert [
         (rows.entry.name, columns(rows.keys), columns(rows.elements)) for rows in content.iterators()
@@ -174,26 +174,26 @@ def test_each_iterator_comes_with_its_rows_of_the_table():
     ]
 
 
-def test_the_header_can_be_read_from_the_head_alone():
+def test_the_header_can_be_read_without_the_table():
     content = manifest(chunks=10_000, packs=60)
     data = encoded(content)
     assert len(data) > 10 * HEAD_BYTES
     assert decode_header(data[:HEAD_BYTES]) == content.header
 
 
-def test_the_head_says_where_the_header_ends():
+def test_the_first_bytes_say_where_the_header_ends():
     content = manifest()
     data = encoded(content)
     assert decode_header(data[: header_end(data[:40])]) == content.header
 
 
-def test_a_head_that_ends_inside_the_header_is_refused():
+def test_a_truncated_header_is_refused():
     data = encoded(manifest())
     with pytest.raises(CorruptCheckpointError):
         decode_header(data[: header_end(data) - 1])
 
 
-def test_the_public_part_sums_up_iterators_and_new_packs():
+def test_the_checkpoint_info_adds_up_iterators_and_new_packs():
     info = manifest(chunks=6, packs=2).header.info
     assert (info.ref, info.logical_bytes, info.stored_bytes, info.elements, info.iterators) == (
         REF,
@@ -204,17 +204,17 @@ def test_the_public_part_sums_up_iterators_and_new_packs():
     )
 
 
-def test_the_public_part_names_every_pack_and_the_size_of_the_list_of_chunks():
+def test_the_checkpoint_info_lists_every_pack_and_the_size_of_the_chunk_table():
     header = manifest(chunks=6, packs=2).header
     assert (header.info.packs, header.info.table_bytes) == (header.packs, header.table_bytes)
 
 
-def test_the_public_part_stays_short_to_look_at_and_can_be_a_key():
+def test_the_checkpoint_info_has_a_short_representation_and_can_be_a_key():
     info = manifest(chunks=600, packs=200).header.info
     assert len(repr({info: "seen"})) < 500
 
 
-def test_a_chunk_costs_at_most_forty_bytes():
+def test_a_chunk_needs_at_most_forty_bytes():
     assert len(encoded(manifest(chunks=10_000, packs=60))) <= 40 * 10_000
 
 
@@ -246,7 +246,7 @@ def test_no_truncation_goes_unnoticed():
 
 
 @given(st.binary(min_size=1, max_size=50))
-def test_bytes_behind_a_manifest_are_refused(more):
+def test_bytes_after_a_manifest_are_refused(more):
     with pytest.raises(CorruptCheckpointError):
         decode_manifest(encoded(manifest()) + more)
 
@@ -271,7 +271,7 @@ json_values = st.recursive(
 
 
 @given(st.sampled_from(sorted(json.loads(with_fields({})[28 : header_end(with_fields({}))]))), json_values)
-def test_a_header_with_one_wrong_field_is_read_or_refused_as_corrupt(field, value):
+def test_a_header_with_one_wrong_field_is_decoded_or_refused_as_corrupt(field, value):
     try:
         decode_manifest(with_fields({field: value}))
     except CorruptCheckpointError:
@@ -282,7 +282,7 @@ def test_a_header_with_one_wrong_field_is_read_or_refused_as_corrupt(field, valu
     "created",
     ["2026-03-04T12:00:00", "2026-03-04T12:00:00Z", "2026-03-04T12:00:00+00:00", "2026-03-04T13:00:00+01:00"],
 )
-def test_a_time_is_read_in_utc_also_if_no_zone_is_given(created):
+def test_a_time_is_decoded_in_utc_even_without_a_time_zone(created):
     found = decode_manifest(with_fields({"created": created})).header.created
     assert (found, found.utcoffset()) == (datetime(2026, 3, 4, 12, tzinfo=timezone.utc), timedelta(0))
 
@@ -290,10 +290,10 @@ def test_a_time_is_read_in_utc_also_if_no_zone_is_given(created):
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"pid": float("inf")}, id="endless pid"),
-        pytest.param({"chunks": float("inf")}, id="endless chunk count"),
+        pytest.param({"pid": float("inf")}, id="infinite pid"),
+        pytest.param({"chunks": float("inf")}, id="infinite chunk count"),
         pytest.param({"chunks": -1}, id="negative chunk count"),
-        pytest.param({"packs": [{"key": PACK, "size": float("inf"), "new": True}]}, id="endless pack"),
+        pytest.param({"packs": [{"key": PACK, "size": float("inf"), "new": True}]}, id="infinite pack size"),
         pytest.param(
             {
                 "iterators": [
@@ -305,7 +305,7 @@ def test_a_time_is_read_in_utc_also_if_no_zone_is_given(created):
         ),
     ],
 )
-def test_a_number_that_cannot_be_is_refused(changes):
+def test_an_impossible_number_is_refused(changes):
     with pytest.raises(CorruptCheckpointError):
         decode_manifest(with_fields(changes))
 
@@ -316,36 +316,36 @@ def test_a_header_nested_too_deeply_is_refused():
 
 
 @pytest.mark.parametrize("length", [2**24 + 1, 2**31, 2**32 - 1])
-def test_a_huge_header_length_is_refused_without_taking_memory(length):
+def test_a_huge_header_length_is_refused_without_allocating_memory(length):
     assert peak_of_refusing(MAGIC + struct.pack("<I", length) + bytes(16) + b"{}") < MIB
 
 
 @pytest.mark.parametrize("length", [2**24 + 1, 2**32 - 1])
-def test_a_huge_header_length_is_refused_before_the_header_is_asked_for(length):
+def test_a_huge_header_length_is_refused_before_the_header_is_requested(length):
     with pytest.raises(CorruptCheckpointError):
         header_end(MAGIC + struct.pack("<I", length) + bytes(16))
 
 
 @pytest.mark.parametrize("chunks", [10**6, 10**12, 2**63, 2**200])
-def test_a_huge_chunk_count_is_refused_without_taking_memory(chunks):
+def test_a_huge_chunk_count_is_refused_without_allocating_memory(chunks):
     content = manifest()
     assert peak_of_refusing(with_table(content.header, content.table.encode(), chunks=chunks)) < MIB
 
 
 @pytest.mark.parametrize("size", [10**9, 2**63])
-def test_a_huge_table_size_is_refused_without_taking_memory(size):
+def test_a_huge_table_size_is_refused_without_allocating_memory(size):
     content = manifest()
     header = replace(content.header, table_bytes=size)
     assert peak_of_refusing(encode_manifest(header, content.table.encode())) < MIB
 
 
-def test_a_table_that_inflates_to_more_than_its_rows_is_refused_without_inflating_it():
+def test_a_table_larger_than_its_rows_is_refused_without_decompressing_it():
     bomb = compress(bytes(64 * MIB))
     assert peak_of_refusing(with_table(manifest().header, bomb)) < MIB
 
 
 @pytest.mark.parametrize("elements", [17, 10**7 - 1])
-def test_a_small_table_that_claims_millions_of_rows_is_refused_without_inflating_it(elements):
+def test_a_small_table_that_claims_millions_of_rows_is_refused_without_decompressing_it(elements):
     rows = 10**7
     forged = with_table(
         manifest().header,
@@ -357,7 +357,7 @@ def test_a_small_table_that_claims_millions_of_rows_is_refused_without_inflating
     assert peak_of_refusing(forged) < MIB
 
 
-def test_an_iterator_with_more_chunks_of_keys_than_elements_is_refused():
+def test_an_iterator_with_more_key_chunks_than_elements_is_refused():
     content = manifest(chunks=1)
     with pytest.raises(CorruptCheckpointError, match="more chunks than elements"):
         decode_manifest(
@@ -365,7 +365,7 @@ def test_an_iterator_with_more_chunks_of_keys_than_elements_is_refused():
         )
 
 
-def test_reading_a_table_of_millions_of_rows_takes_little_more_memory_than_the_rows():
+def test_decoding_a_table_of_a_million_rows_needs_little_more_memory_than_the_rows():
     rows = 10**6
     content = manifest(chunks=1)
     repeated = content.table.take([0] * rows)
@@ -399,12 +399,12 @@ def test_a_table_that_is_not_compressed_data_is_refused():
     [
         pytest.param(2, 0, 1, id="in a pack that is not listed"),
         pytest.param(0, 0, 270_001, id="longer than its pack"),
-        pytest.param(0, 270_000, 1, id="behind the end of its pack"),
-        pytest.param(0, 2**63 - 2**33, 2**32 - 6, id="as far away as can be"),
+        pytest.param(0, 270_000, 1, id="after the end of its pack"),
+        pytest.param(0, 2**63 - 2**33, 2**32 - 6, id="at the largest possible offset"),
         pytest.param(0, -1, 1, id="before its pack"),
     ],
 )
-def test_a_chunk_that_is_not_there_is_refused(pack, offset, stored):
+def test_a_chunk_outside_of_its_pack_is_refused(pack, offset, stored):
     content = manifest(chunks=1, packs=2)
     table = table_of((bytes(16), pack, offset, stored, 1))
     header = replace(
@@ -425,7 +425,7 @@ def test_a_chunk_that_is_not_there_is_refused(pack, offset, stored):
         "packs/main/00000001/x.pack",
     ],
 )
-def test_a_pack_that_is_no_pack_of_this_worker_is_refused(key):
+def test_a_pack_that_does_not_belong_to_this_worker_is_refused(key):
     with pytest.raises(CorruptCheckpointError, match="impossible pack"):
         decode_manifest(with_fields({"packs": [{"key": key, "size": 10**6, "new": True}] * 2}))
 

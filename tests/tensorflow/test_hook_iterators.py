@@ -78,7 +78,7 @@ def test_a_file_that_the_pipeline_had_open_and_that_is_gone_is_named_as_such(tmp
 
     train(tmp_path / "model", input_fn)
     text.unlink()
-    with pytest.raises(ic.PipelineMismatchError, match=r"not there any more: .*lines\.txt.*Put it back"):
+    with pytest.raises(ic.PipelineMismatchError, match=r"no longer exists: .*lines\.txt.*Put it back"):
         train(tmp_path / "model", input_fn)
 
 

@@ -117,14 +117,14 @@ def test_an_error_while_the_input_is_restored_is_left_to_tensorflow(
     estimator = make_estimator(tmp_path / "model")
     estimator.train(shuffled_ids, hooks=[ic.CheckpointInputPipelineHook(estimator)], steps=10)
     errors = [tf.errors.AbortedError(None, None, "preempted")]
-    hold = GraphIterators._hold_encoded
+    hold = GraphIterators._stage_stored
 
     def go_away_once(self: GraphIterators, *arguments: Any) -> Any:
         if errors:
             raise errors.pop()
         return hold(self, *arguments)
 
-    monkeypatch.setattr(GraphIterators, "_hold_encoded", go_away_once)
+    monkeypatch.setattr(GraphIterators, "_stage_stored", go_away_once)
     estimator.train(shuffled_ids, hooks=[ic.CheckpointInputPipelineHook(estimator)], steps=10)
     assert errors == []
     assert trained_on(tmp_path / "model") == reference[:20]

@@ -1,7 +1,7 @@
-"""Vectors of variants as TensorFlow encodes them, taken apart and put together without TensorFlow.
+"""Splits and joins TensorFlow's encoding of a vector of variants, without TensorFlow.
 
-``tf.io.serialize_tensor`` of a variant vector gives a ``TensorProto`` whose ``tensor_content`` is a list: the
-elements' sizes as varints, then the elements, each a ``VariantTensorDataProto``
+``tf.io.serialize_tensor`` encodes a vector of variants as a ``TensorProto``. Its ``tensor_content`` is a
+list: the sizes of the elements as varints, then the elements, each a ``VariantTensorDataProto``
 (tensorflow/core/framework/variant_encode_decode.cc, ``EncodeVariantList``).
 """
 
@@ -27,15 +27,19 @@ _TENSORS_TAG = 0x1A
 def split_variants(tensor: bytes) -> Iterator[bytes]:
     """Yield the encoded elements of an encoded vector of variants.
 
-    >>> list(split_variants(join_variants([(b"a", b"b"), (b"", b"")])))
-    [b'ab', b'']
+    Raises:
+        CorruptCheckpointError: ``tensor`` is not an encoded vector of variants.
+
+    Example:
+        >>> list(split_variants(join_variants([(b"a", b"b"), (b"", b"")])))
+        [b'ab', b'']
     """
     dtype, count, start, end = _read_tensor(tensor)
     if dtype != _DT_VARIANT:
         raise CorruptCheckpointError(f"an encoded tensor holds elements of type {dtype}, not variants")
     sizes = []
     for _ in range(count):
-        size, start = _read_varint(tensor, start)
+        size, start = _decode_varint(tensor, start)
         sizes.append(size)
     if start + sum(sizes) != end:
         raise CorruptCheckpointError("the sizes in an encoded vector of variants do not add up")
@@ -47,42 +51,46 @@ def split_variants(tensor: bytes) -> Iterator[bytes]:
 def split_payload(element: bytes) -> tuple[bytes, bytes]:
     r"""Split an encoded element into its key (type name and metadata) and its payload (the tensors).
 
-    The metadata says in which slot of which buffer an element is, the tensors say what it is. Both together
-    are the element.
+    The metadata identifies the buffer and the slot of the element, and the tensors are its content. The
+    concatenation of both is the encoded element.
 
-    >>> split_payload(bytes([0x0A, 1, 97, 0x12, 1, 98, 0x1A, 2, 8, 21]))
-    (b'\n\x01a\x12\x01b', b'\x1a\x02\x08\x15')
+    Raises:
+        CorruptCheckpointError: ``element`` is truncated.
+
+    Example:
+        >>> split_payload(bytes([0x0A, 1, 97, 0x12, 1, 98, 0x1A, 2, 8, 21]))
+        (b'\n\x01a\x12\x01b', b'\x1a\x02\x08\x15')
     """
     position = 0
     while position < len(element) and element[position] != _TENSORS_TAG:
-        size, start = _read_varint(element, position + 1)
+        size, start = _decode_varint(element, position + 1)
         position = start + size
     return element[:position], element[position:]
 
 
 def join_variants(elements: Sequence[Element]) -> bytes:
-    """Return the encoded vector of variants that holds these elements, each a key and a payload."""
-    dim = bytes([_DIM_SIZE_TAG]) + _varint(len(elements))
-    shape = bytes([_DIM_TAG]) + _varint(len(dim)) + dim
+    """Return the encoded vector of variants that consists of these elements."""
+    dim = bytes([_DIM_SIZE_TAG]) + _encode_varint(len(elements))
+    shape = bytes([_DIM_TAG]) + _encode_varint(len(dim)) + dim
     lengths = [len(key) + len(payload) for key, payload in elements]
-    sizes = b"".join(map(_varint, lengths))
+    sizes = b"".join(map(_encode_varint, lengths))
     head = (
         bytes([_DTYPE_TAG, _DT_VARIANT, _SHAPE_TAG])
-        + _varint(len(shape))
+        + _encode_varint(len(shape))
         + shape
         + bytes([_CONTENT_TAG])
-        + _varint(len(sizes) + sum(lengths))
+        + _encode_varint(len(sizes) + sum(lengths))
     )
     return b"".join((head, sizes, *itertools.chain.from_iterable(elements)))
 
 
 def _read_tensor(tensor: bytes) -> tuple[int, int, int, int]:
-    """Return dtype, element count, and where the content starts and ends."""
+    """Return the dtype, the number of elements, and the start and end of the content."""
     dtype = position = start = end = 0
     count = -1
     while position < len(tensor):
         tag = tensor[position]
-        value, position = _read_varint(tensor, position + 1)
+        value, position = _decode_varint(tensor, position + 1)
         if tag == _DTYPE_TAG:
             dtype = value
         elif tag == _SHAPE_TAG:
@@ -94,27 +102,27 @@ def _read_tensor(tensor: bytes) -> tuple[int, int, int, int]:
         else:
             raise CorruptCheckpointError(f"unexpected field {tag:#x} in an encoded vector of variants")
     if position != len(tensor) or count < 0:
-        raise CorruptCheckpointError("an encoded vector of variants is cut short")
+        raise CorruptCheckpointError("an encoded vector of variants is truncated")
     return dtype, count, start, end
 
 
 def _vector_length(shape: bytes) -> int:
-    # A shape of one dimension: tag, length of the dimension, and, unless it is zero, tag and size.
+    # A shape with one dimension: its tag and length, then, unless the size is 0, the tag and the size.
     if len(shape) < 2 or shape[0] != _DIM_TAG:
         raise CorruptCheckpointError("an encoded tensor is not a vector")
     if shape[1] == 0:
         return 0
-    size, end = _read_varint(shape, 3)
+    size, end = _decode_varint(shape, 3)
     if shape[2] != _DIM_SIZE_TAG or end != len(shape):
         raise CorruptCheckpointError("an encoded tensor is not a vector")
     return size
 
 
-def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+def _decode_varint(data: bytes, position: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         if position >= len(data):
-            raise CorruptCheckpointError("an encoded vector of variants is cut short")
+            raise CorruptCheckpointError("an encoded vector of variants is truncated")
         byte = data[position]
         position += 1
         value |= (byte & 0x7F) << shift
@@ -123,7 +131,7 @@ def _read_varint(data: bytes, position: int) -> tuple[int, int]:
         shift += 7
 
 
-def _varint(value: int) -> bytes:
+def _encode_varint(value: int) -> bytes:
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

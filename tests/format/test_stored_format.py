@@ -1,6 +1,6 @@
-"""Format version 1: a store written by an earlier release is read, also with nothing but docs/format.md.
+"""Format version 1: a store written by an earlier release can be read, by us and by following docs/format.md.
 
-The fixture was written by ``python -m tests.test_format DIRECTORY`` at the commit that added it, and must
+``python -m tests.format.test_stored_format DIRECTORY`` wrote the fixture at the commit that added it. It must
 never be written again.
 """
 
@@ -30,17 +30,17 @@ def payload(number: int, size: int) -> bytes:
     return blake3(b"%d" % number).digest(length=size)
 
 
-def buffer(turned_over: int) -> Elements:
-    """A shuffle buffer of 30 large and 40 small elements, of which the first ones have been replaced."""
-    large = [payload(n + 1000 * (n < turned_over), 2100 + n) for n in range(30)]
-    small = [payload(n + 5000 * (n < turned_over), n) for n in range(40)]
+def buffer(replaced: int) -> Elements:
+    """A shuffle buffer of 30 large and 40 small elements. The first ``replaced`` of each have changed."""
+    large = [payload(n + 1000 * (n < replaced), 2100 + n) for n in range(30)]
+    small = [payload(n + 5000 * (n < replaced), n) for n in range(40)]
     return [(b"Iterator::Shuffle:buffer::%d" % slot, content) for slot, content in enumerate(large + small)]
 
 
-def state(turned_over: int) -> dict[str, Elements]:
+def state(replaced: int) -> dict[str, Elements]:
     return {
-        "Iterator": buffer(turned_over),
-        "scope/Counter": [(b"", b"%d" % turned_over), (b"zeros", bytes(9000))],
+        "Iterator": buffer(replaced),
+        "scope/Counter": [(b"", b"%d" % replaced), (b"zeros", bytes(9000))],
     }
 
 
@@ -55,18 +55,18 @@ def write(directory: str) -> None:
 
 
 @pytest.mark.parametrize("saved", SAVED)
-def test_a_store_of_version_1_is_read(saved: tuple[int, int]) -> None:
+def test_a_checkpoint_of_version_1_can_be_loaded(saved: tuple[int, int]) -> None:
     store = CheckpointStore.open(str(FIXTURE))
     loaded = {found.name: found.in_order() for found in store.load(CheckpointRef("main", *saved))}
     assert loaded == state(SAVED[saved])
 
 
-def test_the_history_of_a_store_of_version_1_is_read() -> None:
+def test_the_history_of_a_store_of_version_1_can_be_read() -> None:
     history = CheckpointStore.open(str(FIXTURE)).history("main")
     assert [(ref.lineage, ref.step) for ref in history] == HISTORY
 
 
-def test_a_store_of_version_1_verifies() -> None:
+def test_a_store_of_version_1_passes_verification() -> None:
     assert CheckpointStore.open(str(FIXTURE)).verify().ok
 
 
@@ -90,7 +90,7 @@ def unzstd(data: bytes) -> bytes:
 
 
 def rows_of(header: dict[str, Any], table: bytes) -> list[tuple[bytes, int]]:
-    """Content and number of elements of every chunk."""
+    """Return the content and the number of elements of every chunk."""
     raw, count, start, columns = unzstd(table), header["chunks"], 0, []
     for dtype in ("V16", "<u4", "<i8", "<u4", "<u4", "<u4"):
         columns.append(np.frombuffer(raw, dtype, count, start).tolist())
@@ -106,8 +106,8 @@ def rows_of(header: dict[str, Any], table: bytes) -> list[tuple[bytes, int]]:
     return rows
 
 
-def read_by_the_book(manifest: bytes) -> dict[str, Elements]:
-    """What a stranger would write who has only docs/format.md."""
+def read_as_documented(manifest: bytes) -> dict[str, Elements]:
+    """Read a checkpoint as somebody would who has only docs/format.md."""
     assert manifest[:8] == b"ICMANIF\x01"
     (length,) = struct.unpack_from("<I", manifest, 8)
     text, table = manifest[28 : 28 + length], manifest[28 + length :]
@@ -128,9 +128,9 @@ def read_by_the_book(manifest: bytes) -> dict[str, Elements]:
 
 
 @pytest.mark.parametrize("saved", SAVED)
-def test_docs_format_is_enough_to_read_a_checkpoint(saved: tuple[int, int]) -> None:
+def test_the_documentation_of_the_format_suffices_to_read_a_checkpoint(saved: tuple[int, int]) -> None:
     manifest = FIXTURE / "checkpoints" / "main" / f"{saved[0]:08d}" / f"{saved[1]:012d}.manifest"
-    assert read_by_the_book(manifest.read_bytes()) == state(SAVED[saved])
+    assert read_as_documented(manifest.read_bytes()) == state(SAVED[saved])
 
 
 def test_the_fixture_has_compressed_and_shared_chunks() -> None:
