@@ -186,7 +186,7 @@ class TestDeniedDelete:
         client.delete_bucket_policy(Bucket=s3_server.bucket)
 
     def test_it_is_raised_though_the_answer_to_a_bulk_delete_is_200(self, engine, backend):
-        how_many = {"fsspec": "2", "obstore": "all"}[engine]
+        how_many = {"fsspec": "2", "obstore": "some"}[engine]
         named = rf"{how_many} objects.*/locked/1 .*AccessDenied.*s3:DeleteObject"
         with pytest.raises(BackendPermissionError, match=named):
             backend.delete(["free/1", "locked/1", "locked/2"])
@@ -266,7 +266,7 @@ class TestServerThatSaysNo:
     def test_a_server_without_conditional_writes_is_refused_with_a_way_out(self, engine, status, code):
         with (
             backend_at(engine, says(status, code)) as backend,
-            pytest.raises(BackendError, match=r"does not know conditional writes.*commit_lock") as raised,
+            pytest.raises(BackendError, match=r"does not support conditional writes.*commit_lock") as raised,
         ):
             backend.create("key", b"data")
         assert not isinstance(raised.value, BackendUnavailableError)
@@ -345,7 +345,7 @@ class TestSecrets:
         assert SECRET not in backend.uri + repr(backend)
 
     def test_credentials_in_the_uri_are_refused_without_repeating_them(self, engine, s3_server):
-        with pytest.raises(BackendError, match="credentials do not belong") as raised:
+        with pytest.raises(BackendError, match="must not be part of the URI") as raised:
             opened(engine, f"s3://AKIA:{SECRET}@bucket/run", s3_server.options)
         assert SECRET not in str(raised.value)
 

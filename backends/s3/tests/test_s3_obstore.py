@@ -220,7 +220,7 @@ class TestCredentials:
 
     @pytest.mark.parametrize("one", ["key", "secret"])
     def test_half_of_them_is_refused(self, one):
-        with pytest.raises(BackendPermissionError, match=r"not accepted \(PartialCredentialsError\)"):
+        with pytest.raises(BackendPermissionError, match=r"not accepted \(PartialCredentialsError: "):
             opened({one: LOGIN[one], **REGION, "endpoint_url": "http://127.0.0.1:9"})
 
 
