@@ -1,9 +1,10 @@
 """The base of every object-store backend: buckets, prefixes, ranges, batches of deletes, errors.
 
-`ObjectStoreBackend` keeps the contract of `Backend` on top of five requests that a client library sends. What
-goes wrong is described in three steps: a plugin reads the exceptions of its client library into a
-`RequestFailure`, explains the codes of its service, and leaves failures without an answer to
-`explain_unanswered`.
+`ObjectStoreBackend` keeps the contract of `Backend` on top of a few requests that a client library sends.
+
+A service with several client libraries translates errors in two steps: each library's exceptions become a
+`RequestFailure`, and one function for the service turns that into a `BackendError`. `explain_unanswered`
+covers the failures that have nothing to do with the service.
 """
 
 from __future__ import annotations
@@ -111,10 +112,10 @@ def translated_errors(operation: Operation, translate: Translate) -> Iterator[No
 class ObjectStoreBackend(Backend):
     """A prefix of a bucket, through any client library.
 
-    A subclass sends five requests: `upload`, `download`, `list_objects`, `delete_objects`, and, where a
-    cheaper one than a download exists, `check_exists`. They take names, which are keys with the prefix in
-    front; they raise what the client library raises, and `translate_error` turns that into a
-    `BackendError`. They are called from several threads at once.
+    A subclass sends the requests: `upload`, `download`, `list_objects` and `delete_objects`, and perhaps
+    `check_exists`. These methods take the names of objects, which are keys with the prefix in front. They
+    raise what the client library raises, and `translate_error` turns that into a `BackendError`. Several
+    threads call them at once.
 
     Args:
         uri: ``scheme://bucket/prefix``.
@@ -132,6 +133,11 @@ class ObjectStoreBackend(Backend):
         super().__init__(uri)
         self._uri = shown_uri or redact(uri)
         self._prefix = prefix
+
+    @property
+    def prefix(self) -> str:
+        """What the name of every object starts with. The rest of the name is the key."""
+        return self._prefix
 
     @abc.abstractmethod
     def upload(self, name: str, data: bytes, *, if_absent: bool) -> None:
@@ -178,7 +184,7 @@ class ObjectStoreBackend(Backend):
         """
 
     def check_exists(self, name: str) -> None:
-        """Raise what a missing object raises. Reads the first byte, unless overridden."""
+        """Raise if an object does not exist. Override this if there is a cheaper request than a download."""
         self.download(name, 0, 1)
 
     def errors(self, verb: str, key: str = "", prefix: str = "") -> contextlib.AbstractContextManager[None]:
