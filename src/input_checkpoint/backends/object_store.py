@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Callable, Optional, TypeVar, Union
 
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
 from input_checkpoint.backends.redaction import redact
 from input_checkpoint.errors import (
     BackendError,
@@ -26,11 +27,6 @@ from input_checkpoint.errors import (
     ObjectExistsError,
     ObjectNotFoundError,
 )
-
-COMMIT_LOCK_ADVICE = (
-    "name a storage for the commits: storage_options={'commit_lock': 'file:///a/folder/that/all/share'}"
-)
-"""What to do about a storage without an atomic create; goes into a sentence."""
 
 RETRY_ADVICE = "trying again may help"
 """What to do about a storage that is unavailable; goes into a sentence."""
@@ -346,7 +342,7 @@ def conditional_writes_unsupported(operation: Operation, reason: str) -> Backend
     return operation.error(
         BackendError,
         f"this server does not support conditional writes ({reason}), so two writers could both believe that "
-        f"they committed. Choose another storage, or {COMMIT_LOCK_ADVICE}.",
+        f"they committed. {COMMIT_LOCK_ADVICE}",
     )
 
 
