@@ -1,4 +1,4 @@
-"""Azure Blob Storage backend for input-checkpoint, over adlfs."""
+"""Azure Blob Storage backend for input-checkpoint."""
 
 from input_checkpoint_azure.backend import AzureBackend, open_azure
 

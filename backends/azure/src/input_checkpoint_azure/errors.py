@@ -1,4 +1,4 @@
-"""What Azure and its client say, in the words of input-checkpoint."""
+"""Translates the errors of Azure and its client libraries."""
 
 from __future__ import annotations
 
@@ -7,122 +7,125 @@ from typing import Optional
 from aiohttp import ClientConnectorCertificateError, ClientConnectorSSLError
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
 
-from input_checkpoint.backends.obstore import ObjectStoreError
+from input_checkpoint.backends.object_store import (
+    RETRY_ADVICE,
+    Advice,
+    FailureCause,
+    Operation,
+    RangePastEndError,
+    RequestFailure,
+    credentials_not_accepted,
+    explain_unanswered,
+    is_caused_by,
+)
 from input_checkpoint.backends.redaction import redact
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFoundError,
     BackendPermissionError,
     BackendUnavailableError,
-    ObjectExistsError,
-    ObjectNotFoundError,
 )
 
+CREDENTIAL_REFUSALS = frozenset({"ClientAuthenticationError", "CredentialUnavailableError"})
+"""Names of the exceptions that mean that there are no usable credentials."""
+
 # https://learn.microsoft.com/rest/api/storageservices/blob-service-error-codes
+BLOB_NOT_FOUND = "BlobNotFound"
 _EXISTS = {"BlobAlreadyExists", "ConditionNotMet", "UnauthorizedBlobOverwrite"}
 _NO_CONTAINER = {"ContainerNotFound", "ContainerBeingDeleted", "ContainerDisabled", "ResourceNotFound"}
-_NO_BLOB = {"BlobNotFound", "404"}
+_NO_BLOB = {BLOB_NOT_FOUND, "404"}
+_PAST_END = {"InvalidRange", "416"}
 _CREDENTIALS = {"AuthenticationFailed", "InvalidAuthenticationInfo", "NoAuthenticationInformation", "401"}
-_PASSING = {"ServerBusy", "InternalError", "OperationTimedOut", "429", "500", "502", "503", "504", "408"}
-_NOT_LOGGED_IN = {"ClientAuthenticationError", "CredentialUnavailableError"}
-_TLS = (ClientConnectorCertificateError, ClientConnectorSSLError)
+_TRANSIENT_CODES = {"ServerBusy", "InternalError", "OperationTimedOut"}
+_TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
+
+_CERTIFICATE_ERRORS = (ClientConnectorCertificateError, ClientConnectorSSLError)
+
+_ADVICE = Advice(
+    credentials=(
+        "Set them in storage_options (account_name with account_key, sas_token or credential; or "
+        "connection_string) or in the configuration of the Azure tools. A SAS may have expired."
+    ),
+    certificate=(
+        "Check the account or connection string. For your own certificate authority, set the environment "
+        "variable SSL_CERT_FILE."
+    ),
+    connection="Check that the account is right and reachable.",
+)
 
 
-def translate(error: BaseException, operation: str, uri: str, key: str) -> BackendError:
-    """Return the `BackendError` for what adlfs or Azure's client raised, or for what obstore said.
+def translate(error: Exception, operation: Operation) -> BackendError:
+    """Return the `BackendError` for an exception of adlfs or of Azure's client libraries."""
+    return explain(read_failure(error), operation)
 
-    Args:
-        error: the exception.
-        operation: ``"create"``, ``"read"``, … for the message.
-        uri: of the backend, without secrets.
-        key: the object concerned; empty for the whole.
-    """
-    what = f"cannot {operation} {uri}/{key}".rstrip("/")
-    code, message = error_code(error), _message(error)
-    if code is not None:
-        return _answered(code, message, what, f"{uri}/{key}", error)
-    if isinstance(error, ClientAuthenticationError) or _raised(error) in _NOT_LOGGED_IN:
-        return _not_accepted(what, message)
-    if _is_untrusted(error):
-        return BackendError(
-            f"{what}: the server's certificate is not trusted ({message}). Check the account or connection "
-            "string; a certificate authority of your own is named in the environment variable SSL_CERT_FILE."
+
+def explain(failure: RequestFailure, operation: Operation) -> BackendError:
+    """Return the `BackendError` for a failed request to Azure."""
+    if failure.reason:
+        return _explain_answer(failure, failure.reason, operation)
+    return explain_unanswered(failure, operation, _ADVICE)
+
+
+def read_failure(error: Exception) -> RequestFailure:
+    """Return what an exception of adlfs or of Azure's client libraries says."""
+    code = error_code(error)
+    status = error.status_code if isinstance(error, HttpResponseError) else None
+    return RequestFailure(_message(error), status, code, answer=str(error), cause=_cause(error))
+
+
+def error_code(error: Exception) -> str:
+    """Return Azure's code for an error; empty if it has none."""
+    code = getattr(error, "error_code", None) if isinstance(error, HttpResponseError) else None
+    return str(getattr(code, "value", code) or "")
+
+
+def _explain_answer(failure: RequestFailure, reason: str, operation: Operation) -> BackendError:
+    if reason in _EXISTS:
+        return operation.already_exists()
+    if reason in _NO_CONTAINER:
+        return operation.error(
+            BackendNotFoundError, "the container does not exist. Create it, or correct the URI."
         )
-    if _is_mistaken(error):
-        return BackendError(f"{what}: the URI or storage_options are wrong: {message}")
-    return BackendUnavailableError(
-        f"{what}: {message}. Check that the account is right and reachable; trying again may help."
-    )
-
-
-def error_code(error: BaseException) -> Optional[str]:
-    """Return Azure's code for an error, or its HTTP status; None if it did not come from the server."""
-    if isinstance(error, ObjectStoreError):
-        return error.code or (str(error.status) if error.status else None)
-    if not isinstance(error, HttpResponseError):
-        return None
-    code = getattr(error, "error_code", None) or error.status_code
-    return None if code is None else str(getattr(code, "value", code))
-
-
-def _answered(code: str, message: str, what: str, name: str, error: BaseException) -> BackendError:
-    status = str(error.status if isinstance(error, ObjectStoreError) else getattr(error, "status_code", ""))
-    if code in _EXISTS:
-        return ObjectExistsError(f"{name} already exists")
-    if code in _NO_CONTAINER:
-        return BackendNotFoundError(f"{what}: the container does not exist. Create it, or correct the URI.")
-    if code in _NO_BLOB:
-        return ObjectNotFoundError(f"{what}: it does not exist")
-    if code in _PASSING or status in _PASSING:
-        return BackendUnavailableError(f"{what}: {code}: {message}. Trying again may help.")
-    if code in _CREDENTIALS and "date header" in _whole_answer(error).lower():
-        return BackendPermissionError(
-            f"{what}: this machine's clock and Azure's differ by too much ({code}). Set the clock."
+    if reason in _NO_BLOB:
+        return operation.does_not_exist()
+    if reason in _PAST_END or failure.status == 416:
+        return operation.error(RangePastEndError, "the range starts past the end of the blob")
+    if reason in _TRANSIENT_CODES or failure.status in _TRANSIENT_STATUS:
+        return operation.error(
+            BackendUnavailableError, f"{reason}: {failure.message.rstrip('.')}; {RETRY_ADVICE}."
         )
-    if code in _CREDENTIALS:
-        return _not_accepted(what, code)
-    if status == "403":
-        return BackendPermissionError(
-            f"{what}: access denied ({code}). The identity needs the role Storage Blob Data Contributor on "
-            "the container; a SAS needs the permissions r, w, c, d and l."
+    denial = _explain_denial(failure, reason, operation)
+    return denial or operation.error(BackendError, f"{reason}: {failure.message}")
+
+
+def _explain_denial(failure: RequestFailure, reason: str, operation: Operation) -> Optional[BackendError]:
+    if reason in _CREDENTIALS and "date header" in failure.answer.lower():
+        return operation.error(
+            BackendPermissionError,
+            f"this machine's clock and Azure's differ by too much ({reason}). Set the clock.",
         )
-    return BackendError(f"{what}: {code}: {message}")
+    if reason in _CREDENTIALS:
+        return credentials_not_accepted(operation, reason, _ADVICE)
+    if failure.status == 403:
+        return operation.error(
+            BackendPermissionError,
+            f"access denied ({reason}). The identity needs the role Storage Blob Data Contributor on the "
+            "container; a SAS needs the permissions r, w, c, d and l.",
+        )
+    return None
 
 
-def _not_accepted(what: str, why: str) -> BackendError:
-    return BackendPermissionError(
-        f"{what}: the credentials are not accepted ({why}). Set them in storage_options (account_name with "
-        "account_key, sas_token or credential; connection_string) or where Azure's tools look for them. A "
-        "SAS may have expired."
-    )
-
-
-def _message(error: BaseException) -> str:
-    """Return the first line: what follows repeats the request, signature and all."""
+def _message(error: Exception) -> str:
+    """Return the first line. The next ones repeat the request with its signature."""
     text = str(getattr(error, "message", None) or error).strip() or type(error).__name__
     return redact(text.splitlines()[0])
 
 
-def _raised(error: BaseException) -> str:
-    return error.raised if isinstance(error, ObjectStoreError) else type(error).__name__
-
-
-def _whole_answer(error: BaseException) -> str:
-    return error.body if isinstance(error, ObjectStoreError) else str(error)
-
-
-def _is_mistaken(error: BaseException) -> bool:
-    if isinstance(error, ObjectStoreError):
-        return error.unsuitable
-    return isinstance(error, (TypeError, ValueError))
-
-
-def _is_untrusted(error: BaseException) -> bool:
-    if isinstance(error, ObjectStoreError):
-        return error.untrusted
-    cause: Optional[BaseException] = error
-    while cause is not None:
-        if isinstance(cause, _TLS):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
+def _cause(error: Exception) -> FailureCause:
+    if isinstance(error, ClientAuthenticationError) or type(error).__name__ in CREDENTIAL_REFUSALS:
+        return FailureCause.CREDENTIALS
+    if is_caused_by(error, _CERTIFICATE_ERRORS):
+        return FailureCause.CERTIFICATE
+    if isinstance(error, (TypeError, ValueError)):
+        return FailureCause.OPTIONS
+    return FailureCause.CONNECTION

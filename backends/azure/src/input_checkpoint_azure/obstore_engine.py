@@ -1,4 +1,4 @@
-"""Azure Blob Storage over obstore, by the options of adlfs."""
+"""Azure Blob Storage through obstore, with the options of adlfs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,24 @@ from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential
 from fsspec.asyn import sync
 from fsspec.config import apply_config
 
-from input_checkpoint.backends.obstore import ObjectStore, ObstoreBackend, Patience, Service, load_obstore
-from input_checkpoint.errors import BackendError
-from input_checkpoint_azure.account import container_and_prefix, open_filesystem, uri_to_show
-from input_checkpoint_azure.errors import translate
+from input_checkpoint.backends.engines import FSSPEC_CACHE_OPTIONS, OBSTORE, refuse_options
+from input_checkpoint.backends.object_store import Operation, translated_errors
+from input_checkpoint.backends.obstore import (
+    ObjectStore,
+    ObjectStoreService,
+    ObstoreBackend,
+    RequestTimeouts,
+    load_obstore,
+)
+from input_checkpoint_azure.errors import CREDENTIAL_REFUSALS, explain, translate
+from input_checkpoint_azure.filesystem import open_filesystem
+from input_checkpoint_azure.uri import parse_azure_uri
 
 _MAX_KEYS_PER_DELETE = 256  # https://learn.microsoft.com/rest/api/storageservices/blob-batch
-_SCOPE = "https://storage.azure.com/.default"
-_SECONDS_FOR_A_TOKEN = 60
+_TOKEN_SCOPE = "https://storage.azure.com/.default"
+_TOKEN_TIMEOUT_SECONDS = 60
 
-_LOGIN = {
+_LOGIN_OPTIONS = {
     "account_name",
     "account_key",
     "account_host",
@@ -33,17 +41,15 @@ _LOGIN = {
     "sas_token",
     "tenant_id",
 }
-_PATIENCE = {"connection_timeout", "read_timeout"}
-_WITHOUT_EFFECT = {"use_listings_cache", "skip_instance_cache"}
-"""Of fsspec's caches, which there are none of here."""
+_TIMEOUT_OPTIONS = {"connection_timeout", "read_timeout"}
 
 Credential = Callable[[], dict[str, Any]]
 
 
 def open_with_obstore(uri: str, storage_options: Mapping[str, Any]) -> ObstoreBackend:
-    """Open a place in Azure Blob Storage.
+    """Open a prefix of a container.
 
-    adlfs works out the account and how to log in; after that it only renews tokens.
+    adlfs finds the account and the credentials; later it only renews tokens.
 
     Args:
         uri: ``abfs://container/prefix`` and so on.
@@ -52,20 +58,16 @@ def open_with_obstore(uri: str, storage_options: Mapping[str, Any]) -> ObstoreBa
     Raises:
         BackendError: obstore is not installed, or an option has no equivalent.
     """
-    shown = uri_to_show(uri)
-    azure_store = load_obstore(shown, "input-checkpoint-azure[obstore]").AzureStore
+    parsed = parse_azure_uri(uri)
+    azure_store = load_obstore(parsed.shown, "input-checkpoint-azure[obstore]").AzureStore
     options = apply_config(AzureBlobFileSystem, storage_options)
-    _check(shown, options)
-    try:
-        filesystem = open_filesystem(uri, options)
-    except Exception as error:
-        # Of azure-core and azure-identity, among others.
-        raise translate(error, "open", shown, "") from error
-    container, prefix = container_and_prefix(filesystem, uri)
+    refuse_options(parsed.shown, OBSTORE, _unsupported(options))
+    with translated_errors(Operation("open", parsed.shown), translate):
+        filesystem = open_filesystem(parsed, options)
     url = urlsplit(filesystem.service_client.url)
     credential = _credential(filesystem, url.query)
     config = {
-        # All that matters: obstore takes what is not given here from environment variables.
+        # Complete: obstore reads settings that are missing here from the environment.
         "account_name": filesystem.service_client.account_name,
         "endpoint": f"{url.scheme}://{url.netloc}{url.path}".rstrip("/"),
         "skip_signature": credential is None,
@@ -75,8 +77,8 @@ def open_with_obstore(uri: str, storage_options: Mapping[str, Any]) -> ObstoreBa
 
     def open_store(client_options: dict[str, Any], retry_config: dict[str, Any]) -> ObjectStore:
         store: ObjectStore = azure_store(
-            container,
-            prefix=prefix.rstrip("/") or None,
+            parsed.container,
+            prefix=parsed.prefix.rstrip("/") or None,
             config=config,
             client_options={**client_options, "allow_http": url.scheme == "http"},
             retry_config=retry_config,
@@ -84,22 +86,23 @@ def open_with_obstore(uri: str, storage_options: Mapping[str, Any]) -> ObstoreBa
         )
         return store
 
-    service = Service(open_store, translate, _MAX_KEYS_PER_DELETE, patience=_patience(options))
-    return ObstoreBackend(shown, service)
+    service = ObjectStoreService(
+        open_store,
+        explain,
+        _MAX_KEYS_PER_DELETE,
+        timeouts=_timeouts(options),
+        credential_refusals=CREDENTIAL_REFUSALS,
+    )
+    return ObstoreBackend(parsed.shown, service)
 
 
-def _check(shown: str, options: Mapping[str, Any]) -> None:
+def _unsupported(options: Mapping[str, Any]) -> list[str]:
     given = {name for name, value in options.items() if value is not None}
-    unknown = sorted(given - _LOGIN - _PATIENCE - _WITHOUT_EFFECT)
-    if unknown:
-        raise BackendError(
-            f"cannot open {shown}: engine='obstore' has no equivalent for {', '.join(unknown)} in "
-            "storage_options. Leave it out, or leave the engine out."
-        )
+    return sorted(given - _LOGIN_OPTIONS - _TIMEOUT_OPTIONS - FSSPEC_CACHE_OPTIONS)
 
 
 def _credential(filesystem: AzureBlobFileSystem, sas_token: str) -> Optional[Credential]:
-    """Return what gives obstore the credentials that Azure's client has; None if it has none."""
+    """Return the credentials of Azure's client as a provider for obstore; None if it has none."""
     found = filesystem.service_client.credential
     if sas_token:
         return lambda: {"sas_token": sas_token, "expires_at": None}
@@ -112,14 +115,14 @@ def _credential(filesystem: AzureBlobFileSystem, sas_token: str) -> Optional[Cre
     if hasattr(found, "account_key"):
         return lambda: {"access_key": found.account_key, "expires_at": None}
 
-    def renewed() -> dict[str, Any]:
-        token = sync(filesystem.loop, found.get_token, _SCOPE, timeout=_SECONDS_FOR_A_TOKEN)
+    def renewed_token() -> dict[str, Any]:
+        token = sync(filesystem.loop, found.get_token, _TOKEN_SCOPE, timeout=_TOKEN_TIMEOUT_SECONDS)
         return {"token": token.token, "expires_at": datetime.fromtimestamp(token.expires_on, timezone.utc)}
 
-    return renewed
+    return renewed_token
 
 
-def _patience(options: Mapping[str, Any]) -> Patience:
-    default = Patience()
+def _timeouts(options: Mapping[str, Any]) -> RequestTimeouts:
+    default = RequestTimeouts()
     connect = options.get("connection_timeout") or default.connect
-    return Patience(connect, options.get("read_timeout") or default.answer)
+    return RequestTimeouts(connect, options.get("read_timeout") or default.read)

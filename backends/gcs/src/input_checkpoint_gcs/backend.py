@@ -16,7 +16,7 @@ from gcsfs.core import GCSFileSystem
 from google.oauth2.credentials import Credentials
 
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
-from input_checkpoint.backends.engines import FSSPEC, chosen_engine
+from input_checkpoint.backends.engines import FSSPEC, choose_engine
 from input_checkpoint.errors import BackendError, BackendNotFoundError, BackendPermissionError
 from input_checkpoint_gcs import json_api
 from input_checkpoint_gcs.client import GcsClient
@@ -169,7 +169,7 @@ class GcsBackend(Backend):
 
 def open_gcs(uri: str, storage_options: Mapping[str, Any]) -> GcsBackend:
     """Open ``gs://bucket/prefix`` or ``gcs://bucket/prefix``."""
-    _, options = chosen_engine(uri, storage_options, (FSSPEC,))
+    _, options = choose_engine(uri, storage_options, (FSSPEC,))
     return GcsBackend(uri, options)
 
 

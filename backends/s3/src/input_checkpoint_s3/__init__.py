@@ -1,4 +1,4 @@
-"""S3 backend for input-checkpoint, over s3fs."""
+"""S3 backend for input-checkpoint."""
 
 from input_checkpoint_s3.backend import S3Backend, open_s3
 

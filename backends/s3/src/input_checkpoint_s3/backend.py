@@ -1,23 +1,21 @@
-"""Objects in an S3 bucket, on AWS or any server that knows conditional writes."""
+"""S3 through s3fs."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 import s3fs
 from botocore.handlers import add_expect_header
 
-from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
-from input_checkpoint.backends.engines import FSSPEC, OBSTORE, chosen_engine
-from input_checkpoint.errors import BackendError, BackendPermissionError
-from input_checkpoint_s3.errors import error_code, translate
+from input_checkpoint.backends.base import Backend, ObjectInfo
+from input_checkpoint.backends.engines import FSSPEC, OBSTORE, choose_engine
+from input_checkpoint.backends.object_store import ObjectStoreBackend, Operation
+from input_checkpoint.errors import BackendError
+from input_checkpoint_s3.errors import objects_not_deleted, translate
 from input_checkpoint_s3.obstore_engine import open_with_obstore
-from input_checkpoint_s3.place import bucket_and_prefix
+from input_checkpoint_s3.uri import parse_s3_uri
 
-_MAX_KEYS_PER_DELETE = 1000  # https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
-_PAST_THE_END = ("InvalidRange", "416")
 _RETRIES = 2
 
 _CONNECTION = {
@@ -26,16 +24,16 @@ _CONNECTION = {
     "max_pool_connections": 32,
     "retries": {"mode": "standard", "max_attempts": 2},
 }
-"""Bounded so that an unreachable server is an error within seconds; the user's config_kwargs come on top."""
+"""Fails within seconds if a server cannot be reached. The user's config_kwargs take precedence."""
 
 
-class S3Backend(Backend):
-    """A prefix of an S3 bucket.
+class S3Backend(ObjectStoreBackend):
+    """A prefix of an S3 bucket, on AWS or any server that supports conditional writes.
 
     `create` is one PutObject with ``If-None-Match: *``, which S3 makes atomic
-    (https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html). Nothing is ever a
-    multipart upload: not every server checks the condition there (Ceph 16.2 lets all writers win), and one
-    that breaks off leaves parts that nobody sees and everybody pays for.
+    (https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html). A multipart upload is
+    never used: not every server checks the condition on it (on Ceph 16.2 every writer wins), and one that is
+    interrupted leaves parts behind that no listing shows and that cost money.
 
     Args:
         uri: ``s3://bucket/prefix``.
@@ -49,114 +47,88 @@ class S3Backend(Backend):
         ```
     """
 
+    # https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
+    max_keys_per_delete = 1000
+
     def __init__(self, uri: str, storage_options: Mapping[str, Any]) -> None:
-        super().__init__(uri)
-        self._bucket, self._prefix = bucket_and_prefix(uri)
+        self._bucket, prefix = parse_s3_uri(uri)
+        super().__init__(uri, prefix)
         options = dict(storage_options)
         config = {**_CONNECTION, **options.pop("config_kwargs", {})}
         self._fs = s3fs.S3FileSystem(
             use_listings_cache=False, skip_instance_cache=True, config_kwargs=config, **options
         )
-        with self._errors("open", ""):
+        with self.errors("open"):
             self._fs.connect()
-        _send_without_asking(self._fs.s3)
-        # s3fs repeats on top of botocore; both together must stay within seconds.
+        _disable_expect_header(self._fs.s3)
+        # s3fs retries on top of botocore. Both together must fail within seconds.
         self._fs.retries = _RETRIES
 
-    def create(self, key: str, data: Data) -> None:
-        """See `Backend.create`."""
-        self._call("create", key, "put_object", Body=bytes(data), IfNoneMatch="*")
+    def upload(self, name: str, data: bytes, *, if_absent: bool) -> None:
+        """See `ObjectStoreBackend.upload`."""
+        condition = {"IfNoneMatch": "*"} if if_absent else {}
+        self._fs.call_s3("put_object", Bucket=self._bucket, Key=name, Body=data, **condition)
 
-    def put(self, key: str, data: Data) -> None:
-        """See `Backend.put`."""
-        self._call("write", key, "put_object", Body=bytes(data))
+    def download(self, name: str, start: int, end: Optional[int]) -> bytes:
+        """See `ObjectStoreBackend.download`."""
+        # Without a start, s3fs would first request the size.
+        return bytes(self._fs.cat_file(f"{self._bucket}/{name}", start=start, end=end))
 
-    def get(self, key: str, start: int = 0, end: Optional[int] = None) -> bytes:
-        """See `Backend.get`."""
-        if end is not None and end <= start:
-            self._call("read", key, "head_object")
-            return b""
-        path = f"{self._bucket}/{self._name(key)}"
-        with self._errors("read", key):
-            try:
-                # A range, even for the whole: s3fs then asks once, and not for the size first.
-                return bytes(self._fs.cat_file(path, start=start, end=end))
-            except OSError as error:
-                if error_code(error) in _PAST_THE_END:
-                    return b""
-                raise
+    def check_exists(self, name: str) -> None:
+        """See `ObjectStoreBackend.check_exists`."""
+        self._fs.call_s3("head_object", Bucket=self._bucket, Key=name)
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `Backend.list`."""
-        query: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
+    def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See `ObjectStoreBackend.list_objects`."""
+        query: dict[str, Any] = {"Bucket": self._bucket, "Prefix": prefix}
         while True:
-            with self._errors("list", prefix):
-                page = self._fs.call_s3("list_objects_v2", **query)
+            page = self._fs.call_s3("list_objects_v2", **query)
             for entry in page.get("Contents", ()):
-                key = entry["Key"][len(self._prefix) :]
-                yield ObjectInfo(key, entry["Size"], entry["LastModified"].timestamp())
+                yield ObjectInfo(entry["Key"], entry["Size"], entry["LastModified"].timestamp())
             if not page.get("IsTruncated"):
                 return
             query["ContinuationToken"] = page["NextContinuationToken"]
 
-    def delete(self, keys: Iterable[str]) -> None:
-        """See `Backend.delete`."""
-        names = [self._name(key) for key in keys]
-        for start in range(0, len(names), _MAX_KEYS_PER_DELETE):
-            objects = [{"Key": name} for name in names[start : start + _MAX_KEYS_PER_DELETE]]
-            with self._errors("delete", ""):
-                answer = self._fs.call_s3(
-                    "delete_objects",
-                    Bucket=self._bucket,
-                    Delete={"Objects": objects, "Quiet": True},
-                )
-            self._check_deleted(answer.get("Errors", []))
+    def delete_objects(self, names: Sequence[str]) -> None:
+        """See `ObjectStoreBackend.delete_objects`."""
+        objects = {"Objects": [{"Key": name} for name in names], "Quiet": True}
+        answer = self._fs.call_s3("delete_objects", Bucket=self._bucket, Delete=objects)
+        # A bulk delete answers 200 and lists the objects that it did not delete.
+        failed = [error for error in answer.get("Errors", ()) if error.get("Code") != "NoSuchKey"]
+        if failed:
+            raise self._not_deleted(failed)
 
-    def _check_deleted(self, errors: Sequence[Mapping[str, Any]]) -> None:
-        # A bulk delete answers 200 and lists what it did not do.
-        failed = [error for error in errors if error.get("Code") != "NoSuchKey"]
-        if not failed:
-            return
+    def translate_error(self, error: Exception, operation: Operation) -> BackendError:
+        """See `ObjectStoreBackend.translate_error`."""
+        return translate(error, operation)
+
+    def _not_deleted(self, failed: Sequence[Mapping[str, str]]) -> BackendError:
         first = failed[0]
-        cls = BackendPermissionError if first.get("Code") == "AccessDenied" else BackendError
-        raise cls(
-            f"cannot delete {len(failed)} objects in {self.uri}, {first.get('Key')} for one: "
-            f"{first.get('Code')}: {first.get('Message')}. The key needs s3:DeleteObject there."
+        return objects_not_deleted(
+            Operation("delete", self.uri),
+            str(len(failed)),
+            first.get("Key", ""),
+            first.get("Code", ""),
+            first.get("Message", ""),
         )
-
-    def _name(self, key: str) -> str:
-        return self._prefix + check_key(key)
-
-    def _call(self, operation: str, key: str, method: str, **arguments: Any) -> Any:
-        name = self._name(key)
-        with self._errors(operation, key):
-            return self._fs.call_s3(method, Bucket=self._bucket, Key=name, **arguments)
-
-    @contextlib.contextmanager
-    def _errors(self, operation: str, key: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            # s3fs lets exceptions of botocore, aiohttp and asyncio through, which share no base class.
-            raise translate(error, operation, self.uri, key) from error
-
-
-def _send_without_asking(client: Any) -> None:
-    """Send bodies without waiting for ``100 Continue``.
-
-    botocore asks for it on every put, and aiohttp waits for the answer without any time-out: a server that
-    accepts a connection and then hangs would stop a save for good.
-    """
-    client.meta.events.unregister("before-call.s3", add_expect_header)
 
 
 def open_s3(uri: str, storage_options: Mapping[str, Any]) -> Backend:
     """Open ``s3://bucket/prefix`` or ``s3a://bucket/prefix``.
 
     Args:
-        uri: of a place in a bucket.
-        storage_options: ``engine`` is ``"fsspec"``, which stands for `S3Backend` over s3fs, or ``"obstore"``.
-            The others are s3fs's, whichever engine it is.
+        uri: of a prefix of a bucket.
+        storage_options: ``engine`` is ``"fsspec"`` (the default: `S3Backend`, through s3fs) or ``"obstore"``.
+            All other options are those of s3fs, for both engines.
     """
-    engine, options = chosen_engine(uri, storage_options, (FSSPEC, OBSTORE))
+    engine, options = choose_engine(uri, storage_options, (FSSPEC, OBSTORE))
     return open_with_obstore(uri, options) if engine == OBSTORE else S3Backend(uri, options)
+
+
+def _disable_expect_header(client: Any) -> None:
+    """Send bodies without waiting for ``100 Continue``.
+
+    botocore asks for it on every put, and aiohttp waits for it without a timeout: a server that accepts a
+    connection and then hangs would block a save forever.
+    """
+    client.meta.events.unregister("before-call.s3", add_expect_header)

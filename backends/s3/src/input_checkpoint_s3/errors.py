@@ -1,4 +1,4 @@
-"""What S3 and its client say, in the words of input-checkpoint."""
+"""Translates the errors of S3 and its client libraries."""
 
 from __future__ import annotations
 
@@ -15,15 +15,22 @@ from botocore.exceptions import (
     SSLError,
 )
 
-from input_checkpoint.backends.obstore import ObjectStoreError
+from input_checkpoint.backends.object_store import (
+    Advice,
+    FailureCause,
+    Operation,
+    RangePastEndError,
+    RequestFailure,
+    conditional_writes_unsupported,
+    credentials_not_accepted,
+    explain_unanswered,
+    is_caused_by,
+)
 from input_checkpoint.backends.redaction import redact
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFoundError,
     BackendPermissionError,
-    BackendUnavailableError,
-    ObjectExistsError,
-    ObjectNotFoundError,
 )
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
@@ -37,6 +44,8 @@ _CREDENTIALS = {
 }
 _FORBIDDEN = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem"}
 _EXISTS = {"PreconditionFailed", "412"}
+_NO_OBJECT = {"NoSuchKey", "404"}
+_PAST_END = {"InvalidRange", "416"}
 _NO_CONDITIONS = {"NotImplemented", "501", "InvalidArgument", "InvalidRequest", "BadRequest", "400"}
 _PERMANENT = {
     "InvalidArgument",
@@ -47,107 +56,133 @@ _PERMANENT = {
     "400",
 }
 _OTHER_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
-_TLS = (SSLError, ClientConnectorCertificateError, ClientConnectorSSLError)
+
+_CERTIFICATE_ERRORS = (SSLError, ClientConnectorCertificateError, ClientConnectorSSLError)
+_CREDENTIAL_ERRORS = (NoCredentialsError, PartialCredentialsError)
+_OPTION_ERRORS = (ParamValidationError, ProfileNotFound, ConfigParseError, TypeError, ValueError)
+
+_ADVICE = Advice(
+    credentials=(
+        "Set them in storage_options (key, secret, token, profile) or in the configuration of the AWS tools."
+    ),
+    certificate=(
+        "Check endpoint_url. For your own certificate authority, set "
+        "client_kwargs={'verify': '/path/to/ca.pem'} or AWS_CA_BUNDLE."
+    ),
+    connection="Check that the endpoint is right and the server is up.",
+)
 
 
-def translate(error: BaseException, operation: str, uri: str, key: str) -> BackendError:
-    """Return the `BackendError` for what s3fs raised, or for what obstore said.
+def translate(error: Exception, operation: Operation) -> BackendError:
+    """Return the `BackendError` for an exception of s3fs or botocore."""
+    return explain(read_failure(error), operation)
+
+
+def explain(failure: RequestFailure, operation: Operation) -> BackendError:
+    """Return the `BackendError` for a failed request to S3."""
+    if failure.reason:
+        return _explain_answer(failure, failure.reason, operation)
+    return explain_unanswered(failure, operation, _ADVICE)
+
+
+def read_failure(error: Exception) -> RequestFailure:
+    """Return what an exception of s3fs or botocore says."""
+    answer = _server_answer(error)
+    if answer is not None:
+        message = str(answer.get("Message") or error)
+        return RequestFailure(redact(message), code=str(answer.get("Code")))
+    message = redact(f"{type(error).__name__}: {error}")
+    # s3fs raises these two by itself as well.
+    if isinstance(error, FileNotFoundError):
+        return RequestFailure(message, status=404)
+    if isinstance(error, PermissionError):
+        return RequestFailure(message, status=403)
+    return RequestFailure(message, cause=_cause(error))
+
+
+def objects_not_deleted(
+    operation: Operation, how_many: str, name: str, code: str, message: str
+) -> BackendError:
+    """Return the error for a bulk delete that left objects behind.
 
     Args:
-        error: the exception.
-        operation: ``"create"``, ``"read"``, … for the message.
-        uri: of the backend, without secrets.
-        key: the object concerned; empty for the whole.
+        operation: the delete.
+        how_many: the number of objects, or ``"some"``.
+        name: one of them.
+        code: why that one was not deleted, as S3's error code.
+        message: the same, in S3's words.
     """
-    code, message = _answer(error)
-    message = redact(message)
-    what = f"cannot {operation} {uri}/{key}".rstrip("/")
-    if isinstance(error, ObjectStoreError) and error.key and code != "NoSuchKey":
-        return _not_deleted(error, uri)
-    if code in _EXISTS:
-        return ObjectExistsError(f"{uri}/{key} already exists")
-    if code == "NoSuchBucket":
-        return BackendNotFoundError(f"{what}: the bucket does not exist. Create it, or correct the URI.")
-    if code in ("NoSuchKey", "404") or (code is None and isinstance(error, FileNotFoundError)):
-        return ObjectNotFoundError(f"{what}: it does not exist")
-    if code == "RequestTimeTooSkewed":
-        return BackendPermissionError(
-            f"{what}: this machine's clock and the server's differ by too much ({code}). Set the clock."
-        )
-    if code in _CREDENTIALS or isinstance(error, (NoCredentialsError, PartialCredentialsError)):
-        return BackendPermissionError(
-            f"{what}: the credentials are not accepted ({code or type(error).__name__}). Set them in "
-            "storage_options "
-            "(key, secret, token, profile) or where the AWS tools look for them."
-        )
-    if code in _FORBIDDEN or (code is None and isinstance(error, PermissionError)):
-        return BackendPermissionError(
-            f"{what}: access denied. The key needs s3:GetObject, s3:PutObject, s3:DeleteObject and "
-            "s3:ListBucket there."
-        )
-    if code in _NO_CONDITIONS and operation == "create":
-        return BackendError(
-            f"{what}: this server does not know conditional writes (If-None-Match on PutObject; it answers "
-            f"{code}), so commits cannot be made safe on it. Choose another one, or name a storage for the "
-            "commits: storage_options={'commit_lock': 'file:///a/folder/that/all/share'}."
-        )
-    if code in _OTHER_REGION:
-        return BackendError(
-            f"{what}: the bucket is in another region ({code}: {message}). Name it: "
-            "client_kwargs={'region_name': …}."
-        )
-    if _is_untrusted(error):
-        return BackendError(
-            f"{what}: the server's certificate is not trusted ({message}). Check endpoint_url; for a "
-            "certificate of your own set client_kwargs={'verify': '/path/to/ca.pem'} or AWS_CA_BUNDLE."
-        )
-    if _is_mistaken(error):
-        return BackendError(f"{what}: the URI or storage_options are wrong: {message}")
-    if code in _PERMANENT:
-        return BackendError(f"{what}: {code}: {message}")
-    return BackendUnavailableError(
-        f"{what}: {message}. Check that the endpoint is right and the server is up; trying again may help."
-    )
-
-
-def error_code(error: BaseException) -> Optional[str]:
-    """Return S3's code for an error, or None if it did not come from the server."""
-    return _answer(error)[0]
-
-
-def _not_deleted(error: ObjectStoreError, uri: str) -> BackendError:
-    cls = BackendPermissionError if error.code == "AccessDenied" else BackendError
+    cls = BackendPermissionError if code == "AccessDenied" else BackendError
     return cls(
-        f"cannot delete all objects in {uri}, {error.key} for one: {error.code}: {error.message}. The key "
-        "needs s3:DeleteObject there."
+        f"cannot delete {how_many} objects in {operation.uri}, for example {name} ({code}: {message}). The "
+        "credentials need s3:DeleteObject on them.",
+        uri=operation.uri,
     )
 
 
-def _is_mistaken(error: BaseException) -> bool:
-    if isinstance(error, ObjectStoreError):
-        return error.unsuitable
-    return isinstance(error, (ParamValidationError, ProfileNotFound, ConfigParseError, TypeError, ValueError))
+def _explain_answer(failure: RequestFailure, reason: str, operation: Operation) -> BackendError:
+    if failure.name and reason != "NoSuchKey":
+        return objects_not_deleted(operation, "some", failure.name, reason, failure.message)
+    if reason in _EXISTS:
+        return operation.already_exists()
+    if reason == "NoSuchBucket":
+        return operation.error(
+            BackendNotFoundError, "the bucket does not exist. Create it, or correct the URI."
+        )
+    if reason in _NO_OBJECT:
+        return operation.does_not_exist()
+    if reason in _PAST_END:
+        return operation.error(RangePastEndError, "the range starts past the end of the object")
+    if reason in _NO_CONDITIONS and operation.verb == "create":
+        condition = f"If-None-Match on PutObject; it answers {reason}"
+        return conditional_writes_unsupported(operation, condition)
+    return _explain_denial(reason, operation) or _explain_other(failure, reason, operation)
 
 
-def _is_untrusted(error: BaseException) -> bool:
-    if isinstance(error, ObjectStoreError):
-        return error.untrusted
-    cause: Optional[BaseException] = error
-    while cause is not None:
-        if isinstance(cause, _TLS):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
+def _explain_denial(reason: str, operation: Operation) -> Optional[BackendError]:
+    if reason == "RequestTimeTooSkewed":
+        return operation.error(
+            BackendPermissionError,
+            f"this machine's clock and the server's differ by too much ({reason}). Set the clock.",
+        )
+    if reason in _CREDENTIALS:
+        return credentials_not_accepted(operation, reason, _ADVICE)
+    if reason in _FORBIDDEN:
+        return operation.error(
+            BackendPermissionError,
+            "access denied. The credentials need s3:GetObject, s3:PutObject and s3:DeleteObject on the "
+            "objects, and s3:ListBucket on the bucket.",
+        )
+    return None
 
 
-def _answer(error: BaseException) -> tuple[Optional[str], str]:
-    """Return S3's error code, if the server answered at all, and a message."""
-    if isinstance(error, ObjectStoreError):
-        return error.code or (str(error.status) if error.status else None), error.message
+def _explain_other(failure: RequestFailure, reason: str, operation: Operation) -> BackendError:
+    if reason in _OTHER_REGION:
+        return operation.error(
+            BackendError,
+            f"the bucket is in another region ({reason}: {failure.message}). Set it: "
+            "client_kwargs={'region_name': …}.",
+        )
+    if reason in _PERMANENT:
+        return operation.error(BackendError, f"{reason}: {failure.message}")
+    return explain_unanswered(failure, operation, _ADVICE)
+
+
+def _server_answer(error: BaseException) -> Optional[dict[str, Any]]:
     cause: Optional[BaseException] = error
     while cause is not None:
         if isinstance(cause, ClientError):
             answer: dict[str, Any] = cause.response.get("Error", {})
-            return str(answer.get("Code")), str(answer.get("Message") or cause)
+            return answer
         cause = cause.__cause__
-    return None, f"{type(error).__name__}: {error}"
+    return None
+
+
+def _cause(error: Exception) -> FailureCause:
+    if isinstance(error, _CREDENTIAL_ERRORS):
+        return FailureCause.CREDENTIALS
+    if is_caused_by(error, _CERTIFICATE_ERRORS):
+        return FailureCause.CERTIFICATE
+    if isinstance(error, _OPTION_ERRORS):
+        return FailureCause.OPTIONS
+    return FailureCause.CONNECTION

@@ -1,4 +1,4 @@
-"""S3 over obstore, by the options of s3fs."""
+"""S3 through obstore, with the options of s3fs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,22 @@ from botocore.exceptions import NoCredentialsError, PartialCredentialsError
 from fsspec.config import apply_config
 from s3fs import S3FileSystem
 
-from input_checkpoint.backends.obstore import ObjectStore, ObstoreBackend, Patience, Service, load_obstore
+from input_checkpoint.backends.engines import FSSPEC_CACHE_OPTIONS, OBSTORE, refuse_options
+from input_checkpoint.backends.object_store import Operation, translated_errors
+from input_checkpoint.backends.obstore import (
+    ObjectStore,
+    ObjectStoreService,
+    ObstoreBackend,
+    RequestTimeouts,
+    load_obstore,
+)
 from input_checkpoint.backends.redaction import redact
-from input_checkpoint.errors import BackendError
-from input_checkpoint_s3.errors import translate
-from input_checkpoint_s3.place import bucket_and_prefix
+from input_checkpoint_s3.errors import explain, translate
+from input_checkpoint_s3.uri import parse_s3_uri
 
 _MAX_KEYS_PER_DELETE = 1000  # https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 
-_GROUPS = (
+_OPTION_GROUPS = (
     "client_kwargs",
     "config_kwargs",
     "config_kwargs.retries",
@@ -32,10 +39,8 @@ _GROUPS = (
 )
 """Options that are dictionaries of options."""
 
-_WITHOUT_EFFECT = {"use_listings_cache", "skip_instance_cache"}
-"""Of fsspec's caches, which there are none of here."""
-
-# Name of the option, and of obstore's: https://developmentseed.org/obstore/latest/api/store/aws
+# Name of the option, and the name that obstore has for it:
+# https://developmentseed.org/obstore/latest/api/store/aws
 _ENCRYPTION = {
     "s3_additional_kwargs.ServerSideEncryption": "server_side_encryption",
     "s3_additional_kwargs.SSEKMSKeyId": "sse_kms_key_id",
@@ -45,7 +50,7 @@ _STORAGE_CLASS = "s3_additional_kwargs.StorageClass"
 _ATTEMPTS = "config_kwargs.retries.total_max_attempts"
 _RETRIES = "config_kwargs.retries.max_attempts"
 
-_KNOWN = {
+_SUPPORTED_OPTIONS = {
     "key",
     "secret",
     "token",
@@ -65,19 +70,19 @@ _KNOWN = {
     _STORAGE_CLASS,
     *_ENCRYPTION,
 }
-_ONLY: Mapping[str, tuple[Any, ...]] = {
+_SUPPORTED_VALUES: Mapping[str, tuple[Any, ...]] = {
     "config_kwargs.retries.mode": ("legacy", "standard"),
     "config_kwargs.s3.addressing_style": ("auto", "path", "virtual"),
 }
-"""Values that there is an equivalent for."""
+"""Of these options, obstore supports only some values."""
 
-# botocore renews credentials ten minutes before they expire at the latest (`_mandatory_refresh_timeout` in
-# credentials.py), so what it gives away is good for longer than this.
-_LIFE_OF_CREDENTIALS = timedelta(minutes=5)
+# botocore renews credentials at the latest ten minutes before they expire (`_mandatory_refresh_timeout` in
+# credentials.py), so what it returns is valid for longer than this.
+_CREDENTIALS_LIFETIME = timedelta(minutes=5)
 
 
 def open_with_obstore(uri: str, storage_options: Mapping[str, Any]) -> ObstoreBackend:
-    """Open a place in S3.
+    """Open a prefix of an S3 bucket.
 
     botocore finds the credentials, the region and the endpoint, as it does for s3fs.
 
@@ -88,44 +93,45 @@ def open_with_obstore(uri: str, storage_options: Mapping[str, Any]) -> ObstoreBa
     Raises:
         BackendError: obstore is not installed, or an option has no equivalent.
     """
-    bucket, prefix = bucket_and_prefix(uri)
+    bucket, prefix = parse_s3_uri(uri)
+    shown_uri = redact(uri)
     s3_store = load_obstore(uri, "input-checkpoint-s3[obstore]").S3Store
-    options = _checked(uri, _flat(apply_config(S3FileSystem, storage_options)))
-    try:
+    options = _flatten(apply_config(S3FileSystem, storage_options))
+    refuse_options(shown_uri, OBSTORE, _unsupported(options))
+    with translated_errors(Operation("open", shown_uri), translate):
         access = _find_access(options)
-    except Exception as error:
-        # Of botocore, which share no base class with those of reading a file.
-        raise translate(error, "open", redact(uri), "") from error
 
     def open_store(client_options: dict[str, Any], retry_config: dict[str, Any]) -> ObjectStore:
         store: ObjectStore = s3_store(
             bucket,
             prefix=prefix.rstrip("/") or None,
             config=_config(bucket, access, options),
-            client_options={**client_options, **_trust(access)},
+            client_options={**client_options, **_tls_options(access)},
             retry_config=retry_config,
             credential_provider=access.credentials,
         )
         return store
 
-    service = Service(open_store, translate, _MAX_KEYS_PER_DELETE, _put_options(options), _patience(options))
-    return ObstoreBackend(redact(uri), service)
+    service = ObjectStoreService(
+        open_store, explain, _MAX_KEYS_PER_DELETE, _put_options(options), _timeouts(options)
+    )
+    return ObstoreBackend(shown_uri, service)
 
 
 @dataclass(frozen=True)
 class _Access:
-    """Where S3 is and how to log in."""
+    """The server, and how to log in."""
 
     endpoint: str
     region: str
     verify: Any
-    """As in botocore: whether to check the server's certificate, or the file of the authorities trusted."""
+    """As in botocore: whether to verify the server's certificate, or a file of trusted authorities."""
     credentials: Optional[_CredentialProvider]
-    """None is for no signature at all."""
+    """None if requests are not signed."""
 
 
 class _CredentialProvider:
-    """Gives obstore what botocore has found, renewed if need be."""
+    """Passes the credentials that botocore finds and renews to obstore."""
 
     refresh_threshold = timedelta(0)
 
@@ -138,30 +144,27 @@ class _CredentialProvider:
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
             "token": frozen.token,
-            "expires_at": datetime.now(timezone.utc) + _LIFE_OF_CREDENTIALS,
+            "expires_at": datetime.now(timezone.utc) + _CREDENTIALS_LIFETIME,
         }
 
 
-def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options under names like ``client_kwargs.region_name``; those that are None left out."""
+def _flatten(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options under names like ``client_kwargs.region_name``, without those that are None."""
     flat = dict(options)
-    for group in _GROUPS:
+    for group in _OPTION_GROUPS:
         for name, value in (flat.pop(group, None) or {}).items():
             flat[f"{group}.{name}"] = value
     return {name: value for name, value in flat.items() if value is not None}
 
 
-def _checked(uri: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    unknown = sorted(set(options) - _KNOWN - _WITHOUT_EFFECT)
-    unknown += [
-        f"{name}={options[name]!r}" for name in _ONLY if name in options and options[name] not in _ONLY[name]
+def _unsupported(options: Mapping[str, Any]) -> list[str]:
+    names = sorted(set(options) - _SUPPORTED_OPTIONS - FSSPEC_CACHE_OPTIONS)
+    values = [
+        f"{name}={options[name]!r}"
+        for name, supported in _SUPPORTED_VALUES.items()
+        if name in options and options[name] not in supported
     ]
-    if unknown:
-        raise BackendError(
-            f"cannot open {redact(uri)}: engine='obstore' has no equivalent for {', '.join(unknown)} in "
-            "storage_options. Leave it out, or leave the engine out."
-        )
-    return dict(options)
+    return names + values
 
 
 def _find_access(options: Mapping[str, Any]) -> _Access:
@@ -169,7 +172,7 @@ def _find_access(options: Mapping[str, Any]) -> _Access:
     endpoint = options.get("endpoint_url") or options.get("client_kwargs.endpoint_url")
     region = options.get("client_kwargs.region_name")
     if not endpoint or not region:
-        # The client is never used: it works out what the environment and the configuration files say.
+        # This client sends nothing. It reads the environment and the configuration files.
         client = session.create_client(
             "s3", region, endpoint_url=endpoint, aws_access_key_id="-", aws_secret_access_key="-"
         )
@@ -195,7 +198,7 @@ def _config(bucket: str, access: _Access, options: Mapping[str, Any]) -> dict[st
     virtual = options.get("config_kwargs.s3.addressing_style") == "virtual"
     endpoint = _virtual_host(access.endpoint, bucket) if virtual else access.endpoint
     return {
-        # Twice, and all that matters: obstore takes what is not given here from environment variables.
+        # Complete, and the endpoint twice: obstore reads settings that are missing here from the environment.
         "endpoint": endpoint,
         "aws_endpoint_url_s3": endpoint,
         "region": access.region,
@@ -212,8 +215,7 @@ def _virtual_host(endpoint: str, bucket: str) -> str:
     return parts._replace(netloc=f"{bucket}.{parts.netloc}").geturl()
 
 
-def _trust(access: _Access) -> dict[str, Any]:
-    """Return the client options that say whom to trust."""
+def _tls_options(access: _Access) -> dict[str, Any]:
     if access.endpoint.startswith("http://"):
         return {"allow_http": True}
     if access.verify is False:
@@ -228,11 +230,11 @@ def _put_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"attributes": {"Storage-Class": storage_class}} if storage_class else {}
 
 
-def _patience(options: Mapping[str, Any]) -> Patience:
-    default = Patience()
-    retries = options.get(_ATTEMPTS, options.get(_RETRIES, default.retries) + 1) - 1
-    return Patience(
+def _timeouts(options: Mapping[str, Any]) -> RequestTimeouts:
+    default = RequestTimeouts()
+    attempts = options.get(_ATTEMPTS, options.get(_RETRIES, default.retries) + 1)
+    return RequestTimeouts(
         options.get("config_kwargs.connect_timeout", default.connect),
-        options.get("config_kwargs.read_timeout", default.answer),
-        retries,
+        options.get("config_kwargs.read_timeout", default.read),
+        attempts - 1,
     )
