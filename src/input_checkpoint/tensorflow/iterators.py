@@ -473,4 +473,4 @@ def _reason(error: Any) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-__all__ = ["GraphIterators", "SessionSnapshot", "SessionIterators", "external_state_policy_number"]
+__all__ = ["GraphIterators", "SessionIterators", "SessionSnapshot", "external_state_policy_number"]
