@@ -1,4 +1,4 @@
-"""The plugin of docs/writing-a-backend.md does what the page says, as it stands there."""
+"""The plugins of docs/writing-a-backend.md do what the page says, exactly as they stand there."""
 
 from __future__ import annotations
 
@@ -6,11 +6,22 @@ import re
 import sys
 import uuid
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from input_checkpoint import BackendNotFoundError, CheckpointInputPipelineHook, CheckpointStore, open_backend
+from input_checkpoint import (
+    Backend,
+    BackendNotFoundError,
+    BackendPermissionError,
+    BackendUnavailableError,
+    CheckpointInputPipelineHook,
+    CheckpointStore,
+    open_backend,
+)
 from input_checkpoint.testing import BackendContract
+from tests.support.answering_server import unused_port
+from tests.support.s3_server import S3Server
 from tests.support.training import make_estimator, shuffled_ids
 
 PAGE = Path(__file__).parents[2] / "docs/writing-a-backend.md"
@@ -65,3 +76,56 @@ def test_an_estimator_saves_into_it_and_resumes(tmp_path):
 def test_a_folder_that_is_not_there_is_said(tmp_path):
     with pytest.raises(BackendNotFoundError, match="Is the folder there"):
         open_backend(f"sqlite://{tmp_path}/nowhere/run.db")
+
+
+@pytest.fixture(scope="module")
+def boto3_plugin() -> ModuleType:
+    """The module of the section "On an object store"."""
+    module = ModuleType("input_checkpoint_boto3")
+    exec(compile(code("python", 2), str(PAGE), "exec"), vars(module))
+    return module
+
+
+def boto3_options(server: S3Server) -> dict[str, str]:
+    return {
+        "endpoint_url": server.url,
+        "region_name": "us-east-1",
+        "aws_access_key_id": "test",
+        "aws_secret_access_key": "test",
+    }
+
+
+class TestObjectStoreContract(BackendContract):
+    race_rounds = 5
+
+    @pytest.fixture
+    def backend(self, boto3_plugin, s3_server) -> Backend:
+        uri = f"boto3://{s3_server.bucket}/{uuid.uuid4().hex}"
+        return boto3_plugin.Boto3Backend(uri, boto3_options(s3_server))
+
+
+class TestObjectStoreErrors:
+    def test_a_missing_bucket_is_named(self, boto3_plugin, s3_server):
+        backend = boto3_plugin.Boto3Backend("boto3://no-such-bucket/run", boto3_options(s3_server))
+        with pytest.raises(
+            BackendNotFoundError, match="cannot write boto3://no-such-bucket/run/key"
+        ) as raised:
+            backend.put("key", b"data")
+        assert (raised.value.uri, raised.value.key) == (backend.uri, "key")
+
+    def test_unknown_credentials_are_a_matter_of_permission(
+        self, boto3_plugin, s3_server, checks_credentials
+    ):
+        options = {**boto3_options(s3_server), "aws_access_key_id": "AKIAWRONG"}
+        backend = boto3_plugin.Boto3Backend(f"boto3://{s3_server.bucket}/run", options)
+        with pytest.raises(BackendPermissionError):
+            backend.put("key", b"data")
+
+    def test_a_server_that_is_down_is_unavailable(self, boto3_plugin, s3_server):
+        options = {**boto3_options(s3_server), "endpoint_url": f"http://127.0.0.1:{unused_port()}"}
+        backend = boto3_plugin.Boto3Backend("boto3://bucket/run", options)
+        with pytest.raises(BackendUnavailableError, match="trying again may help"):
+            backend.put("key", b"data")
+
+    def test_the_example_has_fewer_than_seventy_lines(self):
+        assert len(code("python", 2).splitlines()) < 70

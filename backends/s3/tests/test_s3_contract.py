@@ -1,4 +1,4 @@
-"""The S3 backend keeps the contract, and so does the generic backend over s3fs."""
+"""Both engines of the S3 backend keep the contract, and so does the generic backend over s3fs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from input_checkpoint.backends.obstore import ObstoreBackend
 from input_checkpoint.testing import BackendContract
 from input_checkpoint_s3 import S3Backend
 
-SESSION = AioSession()  # one for all: a session reads megabytes of API descriptions before its first call
+SESSION = AioSession()  # shared: a session reads megabytes of API descriptions before its first call
 
 
 class S3Contract(BackendContract):
-    """Looks around the backend with boto3."""
+    """Checks what is stored through boto3, independently of the backend."""
 
     race_rounds = 5
 
@@ -55,9 +55,13 @@ class TestS3Backend(S3Contract):
     def backend(self, s3_server, _client) -> S3Backend:
         return S3Backend(f"s3://{self.bucket}/{self.prefix}", {**s3_server.options, "session": SESSION})
 
+    def test_a_folder_mark_is_not_listed(self, backend):
+        self.client.put_object(Bucket=self.bucket, Key=f"{self.prefix}/", Body=b"")
+        assert list(backend.list()) == []
+
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="obstore needs Python 3.11")
-class TestOverObstore(S3Contract):
+class TestObstoreEngine(S3Contract):
     @pytest.fixture
     def backend(self, s3_server, _client) -> Backend:
         return self.opened(s3_server, self.prefix)
@@ -66,28 +70,28 @@ class TestOverObstore(S3Contract):
         options = {**s3_server.options, "engine": "obstore"}
         return open_backend(f"s3://{self.bucket}/{prefix}", options)
 
-    def test_it_is_what_the_engine_opens(self, backend):
+    def test_the_engine_opens_an_obstore_backend(self, backend):
         assert isinstance(backend, ObstoreBackend)
 
-    def test_list_tells_when_each_object_was_stored(self, backend):
+    def test_list_shows_when_an_object_was_stored(self, backend):
         backend.put("key", b"")
         (info,) = backend.list()
         assert abs(info.modified - time.time()) < 60
 
-    def test_the_whole_bucket_is_a_place_too(self, backend, s3_server):
+    def test_a_whole_bucket_can_be_a_backend(self, backend, s3_server):
         backend.put("key", b"data")
         everything = self.opened(s3_server, "")
         assert everything.get(f"{self.prefix}/key") == b"data"
         assert [info.key for info in everything.list(self.prefix)] == [f"{self.prefix}/key"]
 
-    def test_the_mark_of_a_folder_is_no_object(self, backend):
+    def test_a_folder_mark_is_not_listed(self, backend):
         self.client.put_object(Bucket=self.bucket, Key=f"{self.prefix}/", Body=b"")
         assert list(backend.list()) == []
 
     @pytest.mark.parametrize(
         "name", ["a b", "a%20b", "run~1", "a+b&c=d", "é", "a#b", "[x]{y}", "a\\b", "x:y"]
     )
-    def test_both_engines_find_a_place_of_any_name(self, s3_server, name):
+    def test_both_engines_use_the_same_names_for_any_prefix(self, s3_server, name):
         uri = f"s3://{self.bucket}/{self.prefix}/{name}"
         ours = open_backend(uri, {**s3_server.options, "engine": "obstore"})
         theirs = open_backend(uri, {**s3_server.options, "session": SESSION})
@@ -99,13 +103,13 @@ class TestOverObstore(S3Contract):
         ours.delete(["by/s3fs", "by/obstore"])
         assert list(theirs.list()) == []
 
-    def test_a_place_that_obstore_cannot_spell_is_refused(self, s3_server):
+    def test_a_prefix_that_obstore_cannot_represent_is_refused(self, s3_server):
         with pytest.raises(BackendError, match=r"URI or storage_options are wrong.*empty path segment"):
             self.opened(s3_server, "a//b")
 
 
 class TestGenericBackendOverS3fs(S3Contract):
-    listed_keys = 50  # pages are s3fs's own affair
+    listed_keys = 50  # s3fs itself handles pages
 
     @pytest.fixture
     def backend(self, s3_server, _client) -> GenericBackend:

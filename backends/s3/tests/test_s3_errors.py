@@ -1,4 +1,4 @@
-"""What goes wrong with S3 is said soon, in the library's words, and without a secret."""
+"""Failures of S3 are reported soon, as errors of this library, and without secrets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.operations import OPERATIONS, every_operation, outcome
 
 SECRET = "hunter2"
 NEEDS_OBSTORE = pytest.mark.skipif(sys.version_info < (3, 11), reason="obstore needs Python 3.11")
-SESSION = AioSession()  # one for all: a session reads megabytes of API descriptions before its first call
+SESSION = AioSession()  # shared: a session reads megabytes of API descriptions before its first call
 
 
 def options_for(url: str, **more: Any) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def client(s3_server):
 
 class TestServerThatIsDown:
     @every_operation
-    def test_it_is_unavailable_within_half_a_minute(self, engine, closed_port, operation):
+    def test_every_operation_is_unavailable_within_half_a_minute(self, engine, closed_port, operation):
         backend = opened(engine, "s3://bucket/run", options_for(f"http://127.0.0.1:{closed_port}"))
         started = time.monotonic()
         with pytest.raises(
@@ -96,9 +96,9 @@ class TestServerThatIsDown:
 
 class TestServerThatNeverAnswers:
     @every_operation
-    def test_it_is_unavailable_in_bounded_time(self, engine, mute_port, operation):
-        impatient = {"connect_timeout": 0.3, "read_timeout": 0.3, "retries": {"max_attempts": 0}}
-        options = options_for(f"http://127.0.0.1:{mute_port}", config_kwargs=impatient)
+    def test_every_operation_is_unavailable_in_bounded_time(self, engine, mute_port, operation):
+        short_timeouts = {"connect_timeout": 0.3, "read_timeout": 0.3, "retries": {"max_attempts": 0}}
+        options = options_for(f"http://127.0.0.1:{mute_port}", config_kwargs=short_timeouts)
         backend = opened(engine, "s3://bucket/run", options)
         error = outcome(lambda: operation(backend), within=20)
         assert isinstance(error, BackendUnavailableError)
@@ -107,14 +107,14 @@ class TestServerThatNeverAnswers:
 
 class TestMissingBucket:
     @every_operation
-    def test_it_is_not_found_and_named(self, engine, s3_server, operation):
+    def test_the_error_names_it(self, engine, s3_server, operation):
         backend = opened(engine, "s3://no-such-bucket/run", s3_server.options)
         with pytest.raises(BackendNotFoundError, match="no-such-bucket") as raised:
             operation(backend)
         assert "does not exist" in str(raised.value)
 
     @pytest.mark.parametrize("operation", ["get", "put", "create", "list", "delete"])
-    def test_it_is_told_from_a_missing_object(self, engine, s3_server, operation):
+    def test_it_is_distinguished_from_a_missing_object(self, engine, s3_server, operation):
         backend = opened(engine, "s3://no-such-bucket/run", s3_server.options)
         with pytest.raises(BackendNotFoundError) as raised:
             OPERATIONS[operation](backend)
@@ -128,7 +128,7 @@ class TestMissingBucket:
 
 class TestWrongCredentials:
     @every_operation
-    def test_they_are_refused_without_showing_them(self, engine, s3_server, checks_credentials, operation):
+    def test_the_error_does_not_show_them(self, engine, s3_server, checks_credentials, operation):
         options = {**s3_server.options, "key": "AKIAWRONG", "secret": SECRET, "token": f"token-{SECRET}"}
         backend = opened(engine, f"s3://{s3_server.bucket}/{uuid.uuid4().hex}", options)
         with pytest.raises(BackendPermissionError) as raised:
@@ -136,12 +136,12 @@ class TestWrongCredentials:
         assert backend.uri in str(raised.value)
         assert SECRET not in str(raised.value)
 
-    def test_the_refusal_says_where_to_set_them(self, engine, s3_server, checks_credentials):
+    def test_the_error_says_where_to_set_them(self, engine, s3_server, checks_credentials):
         options = {**s3_server.options, "key": "AKIAWRONG"}
         with pytest.raises(BackendPermissionError, match=r"not accepted.*storage_options"):
             opened(engine, f"s3://{s3_server.bucket}/run", options).get("key")
 
-    def test_none_at_all_are_refused(self, engine, s3_server, monkeypatch, tmp_path):
+    def test_missing_credentials_are_refused(self, engine, s3_server, monkeypatch, tmp_path):
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -151,7 +151,7 @@ class TestWrongCredentials:
         with pytest.raises(BackendPermissionError, match="credentials"):
             opened(engine, f"s3://{s3_server.bucket}/run", options).put("key", b"data")
 
-    def test_a_profile_that_does_not_exist_is_not_blamed_on_the_server(self, engine, s3_server):
+    def test_a_missing_profile_is_not_reported_as_an_unavailable_server(self, engine, s3_server):
         options = {"profile": "no-such-profile", "endpoint_url": s3_server.url}
         with pytest.raises(BackendError, match="no-such-profile") as raised:
             opened(engine, f"s3://{s3_server.bucket}/run", options).get("key")
@@ -161,7 +161,7 @@ class TestWrongCredentials:
 class TestDeniedDelete:
     @pytest.fixture
     def backend(self, engine, s3_server, client) -> Iterator[Backend]:
-        """One whose objects below ``locked/`` the server will not delete."""
+        """A backend whose objects below ``locked/`` the server refuses to delete."""
         prefix = uuid.uuid4().hex
         client.put_bucket_policy(
             Bucket=s3_server.bucket,
@@ -185,59 +185,59 @@ class TestDeniedDelete:
         yield backend
         client.delete_bucket_policy(Bucket=s3_server.bucket)
 
-    def test_it_is_raised_though_the_answer_to_a_bulk_delete_is_200(self, engine, backend):
+    def test_it_raises_although_a_bulk_delete_answers_200(self, engine, backend):
         how_many = {"fsspec": "2", "obstore": "some"}[engine]
         named = rf"{how_many} objects.*/locked/1 .*AccessDenied.*s3:DeleteObject"
         with pytest.raises(BackendPermissionError, match=named):
             backend.delete(["free/1", "locked/1", "locked/2"])
 
-    def test_what_may_be_deleted_is(self, backend):
+    def test_the_other_objects_are_deleted(self, backend):
         with pytest.raises(BackendPermissionError):
             backend.delete(["locked/1", "free/1", "locked/2"])
         assert [info.key for info in backend.list()] == ["locked/1", "locked/2"]
 
-    def test_it_is_raised_for_a_refusal_behind_a_thousand_that_were_not(self, backend):
+    def test_it_raises_for_the_second_batch_too(self, backend):
         keys = [f"free/{number}" for number in range(1500)]
         with pytest.raises(BackendPermissionError, match=r"objects.*/locked/1 "):
             backend.delete([*keys, "locked/1"])
 
 
-def says(status: int, code: str) -> Answer:
-    """An answer in S3's form."""
-    body = f"<Error><Code>{code}</Code><Message>what the server says</Message></Error>"
+def s3_error(status: int, code: str) -> Answer:
+    """Return an error answer in the format of S3."""
+    body = f"<Error><Code>{code}</Code><Message>the message</Message></Error>"
     return Answer(status, body.encode(), {"Content-Type": "application/xml"})
 
 
 @contextlib.contextmanager
 def backend_at(engine: str, answer: Optional[Answer], **more: Any) -> Iterator[Backend]:
-    # aiohttp before 3.14 sends a request whose connection broke again by itself, without its body.
-    impatient = {"read_timeout": 5, "retries": {"max_attempts": 0}}
+    # After a broken connection, aiohttp before 3.14 sends the request again by itself, without its body.
+    short_timeouts = {"read_timeout": 5, "retries": {"max_attempts": 0}}
     with answering(answer) as url:
-        yield opened(engine, "s3://bucket/run", options_for(url, config_kwargs=impatient, **more))
+        yield opened(engine, "s3://bucket/run", options_for(url, config_kwargs=short_timeouts, **more))
 
 
-class TestServerThatSaysNo:
+class TestErrorAnswer:
     @every_operation
-    def test_throttling_may_pass(self, engine, operation):
+    def test_throttling_is_unavailable(self, engine, operation):
         with (
-            backend_at(engine, says(503, "SlowDown")) as backend,
+            backend_at(engine, s3_error(503, "SlowDown")) as backend,
             pytest.raises(BackendUnavailableError, match=r"s3://bucket/run.*trying again may help"),
         ):
             operation(backend)
 
     @pytest.mark.parametrize(("status", "code"), [(429, "TooManyRequests"), (500, "InternalError")])
-    def test_its_own_failures_may_pass(self, engine, status, code):
+    def test_a_failure_of_the_server_is_unavailable(self, engine, status, code):
         with (
-            backend_at(engine, says(status, code)) as backend,
+            backend_at(engine, s3_error(status, code)) as backend,
             pytest.raises(BackendUnavailableError, match="may help"),
         ):
             backend.put("key", b"data")
 
     @pytest.mark.parametrize("operation", ["put", "create", "list", "delete", "get"])
     @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
-    def test_credentials_that_are_not_accepted_are_named(self, engine, operation, code):
+    def test_refused_credentials_are_a_permission_error(self, engine, operation, code):
         with (
-            backend_at(engine, says(403, code)) as backend,
+            backend_at(engine, s3_error(403, code)) as backend,
             pytest.raises(
                 BackendPermissionError, match=rf"s3://bucket/run.*not accepted \({code}\).*storage_options"
             ),
@@ -245,17 +245,17 @@ class TestServerThatSaysNo:
             OPERATIONS[operation](backend)
 
     @pytest.mark.parametrize("operation", ["put", "create", "list", "delete", "get"])
-    def test_a_clock_that_is_wrong_is_not_blamed_on_the_key(self, engine, operation):
+    def test_a_wrong_clock_is_not_reported_as_wrong_credentials(self, engine, operation):
         with (
-            backend_at(engine, says(403, "RequestTimeTooSkewed")) as backend,
+            backend_at(engine, s3_error(403, "RequestTimeTooSkewed")) as backend,
             pytest.raises(BackendPermissionError, match="Set the clock"),
         ):
             OPERATIONS[operation](backend)
 
     @every_operation
-    def test_rights_that_are_lacking_are_listed(self, engine, operation):
+    def test_missing_permissions_are_listed(self, engine, operation):
         with (
-            backend_at(engine, says(403, "AccessDenied")) as backend,
+            backend_at(engine, s3_error(403, "AccessDenied")) as backend,
             pytest.raises(BackendPermissionError, match=r"access denied.*s3:DeleteObject"),
         ):
             operation(backend)
@@ -263,30 +263,31 @@ class TestServerThatSaysNo:
     @pytest.mark.parametrize(
         ("status", "code"), [(501, "NotImplemented"), (400, "InvalidArgument"), (400, "InvalidRequest")]
     )
-    def test_a_server_without_conditional_writes_is_refused_with_a_way_out(self, engine, status, code):
+    def test_a_server_without_conditional_writes_is_refused_with_the_alternative(self, engine, status, code):
         with (
-            backend_at(engine, says(status, code)) as backend,
+            backend_at(engine, s3_error(status, code)) as backend,
             pytest.raises(BackendError, match=r"does not support conditional writes.*commit_lock") as raised,
         ):
             backend.create("key", b"data")
         assert not isinstance(raised.value, BackendUnavailableError)
 
-    def test_a_conflict_of_two_writers_is_no_proof_that_the_other_won(self, engine):
-        # https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html: to be tried again
+    def test_a_conflict_of_two_writers_does_not_mean_that_the_key_exists(self, engine):
+        # https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html says to retry
         with (
-            backend_at(engine, says(409, "ConditionalRequestConflict")) as backend,
+            backend_at(engine, s3_error(409, "ConditionalRequestConflict")) as backend,
             pytest.raises(BackendUnavailableError, match="may help"),
         ):
             backend.create("key", b"data")
 
-    def test_a_key_that_is_taken_is_said_so(self, engine):
+    def test_a_key_that_exists_is_named(self, engine):
         with (
-            backend_at(engine, says(412, "PreconditionFailed")) as backend,
-            pytest.raises(ObjectExistsError, match="run/key"),
+            backend_at(engine, s3_error(412, "PreconditionFailed")) as backend,
+            pytest.raises(ObjectExistsError, match="run/key") as raised,
         ):
             backend.create("key", b"data")
+        assert (raised.value.uri, raised.value.key) == ("s3://bucket/run", "key")
 
-    def test_a_connection_that_breaks_in_the_middle_of_an_upload_may_come_back(self, engine):
+    def test_a_connection_that_breaks_during_an_upload_is_unavailable(self, engine):
         with (
             backend_at(engine, None) as backend,
             pytest.raises(BackendUnavailableError, match=r"cannot write s3://bucket/run/key"),
@@ -300,8 +301,8 @@ class TestCertificate:
         write_self_signed_certificate(tmp_path / "server.pem")
         return tmp_path / "server.pem"
 
-    def test_one_that_is_not_trusted_is_no_matter_of_patience(self, engine, certificate):
-        with answering(says(404, "NoSuchKey"), certificate) as url:
+    def test_one_that_is_not_trusted_is_not_reported_as_unavailable(self, engine, certificate):
+        with answering(s3_error(404, "NoSuchKey"), certificate) as url:
             backend = opened(
                 engine, "s3://bucket/run", options_for(url, config_kwargs={"retries": {"max_attempts": 0}})
             )
@@ -309,8 +310,8 @@ class TestCertificate:
                 backend.get("key")
         assert not isinstance(raised.value, BackendUnavailableError)
 
-    def test_one_of_the_users_own_is_trusted_if_named(self, engine, certificate):
-        with answering(says(404, "NoSuchKey"), certificate) as url:
+    def test_one_that_verify_names_is_trusted(self, engine, certificate):
+        with answering(s3_error(404, "NoSuchKey"), certificate) as url:
             options = options_for(url)
             options["client_kwargs"]["verify"] = str(certificate)
             with pytest.raises(ObjectNotFoundError):
@@ -319,7 +320,7 @@ class TestCertificate:
 
 class TestOptions:
     @pytest.mark.parametrize("write", ["put", "create"])
-    def test_encryption_and_storage_class_go_with_every_write(self, engine, s3_server, client, write):
+    def test_encryption_and_storage_class_are_sent_with_every_write(self, engine, s3_server, client, write):
         more = {"ServerSideEncryption": "AES256", "StorageClass": "STANDARD_IA"}
         prefix = uuid.uuid4().hex
         backend = opened(
@@ -329,12 +330,12 @@ class TestOptions:
         head = client.head_object(Bucket=s3_server.bucket, Key=f"{prefix}/key")
         assert {name: head[name] for name in more} == more
 
-    def test_nothing_is_uploaded_in_parts_however_large(self, engine, s3_server, client):
+    def test_even_a_large_object_is_not_a_multipart_upload(self, engine, s3_server, client):
         prefix = uuid.uuid4().hex
         backend = opened(engine, f"s3://{s3_server.bucket}/{prefix}", s3_server.options)
         backend.put("key", bytes(120 << 20))
         etag = client.head_object(Bucket=s3_server.bucket, Key=f"{prefix}/key")["ETag"]
-        assert "-" not in etag  # which that of a multipart upload has
+        assert "-" not in etag  # the ETag of a multipart upload has one
 
 
 class TestSecrets:

@@ -1,4 +1,4 @@
-"""What s3fs would do by its options, the other engine does too, or says that it cannot."""
+"""The obstore engine treats every option of s3fs as s3fs does, or refuses it."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def opened(options: dict[str, Any]) -> Backend:
 
 @dataclass
 class Recorder:
-    """A server that takes everything, and keeps what it was asked."""
+    """A server that accepts every request and records it."""
 
     url: str = ""
     requests: list[BaseHTTPRequestHandler] = field(default_factory=list)
     answer: Callable[[bytes], tuple[int, bytes]] = lambda body: (200, b"")
 
     def header(self, name: str) -> str:
-        """Return a header of the last request; nothing if it had none."""
+        """Return a header of the last request, or an empty string."""
         return self.requests[-1].headers.get(name) or ""
 
 
@@ -55,14 +55,14 @@ def recording() -> Iterator[Recorder]:
 
     class Handler(BaseHTTPRequestHandler):
         def _reply(self) -> None:
-            asked = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             recorder.requests.append(self)
-            status, body = recorder.answer(asked)
+            status, content = recorder.answer(body)
             self.send_response(status)
             self.send_header("ETag", '"1"')
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(content)
 
         do_GET = do_PUT = do_POST = do_DELETE = _reply  # noqa: N815 - names of http.server
 
@@ -95,17 +95,17 @@ def _no_settings_of_this_machine(monkeypatch, tmp_path):
 
 
 class TestEngine:
-    def test_one_that_there_is_not_is_refused_with_the_choices(self):
+    def test_an_unknown_one_is_refused_with_the_choices(self):
         with pytest.raises(BackendError, match=r"no engine 'rust' for it\. Choose 'fsspec' or 'obstore'"):
             open_backend(URI, {"engine": "rust"})
 
-    def test_one_that_is_not_installed_is_said_with_the_remedy(self, monkeypatch):
+    def test_a_missing_installation_is_an_error_that_says_what_to_install(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "obstore.store", None)
         with pytest.raises(BackendError, match=r"pip install 'input-checkpoint-s3\[obstore\]'"):
             opened(LOGIN)
 
 
-class TestOptionsWithoutEquivalent:
+class TestUnsupportedOptions:
     @pytest.mark.parametrize(
         ("options", "name"),
         [
@@ -124,13 +124,13 @@ class TestOptionsWithoutEquivalent:
         assert f" {name} in storage_options" in str(raised.value)
         assert "hunter2" not in str(raised.value)
 
-    def test_what_is_about_caches_only_is_let_through(self, recorder):
+    def test_cache_options_are_ignored(self, recorder):
         caches = {"use_listings_cache": False, "skip_instance_cache": True}
         opened({**LOGIN, **REGION, **caches, "endpoint_url": recorder.url}).put("key", b"data")
 
 
 class TestOptions:
-    def test_encryption_goes_with_every_write(self, recorder):
+    def test_encryption_is_sent_with_every_write(self, recorder):
         more = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "the-key", "BucketKeyEnabled": True}
         options = {**LOGIN, **REGION, "endpoint_url": recorder.url, "s3_additional_kwargs": more}
         for write in (opened(options).put, opened(options).create):
@@ -139,34 +139,34 @@ class TestOptions:
             assert recorder.header("x-amz-server-side-encryption-aws-kms-key-id") == "the-key"
             assert recorder.header("x-amz-server-side-encryption-bucket-key-enabled") == "true"
 
-    def test_a_create_carries_the_condition_and_a_put_does_not(self, recorder):
+    def test_only_a_create_sends_the_condition(self, recorder):
         backend = opened({**LOGIN, **REGION, "endpoint_url": recorder.url})
         backend.create("key", b"data")
         assert recorder.header("If-None-Match") == "*"
         backend.put("key", b"data")
         assert recorder.header("If-None-Match") == ""
 
-    def test_who_pays_is_said(self, recorder):
+    def test_requester_pays_is_sent(self, recorder):
         opened({**LOGIN, **REGION, "endpoint_url": recorder.url, "requester_pays": True}).put("key", b"")
         assert recorder.header("x-amz-request-payer") == "requester"
 
-    def test_anon_signs_nothing(self, recorder):
+    def test_anon_requests_are_not_signed(self, recorder):
         opened({**REGION, "endpoint_url": recorder.url, "anon": True}).put("key", b"data")
         assert recorder.header("Authorization") == ""
 
-    def test_they_may_also_be_in_the_configuration_of_fsspec(self, recorder, monkeypatch):
+    def test_they_can_come_from_the_configuration_of_fsspec(self, recorder, monkeypatch):
         monkeypatch.setitem(fsspec.config.conf, "s3", {**LOGIN, **REGION, "endpoint_url": recorder.url})
         opened({}).put("key", b"data")
         assert "AKIAEXAMPLE" in recorder.header("Authorization")
 
-    def test_the_bucket_may_be_in_the_name_of_the_host(self, recorder, monkeypatch):
-        # A proxy, since it is asked for a host whether or not there is such a one.
+    def test_virtual_addressing_puts_the_bucket_into_the_host_name(self, recorder, monkeypatch):
+        # A proxy is asked for any host, even one that does not exist.
         monkeypatch.setenv("http_proxy", recorder.url)
         style = {"config_kwargs": {"s3": {"addressing_style": "virtual"}}}
         opened({**LOGIN, **REGION, **style, "endpoint_url": "http://s3.example.org"}).put("key", b"data")
         assert recorder.requests[-1].path == "http://bucket.s3.example.org/run/key"
 
-    def test_authorities_of_ones_own_may_be_named_in_the_environment(self, monkeypatch, tmp_path):
+    def test_the_environment_can_name_a_certificate_authority(self, monkeypatch, tmp_path):
         certificate = tmp_path / "server.pem"
         write_self_signed_certificate(certificate)
         monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
@@ -174,7 +174,7 @@ class TestOptions:
         with answering(Answer(404, body), certificate) as url, pytest.raises(ObjectNotFoundError):
             opened({**LOGIN, **REGION, "endpoint_url": url}).get("key")
 
-    def test_a_file_of_authorities_that_is_not_there_is_said(self):
+    def test_a_missing_file_of_authorities_is_named(self):
         options = {"client_kwargs": {"verify": "/no/such/ca.pem", "region_name": "eu-north-7"}}
         with pytest.raises(BackendError, match=r"/no/such/ca\.pem") as raised:
             opened({**LOGIN, **options, "endpoint_url": "https://127.0.0.1:9"})
@@ -182,7 +182,7 @@ class TestOptions:
 
 
 class TestCredentials:
-    def test_a_profile_brings_them_the_region_and_the_endpoint(self, recorder, tmp_path):
+    def test_a_profile_provides_them_and_the_region_and_the_endpoint(self, recorder, tmp_path):
         (tmp_path / "config").write_text(
             "[profile training]\naws_access_key_id = AKIAPROFILE\naws_secret_access_key = hunter2\n"
             f"region = eu-north-7\nendpoint_url = {recorder.url}\n"
@@ -191,7 +191,7 @@ class TestCredentials:
         assert "AKIAPROFILE" in recorder.header("Authorization")
         assert "/eu-north-7/s3/" in recorder.header("Authorization")
 
-    def test_the_environment_brings_them(self, recorder, monkeypatch):
+    def test_the_environment_provides_them(self, recorder, monkeypatch):
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAENVIRONMENT")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
         monkeypatch.setenv("AWS_SESSION_TOKEN", "the-token")
@@ -199,7 +199,7 @@ class TestCredentials:
         assert "AKIAENVIRONMENT" in recorder.header("Authorization")
         assert recorder.header("x-amz-security-token") == "the-token"
 
-    def test_a_program_that_gives_them_is_asked(self, recorder, tmp_path):
+    def test_a_credential_process_provides_them(self, recorder, tmp_path):
         program = tmp_path / "credentials.py"
         program.write_text(
             "import json\nprint(json.dumps({'Version': 1, 'AccessKeyId': 'AKIAPROGRAM', "
@@ -210,7 +210,7 @@ class TestCredentials:
         opened({**REGION, "profile": "training", "endpoint_url": recorder.url}).put("key", b"data")
         assert "AKIAPROGRAM" in recorder.header("Authorization")
 
-    def test_those_given_are_not_mixed_with_the_environment(self, recorder, monkeypatch):
+    def test_explicit_ones_are_not_mixed_with_the_environment(self, recorder, monkeypatch):
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAFOREIGN")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "foreign")
         monkeypatch.setenv("AWS_SESSION_TOKEN", "foreign")
@@ -219,13 +219,13 @@ class TestCredentials:
         assert recorder.header("x-amz-security-token") == ""
 
     @pytest.mark.parametrize("one", ["key", "secret"])
-    def test_half_of_them_is_refused(self, one):
+    def test_a_key_without_a_secret_or_the_reverse_is_refused(self, one):
         with pytest.raises(BackendPermissionError, match=r"not accepted \(PartialCredentialsError: "):
             opened({one: LOGIN[one], **REGION, "endpoint_url": "http://127.0.0.1:9"})
 
 
-class TestEnvironmentOfObstoresOwn:
-    """obstore would take these where s3fs does not."""
+class TestEnvironmentVariablesOfObstore:
+    """obstore reads these variables; s3fs does not."""
 
     @pytest.fixture(autouse=True)
     def _variables(self, monkeypatch):
@@ -235,14 +235,14 @@ class TestEnvironmentOfObstoresOwn:
         monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")
         monkeypatch.setenv("AWS_REQUEST_PAYER", "true")
 
-    def test_it_does_not_turn_the_options_round(self, recorder):
+    def test_they_do_not_override_the_options(self, recorder):
         opened({**LOGIN, **REGION, "endpoint_url": recorder.url}).create("key", b"data")
         assert recorder.requests[-1].path == "/bucket/run/key"
         assert recorder.header("Authorization") != ""
         assert recorder.header("If-None-Match") == "*"
         assert recorder.header("x-amz-request-payer") == ""
 
-    def test_create_is_conditional_all_the_same(self, s3_server):
+    def test_they_do_not_make_create_unconditional(self, s3_server):
         backend = open_backend(f"s3://{s3_server.bucket}/taken", {**s3_server.options, "engine": "obstore"})
         backend.create("key", b"1")
         with pytest.raises(ObjectExistsError):
@@ -257,7 +257,7 @@ class TestAnotherRegion:
             Answer(400, b"<Error><Code>AuthorizationHeaderMalformed</Code></Error>"),
         ],
     )
-    def test_it_is_named_as_what_is_wrong(self, answer):
+    def test_the_error_says_so(self, answer):
         with (
             answering(answer) as url,
             pytest.raises(BackendError, match=r"another region.*region_name") as raised,
@@ -267,7 +267,7 @@ class TestAnotherRegion:
 
 
 class TestBulkDelete:
-    def test_a_key_that_was_gone_does_not_hide_one_that_is_locked(self, recorder):
+    def test_a_missing_key_does_not_hide_one_that_is_locked(self, recorder):
         def answer(body: bytes) -> tuple[int, bytes]:
             code = b"NoSuchKey" if b"run/gone" in body else b"AccessDenied"
             key = b"run/gone" if b"run/gone" in body else b"run/locked"
@@ -280,7 +280,7 @@ class TestBulkDelete:
             backend.delete(["gone", "locked"])
         backend.delete(["gone"])
 
-    def test_more_than_fit_into_one_request_go_in_several(self, recorder):
+    def test_more_than_a_thousand_keys_are_sent_in_several_requests(self, recorder):
         recorder.answer = lambda _: (
             200,
             b"<DeleteResult><Deleted><Key>run/1</Key></Deleted></DeleteResult>",
@@ -291,7 +291,7 @@ class TestBulkDelete:
 
 
 class TestSecrets:
-    def test_nothing_of_the_request_is_shown_with_an_error(self):
+    def test_an_error_does_not_show_the_request(self):
         with answering(Answer(403, b"<Error><Code>AccessDenied</Code></Error>")) as url:
             backend = opened({**REGION, "endpoint_url": url.replace("//", "//joe:hunter2@"), "anon": True})
             with pytest.raises(BackendPermissionError) as raised:

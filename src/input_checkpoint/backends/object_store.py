@@ -59,8 +59,13 @@ class Operation:
         return f"cannot {self.verb} {self.uri}/{self.key or self.prefix}".rstrip("/")
 
     def error(self, cls: type[_Error], text: str) -> _Error:
-        """Return an error of class ``cls`` that says which operation failed, and then ``text``."""
-        return self.locate(cls(f"{self}: {text}"))
+        """Return an error that says which operation failed, and why.
+
+        Args:
+            cls: its class.
+            text: why, and what to do. Passwords and queries of URIs in it are removed.
+        """
+        return self.locate(cls(f"{self}: {redact(text)}"))
 
     def locate(self, error: _Error) -> _Error:
         """Return ``error`` with URI and key set, where they are not."""
