@@ -25,7 +25,7 @@ class TestGcsBackend(BackendContract):
 
     @pytest.fixture(autouse=True)
     def _small_pages(self, monkeypatch):
-        monkeypatch.setattr(json_api, "LARGEST_PAGE", 20)
+        monkeypatch.setattr(json_api, "PAGE_SIZE", 20)
 
     @pytest.fixture
     def backend(self, fake_gcs):
@@ -54,7 +54,7 @@ class TestGcsBackend(BackendContract):
         ask.add_header("Content-Type", "application/octet-stream")
         urllib.request.urlopen(ask).close()
 
-    def test_it_is_what_both_schemes_open(self, backend):
+    def test_both_schemes_open_it(self, backend):
         place = self.server.place(self.prefix)
         backend.put("key", b"data")
         for uri in (place.uri, place.uri.replace("gs://", "gcs://")):
@@ -62,13 +62,13 @@ class TestGcsBackend(BackendContract):
             assert isinstance(opened, GcsBackend)
             assert opened.get("key") == b"data"
 
-    def test_an_engine_that_there_is_not_is_no_option_to_be_dropped(self, backend):
+    def test_an_unknown_engine_is_refused(self, backend):
         place = self.server.place(self.prefix)
         assert isinstance(open_backend(place.uri, {**place.storage_options, "engine": "fsspec"}), GcsBackend)
         with pytest.raises(BackendError, match=r"no engine 'obstore' for it\. Choose 'fsspec'"):
             open_backend(place.uri, {**place.storage_options, "engine": "obstore"})
 
-    def test_the_whole_bucket_is_a_place_too(self, backend):
+    def test_a_uri_without_a_prefix_opens_the_whole_bucket(self, backend):
         place = self.server.place(self.prefix)
         backend.put("key", b"data")
         everything = open_backend(f"gs://{self.server.bucket}", place.storage_options)
@@ -76,11 +76,11 @@ class TestGcsBackend(BackendContract):
         assert [info.key for info in everything.list(self.prefix)] == [f"{self.prefix}/key"]
 
     @pytest.mark.parametrize("data", [b"\r\n--==0==--\r\nrest", b"\n--==0==\n\n", b"--\r\n", b"\r\n"])
-    def test_data_that_look_like_the_end_of_an_upload_are_stored_whole(self, backend, data):
+    def test_data_that_looks_like_the_end_of_an_upload_is_stored_whole(self, backend, data):
         backend.create("key", data)
         assert self.stored(backend, "key") == data
 
-    def test_list_asks_for_a_page_when_it_comes_to_it(self, backend, monkeypatch):
+    def test_list_requests_a_page_when_it_is_needed(self, backend, monkeypatch):
         for number in range(30):
             backend.put(f"{number:02d}", b"")
         asked = []
@@ -91,7 +91,7 @@ class TestGcsBackend(BackendContract):
         assert len(list(listing)) == 10
         assert len(asked) == 2
 
-    def test_list_tells_when_each_object_was_stored(self, backend):
+    def test_list_returns_when_each_object_was_stored(self, backend):
         backend.put("first", b"")
         backend.put("second", b"")
         first, second = backend.list()
@@ -99,7 +99,7 @@ class TestGcsBackend(BackendContract):
         assert second.modified is not None
         assert first.modified < second.modified < first.modified + 60
 
-    def test_replacing_an_object_makes_it_younger(self, backend):
+    def test_replacing_an_object_updates_its_time(self, backend):
         backend.put("key", b"1")
         (before,) = backend.list()
         backend.put("key", b"2")
@@ -108,7 +108,7 @@ class TestGcsBackend(BackendContract):
 
 
 class TestServerThatIsKilled:
-    def test_it_has_everything_again_after_a_start(self, tmp_path, hasty, fake_gcs):
+    def test_a_backend_works_again_after_the_server_restarts(self, tmp_path, hasty, fake_gcs):
         # `fake_gcs` is asked for so that this is skipped, too, where there is no program for it.
         server = FakeGcs(tmp_path)
         place = server.place("run")

@@ -1,4 +1,4 @@
-"""What goes wrong with Cloud Storage is said soon, in the library's words, and without a secret."""
+"""Failures of Cloud Storage are reported soon, as the library's own errors, and without secrets."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from typing import Any, Callable
 
 import pytest
 import requests.exceptions
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
-from gcs_scripted_server import HANG_UP, Said, refusal, resource, scripted_server
+from aiohttp import ClientTimeout
+from gcs_scripted_server import HANG_UP, Reply, refusal, resource, scripted_server
 
 from input_checkpoint import (
     BackendError,
@@ -25,6 +24,7 @@ from input_checkpoint import (
 )
 from input_checkpoint.errors import ObjectExistsError
 from input_checkpoint_gcs import GcsBackend
+from input_checkpoint_gcs.settings import RequestTimeouts
 from tests.support.answering_server import write_self_signed_certificate
 from tests.support.operations import OPERATIONS, every_operation
 
@@ -36,7 +36,7 @@ every_write = pytest.mark.parametrize("operation", [OPERATIONS["put"], OPERATION
 
 @contextlib.contextmanager
 def refused(cls: type[BackendError], match: str) -> Iterator[None]:
-    """Expect exactly this class, a message that names the place, and no secret in the whole traceback."""
+    """Expect exactly this class, a message with the URI, and no secret in the whole traceback."""
     with pytest.raises(cls, match=match) as raised:
         yield
     assert type(raised.value) is cls
@@ -53,41 +53,31 @@ def closed_port() -> int:
 
 @pytest.fixture
 def accepting():
-    """Run a server that does one thing to every connection it accepts; gives its port."""
-    with contextlib.ExitStack() as until_the_end:
+    """Return a function that starts a server, which calls ``handle`` with each connection, on a free port."""
+    with contextlib.ExitStack() as cleanup:
 
-        def start(treat: Callable[[socket.socket], object]) -> int:
-            listener = until_the_end.enter_context(socket.socket())
+        def start(handle: Callable[[socket.socket], object]) -> int:
+            listener = cleanup.enter_context(socket.socket())
             listener.bind(("127.0.0.1", 0))
             listener.listen(50)
-            until_the_end.callback(listener.shutdown, socket.SHUT_RDWR)
-            threading.Thread(target=accept, args=(listener, treat), daemon=True).start()
+            cleanup.callback(listener.shutdown, socket.SHUT_RDWR)
+            threading.Thread(target=accept, args=(listener, handle), daemon=True).start()
             return listener.getsockname()[1]
 
-        def accept(listener: socket.socket, treat: Callable[[socket.socket], object]) -> None:
+        def accept(listener: socket.socket, handle: Callable[[socket.socket], object]) -> None:
             while True:
                 try:
                     connection = listener.accept()[0]
                 except OSError:
                     return
-                until_the_end.callback(connection.close)
-                treat(connection)
+                cleanup.callback(connection.close)
+                handle(connection)
 
         yield start
 
 
-@pytest.fixture(scope="session")
-def service_account() -> dict[str, str]:
-    """The contents of a service account's key file, but for where its tokens come from."""
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return {"type": "service_account", "client_email": "a@b.example", "private_key": private.decode()}
-
-
 class TestServerThatIsDown:
-    def test_it_is_unavailable_within_twenty_seconds(self, closed_port):
+    def test_an_operation_is_unavailable_within_twenty_seconds(self, closed_port):
         backend = GcsBackend(
             "gs://bucket/run", {"endpoint_url": f"http://127.0.0.1:{closed_port}", "token": "anon"}
         )
@@ -97,64 +87,128 @@ class TestServerThatIsDown:
         assert time.monotonic() - started < 20
 
     @every_operation
-    def test_it_is_unavailable_whatever_is_asked_for(self, closed_port, operation, hasty):
+    def test_every_operation_is_unavailable(self, closed_port, operation, hasty):
         options = {"endpoint_url": f"http://127.0.0.1:{closed_port}", "token": SECRET}
         with refused(BackendUnavailableError, "trying again may help"):
             operation(GcsBackend("gs://bucket/run", options))
 
     def test_deleting_a_thousand_keys_takes_no_longer_than_deleting_one(self, hasty):
-        with scripted_server(lambda asked: refusal(503, "backendError", "Backend Error")) as server:
+        with scripted_server(lambda request: refusal(503, "backendError", "Backend Error")) as server:
             backend = GcsBackend("gs://bucket/run", server.options())
             with refused(BackendUnavailableError, "503 backendError.*of 1000 deletions"):
                 backend.delete([str(number) for number in range(1000)])
-        assert len(server.asked) < 100
+        assert len(server.received) < 100
 
 
 @pytest.mark.usefixtures("hasty")
 class TestServerThatNeverAnswers:
     @every_operation
-    def test_it_is_unavailable_when_the_time_out_of_the_options_is_over(self, accepting, operation):
+    def test_every_operation_is_unavailable_after_the_timeout_in_the_options(self, accepting, operation):
         port = accepting(lambda connection: None)
         options = {"token": SECRET, "endpoint_url": f"http://127.0.0.1:{port}", "requests_timeout": 0.1}
         with refused(BackendUnavailableError, "no answer in time"):
             operation(GcsBackend("gs://bucket/run", options))
 
-    def test_it_is_unavailable_by_itself(self, accepting, monkeypatch):
-        monkeypatch.setattr("input_checkpoint_gcs.client._ANSWER", 0.3)
+    @pytest.mark.parametrize(
+        "option",
+        [{"requests_timeout": ClientTimeout(total=0.1)}, {"requests_timeout": 60, "timeout": 0.1}],
+        ids=["aiohttp", "fsspec"],
+    )
+    def test_the_timeouts_of_aiohttp_and_fsspec_are_respected(self, accepting, option):
+        port = accepting(lambda connection: None)
+        options = {"token": SECRET, "endpoint_url": f"http://127.0.0.1:{port}", **option}
+        started = time.monotonic()
+        with refused(BackendUnavailableError, "no answer in time"):
+            GcsBackend("gs://bucket/run", options).get("key")
+        assert time.monotonic() - started < 10
+
+    def test_a_download_that_trickles_ends_after_the_timeout_in_the_options(self, accepting):
+        def trickle(connection):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+            with contextlib.suppress(OSError):
+                for _ in range(1000):
+                    connection.sendall(bytes(1 << 20))
+                    time.sleep(0.05)
+
+        options = {"token": "anon", "endpoint_url": f"http://127.0.0.1:{accepting(trickle)}"}
+        started = time.monotonic()
+        with refused(BackendUnavailableError, "no answer in time"):
+            GcsBackend("gs://bucket/run", {**options, "requests_timeout": 0.5}).get("key")
+        assert time.monotonic() - started < 10
+
+    def test_a_token_server_that_never_answers_is_unavailable_after_one_attempt(
+        self, accepting, service_account, monkeypatch
+    ):
+        monkeypatch.setattr("input_checkpoint_gcs.settings.DEFAULT_TIMEOUTS", RequestTimeouts(stall=0.3))
+        connections = []
+        token = {**service_account, "token_uri": f"http://127.0.0.1:{accepting(connections.append)}/token"}
+        with refused(BackendUnavailableError, "could not be renewed.*trying again may help"):
+            GcsBackend("gs://bucket/run", {"token": token}).get("key")
+        assert len(connections) == 1
+
+    def test_an_operation_is_unavailable_after_the_default_timeout(self, accepting, monkeypatch):
+        monkeypatch.setattr("input_checkpoint_gcs.settings.DEFAULT_TIMEOUTS", RequestTimeouts(stall=0.3))
         port = accepting(lambda connection: None)
         options = {"token": SECRET, "endpoint_url": f"http://127.0.0.1:{port}"}
         with refused(BackendUnavailableError, "no answer in time"):
             GcsBackend("gs://bucket/run", options).get("key")
 
     @pytest.mark.timeout(30)
-    def test_an_upload_that_it_reads_no_further_ends(self, accepting, monkeypatch):
-        monkeypatch.setattr("input_checkpoint_gcs.client._ANSWER", 0.3)
-        monkeypatch.setattr("input_checkpoint_gcs.client._MIN_UPLOAD_BYTES_PER_SECOND", 64 << 20)
+    def test_an_upload_that_the_server_stops_reading_ends(self, accepting, monkeypatch):
+        monkeypatch.setattr(
+            "input_checkpoint_gcs.settings.DEFAULT_TIMEOUTS",
+            RequestTimeouts(stall=0.3, min_upload_rate=64 << 20),
+        )
         port = accepting(lambda connection: connection.recv(1000))
         options = {"token": SECRET, "endpoint_url": f"http://127.0.0.1:{port}"}
         with refused(BackendUnavailableError, "no answer in time"):
             GcsBackend("gs://bucket/run", options).create("key", bytes(32 << 20))
 
 
+class TestSlowServer:
+    def test_an_upload_survives_a_pause_longer_than_the_connect_timeout(self, monkeypatch):
+        monkeypatch.setattr("input_checkpoint_gcs.settings.DEFAULT_TIMEOUTS", RequestTimeouts(connect=0.2))
+
+        def pause(request):
+            time.sleep(1)
+            return STORED
+
+        # More than the buffers of both sockets hold.
+        with scripted_server(pause) as server:
+            GcsBackend("gs://bucket/run", server.options()).create("key", bytes(32 << 20))
+        assert len(server.received) == 1
+
+
 @pytest.mark.usefixtures("hasty")
-class TestServerThatDiesInTheMiddle:
+class TestServerThatDiesDuringARequest:
+    def test_a_download_that_breaks_off_is_unavailable(self, accepting):
+        def break_off(connection):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbeginning")
+            connection.close()
+
+        options = {"token": "anon", "endpoint_url": f"http://127.0.0.1:{accepting(break_off)}"}
+        with refused(BackendUnavailableError, "trying again may help"):
+            GcsBackend("gs://bucket/run", options).get("key")
+
     @pytest.mark.parametrize("method", ["put", "create"])
     def test_an_upload_is_unavailable(self, method):
-        with scripted_server(lambda asked: HANG_UP) as server:
+        with scripted_server(lambda request: HANG_UP) as server:
             backend = GcsBackend("gs://bucket/run", server.options())
             with refused(BackendUnavailableError, "trying again may help"):
                 getattr(backend, method)("key", bytes(8 << 20))
 
     @every_write
-    def test_an_upload_that_gets_through_the_second_time_is_done(self, operation):
+    def test_an_upload_that_succeeds_after_two_failures_is_stored(self, operation):
         answers = iter([HANG_UP, refusal(503, "backendError", "Backend Error"), STORED])
-        with scripted_server(lambda asked: next(answers)) as server:
+        with scripted_server(lambda request: next(answers)) as server:
             operation(GcsBackend("gs://bucket/run", server.options()))
-        assert len(server.asked) == 3
+        assert len(server.received) == 3
 
     def test_a_create_whose_answer_was_lost_finds_the_key_taken(self):
         answers = iter([HANG_UP, refusal(412, "conditionNotMet", "Precondition Failed")])
-        with scripted_server(lambda asked: next(answers)) as server, pytest.raises(ObjectExistsError):
+        with scripted_server(lambda request: next(answers)) as server, pytest.raises(ObjectExistsError):
             GcsBackend("gs://bucket/run", server.options()).create("key", b"data")
 
 
@@ -169,65 +223,67 @@ class TestThrottling:
         ],
         ids=["429", "403"],
     )
-    def test_it_is_unavailable_after_four_attempts(self, answer, operation):
+    def test_an_operation_is_unavailable_after_four_attempts(self, answer, operation):
         with (
-            scripted_server(lambda asked: answer) as server,
+            scripted_server(lambda request: answer) as server,
             refused(BackendUnavailableError, "asks to slow down"),
         ):
             operation(GcsBackend("gs://bucket/run", server.options()))
-        assert len(server.asked) == 4
+        assert len(server.received) == 4
 
     @pytest.mark.parametrize("status", [408, 409, 500, 502, 503, 504])
-    def test_what_cloud_storage_says_to_try_again_is_unavailable(self, status):
+    def test_a_status_that_cloud_storage_says_to_retry_is_unavailable(self, status):
         with (
-            scripted_server(lambda asked: refusal(status, "backendError", "Backend Error")) as server,
+            scripted_server(lambda request: refusal(status, "backendError", "Backend Error")) as server,
             refused(BackendUnavailableError, f"{status} backendError"),
         ):
             GcsBackend("gs://bucket/run", server.options()).get("key")
 
     @pytest.mark.parametrize("status", [400, 405, 413, 501])
-    def test_anything_else_is_for_good_and_asked_once(self, status):
+    def test_any_other_status_is_permanent_and_not_retried(self, status):
         with (
-            scripted_server(lambda asked: refusal(status, "invalid", "Invalid argument.")) as server,
+            scripted_server(lambda request: refusal(status, "invalid", "Invalid argument.")) as server,
             refused(BackendError, f"{status} invalid: Invalid argument"),
         ):
             GcsBackend("gs://bucket/run", server.options()).get("key")
-        assert len(server.asked) == 1
+        assert len(server.received) == 1
 
-    def test_data_damaged_on_the_way_are_sent_again(self):
+    def test_data_that_was_damaged_in_transit_is_sent_again(self):
         damaged = 'Provided CRC32C "AAAAAA==" doesn\'t match calculated CRC32C "mnG7TA==".'
         answers = iter([refusal(400, "invalid", damaged), STORED])
-        with scripted_server(lambda asked: next(answers)) as server:
+        with scripted_server(lambda request: next(answers)) as server:
             GcsBackend("gs://bucket/run", server.options()).put("key", b"data")
 
 
 class TestMissingBucket:
     @every_operation
-    def test_it_is_told_from_a_missing_object_by_what_cloud_storage_says(self, operation):
+    def test_it_is_distinguished_from_a_missing_object_by_the_message(self, operation):
         answer = refusal(404, "notFound", "The specified bucket does not exist.")
         with (
-            scripted_server(lambda asked: answer) as server,
+            scripted_server(lambda request: answer) as server,
             refused(BackendNotFoundError, "bucket does not exist.*URI"),
         ):
             operation(GcsBackend("gs://bucket/run", server.options()))
-        assert len(server.asked) == 1
+        assert len(server.received) == 1
 
     @every_operation
-    def test_it_is_told_from_a_missing_object_where_the_server_does_not_say_which(self, fake_gcs, operation):
+    def test_it_is_distinguished_from_a_missing_object_without_the_help_of_the_server(
+        self, fake_gcs, operation
+    ):
         backend = GcsBackend("gs://no-such-bucket/run", fake_gcs.place("any").storage_options)
         with pytest.raises(BackendNotFoundError, match=r"no-such-bucket.*bucket does not exist") as raised:
             operation(backend)
         assert not isinstance(raised.value, ObjectNotFoundError)
 
-    def test_a_missing_object_is_just_that_and_takes_one_request(self):
+    def test_a_missing_object_is_reported_after_one_request(self):
         # The answer to a download is plain text.
-        answer = Said(404, b"No such object: bucket/run/key")
+        answer = Reply(404, b"No such object: bucket/run/key")
         with (
-            scripted_server(lambda asked: answer) as server,
+            scripted_server(lambda request: answer) as server,
             refused(ObjectNotFoundError, "gs://bucket/run/key: it does not exist"),
         ):
             GcsBackend("gs://bucket/run", server.options()).get("key")
-        assert len(server.asked) == 1
+        assert len(server.received) == 1
 
     @pytest.mark.parametrize("uri", ["gs://", "gs:///run"])
     def test_a_uri_without_a_bucket_is_refused(self, uri):
@@ -237,76 +293,76 @@ class TestMissingBucket:
 
 class TestWrongCredentials:
     @every_operation
-    def test_they_are_refused_without_showing_them(self, operation):
+    def test_the_error_does_not_show_them(self, operation):
         answer = refusal(401, "authError", "Invalid Credentials")
         with (
-            scripted_server(lambda asked: answer) as server,
+            scripted_server(lambda request: answer) as server,
             refused(BackendPermissionError, "not accepted.*expired.*clock.*Invalid Credentials"),
         ):
             operation(GcsBackend("gs://bucket/run", server.options(token=f"ya29.{SECRET}")))
-        assert [asked.headers["authorization"] for asked in server.asked] == [f"Bearer ya29.{SECRET}"]
+        assert [request.headers["authorization"] for request in server.received] == [f"Bearer ya29.{SECRET}"]
 
-    def test_where_none_were_found_it_says_how_to_log_in(self):
+    def test_if_none_are_found_the_error_says_how_to_log_in(self):
         said = "Anonymous caller does not have storage.objects.get access to the Google Cloud Storage object."
         with (
-            scripted_server(lambda asked: refusal(401, "required", said)) as server,
+            scripted_server(lambda request: refusal(401, "required", said)) as server,
             refused(BackendPermissionError, "no credentials were found.*application-default login"),
         ):
             GcsBackend("gs://bucket/run", server.options()).get("key")
 
     @pytest.mark.parametrize("token", ["/no/such/key.json", "key.json", "~/key.json"])
-    def test_a_key_file_that_is_not_there_is_named_as_such(self, token):
+    def test_a_missing_key_file_is_reported(self, token):
         with refused(BackendPermissionError, "token names a file that does not exist"):
             GcsBackend("gs://bucket/run", {"token": token})
 
-    def test_a_key_file_that_is_none_is_refused(self, tmp_path):
+    def test_a_file_that_is_no_key_file_is_refused(self, tmp_path):
         file = tmp_path / "key.json"
         file.write_text(f'{{"password": "{SECRET}"}}')
         with refused(BackendPermissionError, "no usable credentials.*application-default login"):
             GcsBackend("gs://bucket/run", {"token": str(file)})
 
-    def test_default_credentials_that_are_not_there_are_refused_at_once(self, monkeypatch, tmp_path):
+    def test_missing_default_credentials_are_reported_when_the_backend_is_opened(self, monkeypatch, tmp_path):
         monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
         with refused(BackendPermissionError, "no usable credentials.*GOOGLE_APPLICATION_CREDENTIALS"):
             GcsBackend("gs://bucket/run", {"token": "google_default"})
 
 
-class TestTokensThatAreRenewed:
-    def test_a_wrong_clock_is_named(self, service_account):
+class TestTokenRenewal:
+    def test_a_wrong_clock_is_reported(self, service_account):
         said = (
             b'{"error": "invalid_grant", "error_description": "Invalid JWT: Token must be a short-lived '
             b'token (60 minutes) and in a reasonable timeframe. Check your iat and exp values in the JWT."}'
         )
-        with scripted_server(lambda asked: Said(400, said)) as server:
+        with scripted_server(lambda request: Reply(400, said)) as server:
             token = {**service_account, "token_uri": f"{server.url}/token"}
             with refused(
                 BackendPermissionError, "could not be renewed.*reasonable timeframe.*clock is wrong"
             ):
                 GcsBackend("gs://bucket/run", server.options(token=token)).get("key")
-        assert {asked.path for asked in server.asked} == {"/token"}
+        assert {request.path for request in server.received} == {"/token"}
 
-    def test_a_token_server_that_is_away_is_unavailable(self, service_account, closed_port, hasty):
+    def test_a_token_server_that_is_down_is_unavailable(self, service_account, closed_port, hasty):
         token = {**service_account, "token_uri": f"http://127.0.0.1:{closed_port}/token"}
         with refused(BackendUnavailableError, "could not be renewed.*trying again may help"):
             GcsBackend("gs://bucket/run", {"token": token}).get("key")
 
     def test_a_renewed_token_is_used(self, service_account):
-        def answer(asked):
-            if asked.path == "/token":
+        def answer(request):
+            if request.path == "/token":
                 return resource(access_token="fresh", expires_in=3600, token_type="Bearer")
-            return Said(200, b"data")
+            return Reply(200, b"data")
 
         with scripted_server(answer) as server:
             token = {**service_account, "token_uri": f"{server.url}/token"}
             backend = GcsBackend("gs://bucket/run", server.options(token=token))
             assert backend.get("key") == backend.get("key") == b"data"
-        assert [asked.path for asked in server.asked].count("/token") == 1
-        assert server.asked[-1].headers["authorization"] == "Bearer fresh"
+        assert [request.path for request in server.received].count("/token") == 1
+        assert server.received[-1].headers["authorization"] == "Bearer fresh"
 
 
-class TestMissingRights:
+class TestMissingPermissions:
     @pytest.mark.parametrize(
-        ("operation", "right"),
+        ("operation", "permission"),
         [
             ("get", "storage.objects.get"),
             ("get of nothing", "storage.objects.get"),
@@ -316,41 +372,41 @@ class TestMissingRights:
             ("delete", "storage.objects.delete"),
         ],
     )
-    def test_the_right_that_is_missing_is_named(self, operation, right):
+    def test_the_missing_permission_is_named(self, operation, permission):
         said = "a@b.iam.gserviceaccount.com does not have the access to the Google Cloud Storage object."
         with (
-            scripted_server(lambda asked: refusal(403, "forbidden", said)) as server,
-            refused(BackendPermissionError, f"access denied. The account needs {right} on the bucket"),
+            scripted_server(lambda request: refusal(403, "forbidden", said)) as server,
+            refused(BackendPermissionError, f"access denied. The account needs {permission} on the bucket"),
         ):
             OPERATIONS[operation](GcsBackend("gs://bucket/run", server.options(token=SECRET)))
-        assert len(server.asked) == 1
+        assert len(server.received) == 1
 
-    def test_a_bucket_whose_readers_pay_says_what_to_pass(self):
+    def test_a_requester_pays_bucket_names_the_option_to_pass(self):
         said = "Bucket is a requester pays bucket but no user project provided."
         with (
-            scripted_server(lambda asked: refusal(400, "required", said)) as server,
+            scripted_server(lambda request: refusal(400, "required", said)) as server,
             refused(BackendError, "Pass requester_pays="),
         ):
             GcsBackend("gs://bucket/run", server.options()).get("key")
 
-    def test_the_project_that_pays_is_passed_on(self):
-        with scripted_server(lambda asked: STORED) as server:
+    def test_the_project_that_pays_is_sent_with_every_request(self):
+        with scripted_server(lambda request: STORED) as server:
             backend = GcsBackend("gs://bucket/run", server.options(requester_pays="payer"))
             for operation in OPERATIONS.values():
                 operation(backend)
-        assert {asked.query["userProject"] for asked in server.asked} == {"payer"}
+        assert {request.query["userProject"] for request in server.received} == {"payer"}
 
 
-class TestDeletionThatFailsInPart:
+class TestDeletionThatFailsPartly:
     @staticmethod
-    def answer(asked):
-        if "/locked/" in asked.path:
+    def answer(request):
+        if "/locked/" in request.path:
             return refusal(403, "retentionPolicyNotMet", "Object is subject to bucket's retention policy.")
-        if "/gone/" in asked.path:
-            return refusal(404, "notFound", f"No such object: {asked.path}")
-        return Said(204)
+        if "/gone/" in request.path:
+            return refusal(404, "notFound", f"No such object: {request.path}")
+        return Reply(204)
 
-    def test_what_was_refused_is_counted_and_the_others_are_deleted(self):
+    def test_refused_deletions_are_counted_and_the_others_are_done(self):
         keys = ["locked/1", *(f"free/{number}" for number in range(100)), "gone/1", "locked/2"]
         with scripted_server(self.answer) as server:
             backend = GcsBackend("gs://bucket/run", server.options())
@@ -358,15 +414,15 @@ class TestDeletionThatFailsInPart:
                 BackendPermissionError, r"locked/1: .*retention policy.*\(2 of 103 deletions failed"
             ):
                 backend.delete(keys)
-        assert sorted(asked.path for asked in server.asked) == sorted(
+        assert sorted(request.path for request in server.received) == sorted(
             f"/storage/v1/b/bucket/o/run/{key}" for key in keys
         )
 
-    def test_what_trying_again_may_delete_goes_before_what_is_refused(self, hasty):
-        def answer(asked):
-            if asked.path.endswith("/late"):
+    def test_an_unavailable_service_is_reported_before_a_refusal(self, hasty):
+        def answer(request):
+            if request.path.endswith("/late"):
                 return refusal(503, "backendError", "Backend Error")
-            return self.answer(asked)
+            return self.answer(request)
 
         with (
             scripted_server(answer) as server,
@@ -374,72 +430,79 @@ class TestDeletionThatFailsInPart:
         ):
             GcsBackend("gs://bucket/run", server.options()).delete(["locked/1", "late"])
 
-    def test_what_was_gone_already_is_no_failure(self):
+    def test_objects_that_were_already_gone_are_no_failures(self):
         with scripted_server(self.answer) as server:
             GcsBackend("gs://bucket/run", server.options()).delete(["gone/1", "free/1", "gone/2"])
 
 
 @pytest.mark.usefixtures("hasty")
 class TestSecureConnections:
-    def test_a_certificate_that_nobody_vouches_for_is_refused_for_good(self, tmp_path):
+    def test_an_untrusted_certificate_is_a_permanent_error(self, tmp_path):
         write_self_signed_certificate(tmp_path / "server.pem")
         with (
-            scripted_server(lambda asked: STORED, tmp_path / "server.pem") as server,
-            refused(BackendError, "no secure connection.*self.signed.*SSL_CERT_FILE"),
+            scripted_server(lambda request: STORED, tmp_path / "server.pem") as server,
+            refused(BackendError, "certificate is not trusted.*self.signed.*SSL_CERT_FILE"),
         ):
             GcsBackend("gs://bucket/run", server.options(token=SECRET)).get("key")
-        assert server.asked == []
+        assert server.received == []
 
-    def test_a_server_that_speaks_no_tls_is_refused_for_good(self):
-        with scripted_server(lambda asked: STORED) as server:
+    def test_a_certificate_in_ssl_cert_file_is_trusted(self, tmp_path, monkeypatch):
+        certificate = tmp_path / "server.pem"
+        write_self_signed_certificate(certificate)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        with scripted_server(lambda request: Reply(200, b"data"), certificate) as server:
+            assert GcsBackend("gs://bucket/run", server.options()).get("key") == b"data"
+
+    def test_a_server_without_tls_is_a_permanent_error(self):
+        with scripted_server(lambda request: STORED) as server:
             options = server.options(endpoint_url=server.url.replace("http://", "https://"))
             with refused(BackendError, "no secure connection.*endpoint_url"):
                 GcsBackend("gs://bucket/run", options).get("key")
 
-    @pytest.mark.parametrize("much", [1, 65536], ids=["reset", "closed"])
-    def test_a_connection_that_is_dropped_in_the_handshake_is_unavailable(self, accepting, much):
-        port = accepting(lambda connection: (connection.recv(much), connection.close()))
+    @pytest.mark.parametrize("size", [1, 65536], ids=["reset", "closed"])
+    def test_a_connection_that_is_dropped_in_the_handshake_is_unavailable(self, accepting, size):
+        port = accepting(lambda connection: (connection.recv(size), connection.close()))
         options = {"token": "anon", "endpoint_url": f"https://127.0.0.1:{port}"}
         with refused(BackendUnavailableError, "trying again may help"):
             GcsBackend("gs://bucket/run", options).get("key")
 
 
-class TestWhatIsNotCloudStorage:
+class TestServerThatIsNotCloudStorage:
     @pytest.mark.parametrize("operation", ["put", "create", "list"])
-    def test_its_answer_does_not_pass_for_one(self, operation):
+    def test_a_page_of_a_proxy_does_not_look_like_success(self, operation):
         with (
-            scripted_server(lambda asked: Said(200, b"<html>Please log in</html>")) as server,
-            refused(BackendError, "not Cloud Storage: correct endpoint_url"),
+            scripted_server(lambda request: Reply(200, b"<html>Please log in</html>")) as server,
+            refused(BackendError, "not Cloud Storage. Correct endpoint_url"),
         ):
             OPERATIONS[operation](GcsBackend("gs://bucket/run", server.options()))
-        assert len(server.asked) == 1
+        assert len(server.received) == 1
 
     @every_operation
-    def test_where_it_sends_us_we_do_not_go(self, operation):
-        def answer(asked):
-            return STORED if asked.path == "/elsewhere" else Said(302, location="/elsewhere")
+    def test_a_redirect_is_not_followed(self, operation):
+        def answer(request):
+            return STORED if request.path == "/elsewhere" else Reply(302, location="/elsewhere")
 
         with (
             scripted_server(answer) as server,
-            refused(BackendError, "not Cloud Storage: correct endpoint_url"),
+            refused(BackendError, "not Cloud Storage. Correct endpoint_url"),
         ):
             operation(GcsBackend("gs://bucket/run", server.options()))
-        assert len(server.asked) == 1
+        assert len(server.received) == 1
 
     @every_write
-    def test_a_success_that_names_no_stored_object_is_none(self, operation):
+    def test_an_upload_whose_answer_names_no_object_has_failed(self, operation):
         with (
-            scripted_server(lambda asked: resource(status="ok")) as server,
+            scripted_server(lambda request: resource(status="ok")) as server,
             refused(BackendError, "does not name a stored object"),
         ):
             operation(GcsBackend("gs://bucket/run", server.options()))
 
     @pytest.mark.parametrize("url", ["127.0.0.1:9", "nonsense"])
-    def test_an_endpoint_that_is_no_url_is_refused_when_it_is_opened(self, url):
+    def test_an_endpoint_that_is_no_url_is_refused_when_the_backend_is_opened(self, url):
         with refused(BackendError, "endpoint_url must begin with"):
             GcsBackend("gs://bucket/run", {"token": "anon", "endpoint_url": url})
 
-    def test_an_endpoint_that_cannot_be_asked_is_refused_for_good(self):
+    def test_an_endpoint_without_a_host_is_a_permanent_error(self):
         with refused(BackendError, "the URI or storage_options are wrong"):
             GcsBackend("gs://bucket/run", {"token": "anon", "endpoint_url": "http://:9"}).get("key")
 
@@ -453,8 +516,8 @@ class TestSecrets:
         "uri",
         [f"gs://joe:{SECRET}@bucket/run", f"gs://{SECRET}@bucket/run", f"gs://bucket/run?token={SECRET}"],
     )
-    def test_they_are_refused_in_the_uri_without_repeating_them(self, uri):
-        with pytest.raises(BackendError, match="do not belong into the URI") as raised:
+    def test_credentials_in_the_uri_are_refused_without_repeating_them(self, uri):
+        with pytest.raises(BackendError, match="must not be part of the URI") as raised:
             GcsBackend(uri, {"token": "anon"})
         assert SECRET not in str(raised.value)
 
@@ -467,14 +530,14 @@ class TestSecrets:
             GcsBackend("gs://bucket/run", options).get("key")
         assert SECRET not in str(raised.value)
 
-    def test_a_token_is_not_sent_to_google_to_ask_for_its_age(self, monkeypatch, closed_port):
+    def test_a_token_is_not_sent_to_google_to_ask_for_its_expiry(self, monkeypatch, closed_port):
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{closed_port}")
         GcsBackend("gs://bucket/run", {"token": f"ya29.{SECRET}"})
 
-    def test_a_token_in_a_url_that_requests_could_not_reach_does_not_appear_in_errors(self, monkeypatch):
-        def open_as_newer_gcsfs_does(**options):
+    def test_a_token_in_the_url_of_a_failed_token_request_does_not_appear_in_errors(self, monkeypatch):
+        def fail_as_newer_versions_of_gcsfs(**options):
             raise requests.exceptions.ConnectionError(f"with url: /tokeninfo?access_token={SECRET}")
 
-        monkeypatch.setattr("input_checkpoint_gcs.backend.GCSFileSystem", open_as_newer_gcsfs_does)
+        monkeypatch.setattr("input_checkpoint_gcs.settings.GCSFileSystem", fail_as_newer_versions_of_gcsfs)
         with refused(BackendUnavailableError, "servers for credentials did not answer"):
             GcsBackend("gs://bucket/run", {})

@@ -3,48 +3,39 @@
 from __future__ import annotations
 
 import calendar
-import contextlib
-import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
-# Not `gcsfs.GCSFileSystem`: that is a subclass which first asks a second, gRPC service what kind of bucket
-# it is dealing with, waits 60 seconds for it in vain at every emulator and private endpoint, and can be
-# had without only by an environment variable for the whole process, GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT.
-from gcsfs.core import GCSFileSystem
-from google.oauth2.credentials import Credentials
-
-from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.base import ObjectInfo
 from input_checkpoint.backends.engines import FSSPEC, choose_engine
-from input_checkpoint.errors import BackendError, BackendNotFoundError, BackendPermissionError
+from input_checkpoint.backends.object_store import ObjectStoreBackend, Operation, parse_bucket_uri
+from input_checkpoint.errors import BackendError
 from input_checkpoint_gcs import json_api
-from input_checkpoint_gcs.client import GcsClient
+from input_checkpoint_gcs.client import Answer, GcsClient, Request
 from input_checkpoint_gcs.errors import (
     BUCKET_IS_MISSING,
     OBJECT_IS_MISSING,
     GcsError,
+    explain,
     is_unavailable,
-    translate,
-    translate_open,
 )
+from input_checkpoint_gcs.settings import read_settings
 
-_PAST_THE_END = 416
-_WHOLE = 200
-_WAYS_TO_LOG_IN = {"google_default", "cache", "cloud", "token", "anon", "browser"}
+_WHOLE_OBJECT = 200
 
 
-class GcsBackend(Backend):
+class GcsBackend(ObjectStoreBackend):
     """A prefix of a bucket.
 
     `create` is one upload with ``ifGenerationMatch=0``, which Cloud Storage makes atomic
-    (https://cloud.google.com/storage/docs/request-preconditions). It is never a resumable upload, as gcsfs
-    makes them of 50 MiB and more: there the condition is checked in another request than the one that
-    commits, and not every server checks it.
+    (https://cloud.google.com/storage/docs/request-preconditions). It is never a resumable upload, which gcsfs
+    and google-cloud-storage use for large objects: there the condition is sent with another request than the
+    one that commits, and not every server checks it.
 
     Args:
         uri: ``gs://bucket/prefix``.
-        storage_options: for `gcsfs.GCSFileSystem`: ``token``, ``project``, ``endpoint_url``,
+        storage_options: options of `gcsfs.GCSFileSystem`: ``token``, ``project``, ``endpoint_url``,
             ``requester_pays``, ``requests_timeout``, ``session_kwargs``, …
 
     Example:
@@ -54,114 +45,92 @@ class GcsBackend(Backend):
     """
 
     def __init__(self, uri: str, storage_options: Mapping[str, Any]) -> None:
-        super().__init__(uri)
-        self._bucket, self._prefix = _bucket_and_prefix(uri, self.uri)
-        self._client = GcsClient(_open_filesystem(self.uri, storage_options))
-
-    def create(self, key: str, data: Data) -> None:
-        """See `Backend.create`."""
-        self._upload("create", key, data, only_if_free=True)
-
-    def put(self, key: str, data: Data) -> None:
-        """See `Backend.put`."""
-        self._upload("write", key, data, only_if_free=False)
-
-    def get(self, key: str, start: int = 0, end: Optional[int] = None) -> bytes:
-        """See `Backend.get`."""
-        name = self._name(key)
-        nothing = end is not None and end <= start
-        # Of no bytes, only whether the object is there.
-        request = (
-            json_api.look_up(self._bucket, name)
-            if nothing
-            else json_api.download(self._bucket, name, start, end)
+        self._bucket, prefix = parse_bucket_uri(
+            uri, login="storage_options or Google's own configuration", forbidden="?#"
         )
-        with self._errors("read", key):
-            try:
-                answer = self._client.call(request)
-            except GcsError as error:
-                if error.status == _PAST_THE_END:
-                    return b""
-                raise self._made_clear(error) from error
-        if nothing:
-            return b""
-        # A server may ignore a range, and then sends everything.
-        return answer.body[start:end] if answer.status == _WHOLE else answer.body
+        super().__init__(uri, prefix)
+        self._client = GcsClient(read_settings(self.uri, storage_options))
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `Backend.list`."""
+    def upload(self, name: str, data: bytes, *, if_absent: bool) -> None:
+        """See `ObjectStoreBackend.upload`."""
+        answer = self._client.call(json_api.upload(self._bucket, name, data, if_absent=if_absent))
+        if "generation" not in answer.json():
+            raise GcsError(answer.status, "notAResource", "the answer does not name a stored object")
+
+    def download(self, name: str, start: int, end: Optional[int]) -> bytes:
+        """See `ObjectStoreBackend.download`."""
+        answer = self._call(json_api.download(self._bucket, name, start, end))
+        # A server may ignore the range and send everything.
+        return answer.body[start:end] if answer.status == _WHOLE_OBJECT else answer.body
+
+    def check_exists(self, name: str) -> None:
+        """See `ObjectStoreBackend.check_exists`."""
+        self._call(json_api.look_up(self._bucket, name))
+
+    def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See `ObjectStoreBackend.list_objects`."""
         token: Optional[str] = None
         while True:
-            with self._errors("list", prefix):
-                request = json_api.page(self._bucket, self._prefix + prefix, token)
-                page = self._client.call(request).json()
+            page = self._client.call(json_api.page(self._bucket, prefix, token)).json()
             for item in page.get("items", ()):
-                # The console makes such empty objects to show a folder.
-                if not item["name"].endswith("/"):
-                    key = item["name"][len(self._prefix) :]
-                    yield ObjectInfo(key, int(item["size"]), _seconds(item["timeCreated"]))
+                yield ObjectInfo(item["name"], int(item["size"]), _seconds(item["timeCreated"]))
             token = page.get("nextPageToken")
             if not token:
                 return
 
-    def delete(self, keys: Iterable[str]) -> None:
-        """See `Backend.delete`."""
-        keys = tuple(keys)
-        removals = [json_api.removal(self._bucket, self._name(key)) for key in keys]
-        with self._errors("delete", ""):
-            failures = self._without_missing_objects(self._client.call_each(removals))
+    def delete_objects(self, names: Sequence[str]) -> None:
+        """See `ObjectStoreBackend.delete_objects`."""
+        failures = self._client.call_each([json_api.deletion(self._bucket, name) for name in names])
+        failures = self._without_missing_objects(failures)
         if not failures:
             return
-        # What is unavailable before all else, so that trying again does what can be done.
-        place, cause = min(failures.items(), key=lambda failure: not is_unavailable(failure[1]))
-        error = translate(cause, "delete", self.uri, keys[place])
-        raise type(error)(f"{error} ({len(failures)} of {len(keys)} deletions failed.)") from cause
+        # Report an unavailable service first, so that the caller tries again.
+        index, cause = min(failures.items(), key=lambda failure: not is_unavailable(failure[1]))
+        operation = Operation("delete", self.uri, names[index][len(self._prefix) :])
+        error = explain(cause, operation)
+        raise type(error)(
+            f"{error} ({len(failures)} of {len(names)} deletions failed.)", uri=error.uri, key=error.key
+        ) from cause
+
+    def translate_error(self, error: Exception, operation: Operation) -> BackendError:
+        """See `ObjectStoreBackend.translate_error`."""
+        return explain(error, operation)
 
     def close(self) -> None:
         """See `Backend.close`."""
         self._client.close()
 
-    def _upload(self, operation: str, key: str, data: Data, only_if_free: bool) -> None:
-        request = json_api.upload(self._bucket, self._name(key), data, only_if_free)
-        with self._errors(operation, key):
-            answer = self._client.call(request)
-            if "generation" not in answer.json():
-                raise GcsError(answer.status, "notAResource", "the answer does not name a stored object")
-
-    def _name(self, key: str) -> str:
-        return self._prefix + check_key(key)
-
-    @contextlib.contextmanager
-    def _errors(self, operation: str, key: str) -> Iterator[None]:
+    def _call(self, request: Request) -> Answer:
         try:
-            yield
-        except Exception as error:
-            # Exceptions of aiohttp, asyncio, gcsfs and google-auth come through; they share no base class.
-            raise translate(error, operation, self.uri, key) from error
+            return self._client.call(request)
+        except GcsError as error:
+            raise self._with_reason(error) from error
 
     def _without_missing_objects(self, failures: Mapping[int, Exception]) -> dict[int, Exception]:
-        """Leave out what was gone already, but not what is missing because the whole bucket is."""
-        clear: Optional[GcsError] = None
-        left = {}
-        for place, error in failures.items():
+        """Return the failures without those of objects that were already gone.
+
+        Failures of objects that are missing because the bucket is missing remain.
+        """
+        reason: Optional[GcsError] = None
+        remaining = {}
+        for index, error in failures.items():
             if isinstance(error, GcsError) and error.status == 404:
-                clear = clear or self._made_clear(error)
-                if clear.reason == OBJECT_IS_MISSING:
+                reason = reason or self._with_reason(error)
+                if reason.reason == OBJECT_IS_MISSING:
                     continue
-                error = clear
-            left[place] = error
-        return left
+                error = reason
+            remaining[index] = error
+        return remaining
 
-    def _made_clear(self, error: GcsError) -> GcsError:
-        """Return what a 404 on an object is about, the object or its bucket, if it does not say so itself.
+    def _with_reason(self, error: GcsError) -> GcsError:
+        """Return a 404 that says whether the object or its bucket is missing.
 
-        Cloud Storage does say so; emulators do not. A list tells, and takes no right that is not needed
-        anyway.
+        Cloud Storage says so; emulators do not. A list tells, and needs no additional permission.
         """
         if error.status != 404 or error.reason:
             return error
         try:
-            self._client.call(json_api.page(self._bucket, self._prefix, None, most=1))
+            self._client.call(json_api.page(self._bucket, self._prefix, None, max_results=1))
         except GcsError as answer:
             return GcsError(404, BUCKET_IS_MISSING, answer.message) if answer.status == 404 else answer
         return GcsError(404, OBJECT_IS_MISSING, error.message)
@@ -173,51 +142,10 @@ def open_gcs(uri: str, storage_options: Mapping[str, Any]) -> GcsBackend:
     return GcsBackend(uri, options)
 
 
-def _bucket_and_prefix(uri: str, safe_uri: str) -> tuple[str, str]:
-    bucket, _, prefix = uri.partition("://")[2].partition("/")
-    if "@" in bucket or ":" in bucket or "?" in uri or "#" in uri:
-        raise BackendNotFoundError(
-            f"{safe_uri}: credentials and options do not belong into the URI. Write gs://bucket/prefix, and "
-            "pass storage_options or use Google's own configuration."
-        )
-    if not bucket:
-        raise BackendNotFoundError(f"{safe_uri} names no bucket. Write gs://bucket/prefix.")
-    return bucket, f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-
-
-def _open_filesystem(safe_uri: str, storage_options: Mapping[str, Any]) -> GCSFileSystem:
-    options = dict(storage_options)
-    endpoint = options.get("endpoint_url")
-    if endpoint and not endpoint.startswith(("http://", "https://")):
-        raise BackendError(f"cannot open {safe_uri}: endpoint_url must begin with http:// or https://")
-    if "token" in options:  # otherwise fsspec's configuration may name one
-        options["token"] = _token(safe_uri, options["token"])
-    try:
-        return GCSFileSystem(**{**options, "use_listings_cache": False, "skip_instance_cache": True})
-    except Exception as error:
-        # Of requests, google-auth, json or cryptography, which share no base class.
-        problem = translate_open(error, safe_uri)
-    # Out here it has no context: see translate_open.
-    raise problem
-
-
-def _token(safe_uri: str, token: Any) -> Any:
-    """Return what gcsfs is to be given as ``token``.
-
-    A plain access token becomes a credentials object. Of a string gcsfs asks Google first, over the
-    Internet and with the token in the URL, how long it lives; endpoints of one's own know nothing of that.
-    """
-    if not isinstance(token, str) or token in _WAYS_TO_LOG_IN or os.path.exists(token):
-        return token
-    if token.endswith(".json") or token.startswith(("/", "~", ".")):
-        raise BackendPermissionError(f"cannot open {safe_uri}: token names a file that does not exist")
-    return Credentials(token)  # type: ignore[no-untyped-call]  # google-auth has types for some calls only
-
-
 def _seconds(timestamp: str) -> float:
-    """Return the seconds since the epoch of a timestamp such as ``2026-11-23T02:58:16.472Z``.
+    """Return a timestamp such as ``2026-11-23T02:58:16.472Z`` in seconds since the epoch.
 
-    By hand: before Python 3.11 ``fromisoformat`` knows neither the Z nor five decimals.
+    Before Python 3.11, ``fromisoformat`` accepts neither the Z nor five decimals.
     """
     whole, _, fraction = timestamp.rstrip("Z").partition(".")
     return calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S")) + float(f"0.{fraction or 0}")

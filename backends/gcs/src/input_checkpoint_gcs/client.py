@@ -1,34 +1,31 @@
-"""Requests to the JSON API of Cloud Storage, through the session and credentials of a gcsfs filesystem."""
+"""Requests to the JSON API of Cloud Storage."""
 
 from __future__ import annotations
 
-import asyncio
 import json
+import os
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import Any, Optional
 
 import tenacity
-from aiohttp import ClientTimeout
-from fsspec.asyn import sync
-from gcsfs.core import GCSFileSystem
+from google.auth.transport.requests import AuthorizedSession
 
-from input_checkpoint_gcs.errors import GcsError, answered_error, is_unavailable, is_worth_repeating
+from input_checkpoint_gcs.errors import GcsError, is_unavailable, is_worth_repeating, read_answer
+from input_checkpoint_gcs.session import open_session
+from input_checkpoint_gcs.settings import GcsSettings
 
-_IN_PARALLEL = 16
-"""Requests of one `call_each` at a time. aiohttp's pool has 100 connections, so six of them fit."""
-
+_PARALLEL_REQUESTS = 16
 _ATTEMPTS = 4
 # Two to three seconds in all: an object may be written once a second, and the 429 for more is over by then
 # (https://cloud.google.com/storage/quotas#objects).
 _PAUSE = tenacity.wait_exponential(multiplier=0.25, max=4) + tenacity.wait_random(0, 0.5)
-
-_CONNECT = 10.0
-_ANSWER = 60.0
-_MIN_UPLOAD_BYTES_PER_SECOND = 64 * 1024
-"""Bytes a second. aiohttp watches reading, not writing: a server that reads no more would stop a save
-for good."""
+# The clock is read between two blocks. A block is sent within the time that the server may stall.
+_SENT_BLOCK = 256 * 1024
+_RECEIVED_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -39,14 +36,20 @@ class Request:
     path: str
     """From the root of the endpoint, already quoted."""
     params: Mapping[str, Optional[str]] = field(default_factory=dict)
-    """Those that are None are left out."""
+    """Parameters that are None are left out."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: Optional[bytes] = None
+    body: Optional[Sequence[bytes]] = None
+    """In parts, so that large ones need not be copied."""
+
+    @property
+    def upload_bytes(self) -> Optional[int]:
+        """Size of the body; None if there is none."""
+        return None if self.body is None else sum(map(len, self.body))
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server said to a request that it has carried out."""
+    """What the server answered to a request that succeeded."""
 
     status: int
     body: bytes
@@ -58,104 +61,134 @@ class Answer:
         except ValueError:
             resource = None
         if not isinstance(resource, dict):
-            raise GcsError(self.status, "notAResource", "the answer is not from Cloud Storage")
+            raise GcsError(self.status, "notAResource", "the answer is no resource of the JSON API")
         return resource
 
 
 class GcsClient:
-    """Sends requests, a few times if need be, and says what the server answered.
+    """Sends requests, and repeats those that may succeed a moment later.
 
-    gcsfs brings the credentials, the session and the event loop. Its own `_request` is not used: it throws
-    away the body of a 404, which alone tells a missing object from a missing bucket, and its number of
-    attempts is fixed by a decorator, so that a server that is down is an error only after 32 seconds.
+    It may be used from several threads, and in a process that was forked after the client was made.
 
     Args:
-        filesystem: opened and not shared. Its ``requests_timeout`` replaces the time-outs here; its
-            ``timeout`` bounds a whole call.
+        settings: where requests go, and with which credentials.
 
     Example:
         ```python
-        client = GcsClient(GCSFileSystem(token="anon", endpoint_url="http://127.0.0.1:4443"))
+        client = GcsClient(read_settings("gs://bucket", {"token": "anon"}))
         client.call(Request("GET", "/storage/v1/b/bucket/o")).json()
         ```
     """
 
-    def __init__(self, filesystem: GCSFileSystem) -> None:
-        self._fs = filesystem
+    def __init__(self, settings: GcsSettings) -> None:
+        self._settings = settings
+        self._session = open_session(settings)
+        self._process = os.getpid()
 
     def call(self, request: Request) -> Answer:
-        """Send a request and return the answer; raises `GcsError`, or what aiohttp and google-auth raise."""
-        answer: Answer = sync(self._fs.loop, self._send, request, timeout=self._fs.timeout)
-        return answer
+        """Send a request and return the answer.
 
-    def call_each(self, requests: Sequence[Request]) -> dict[int, Exception]:
-        """Send many requests, some at a time. Return what went wrong, by place in ``requests``.
-
-        One that finds the service unavailable ends it: the others would only wait for the same answer.
+        Raises:
+            GcsError: the server refuses the request.
+            requests.exceptions.RequestException: there is no answer.
+            google.auth.exceptions.GoogleAuthError: there is no access token.
         """
-        failures: dict[int, Exception] = {}
-        sync(self._fs.loop, self._send_each, requests, failures, timeout=self._fs.timeout)
-        return dict(sorted(failures.items()))
-
-    def close(self) -> None:
-        """Close the connections."""
-        if self._fs.session is not None:
-            sync(self._fs.loop, self._fs.session.close)
-
-    async def _send_each(self, requests: Sequence[Request], failures: dict[int, Exception]) -> None:
-        waiting = iter(enumerate(requests))
-        workers = [self._send_some(waiting, failures) for _ in range(min(_IN_PARALLEL, len(requests)))]
-        await asyncio.gather(*workers)
-
-    async def _send_some(
-        self, waiting: Iterator[tuple[int, Request]], failures: dict[int, Exception]
-    ) -> None:
-        for place, request in waiting:
-            if any(is_unavailable(error) for error in failures.values()):
-                return
-            try:
-                await self._send(request)
-            except Exception as error:
-                failures[place] = error
-
-    async def _send(self, request: Request) -> Answer:
-        retrying = tenacity.AsyncRetrying(
+        retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_worth_repeating),
             stop=tenacity.stop_after_attempt(_ATTEMPTS),
             wait=_PAUSE,
             reraise=True,
         )
-        answer: Answer = await retrying(self._send_once, request)
-        return answer
+        return retrying(self._send, request)
 
-    async def _send_once(self, request: Request) -> Answer:
-        session = await self._fs._set_session()
-        async with session.request(
+    def call_each(self, requests: Sequence[Request]) -> dict[int, Exception]:
+        """Send requests in parallel. Return the failures by index in ``requests``.
+
+        After one that finds the service unavailable, the rest is not sent: it would wait for the same answer.
+        """
+        failures: dict[int, Exception] = {}
+        stopped = threading.Event()
+
+        def call(index: int) -> None:
+            if stopped.is_set():
+                return
+            try:
+                self.call(requests[index])
+            except Exception as error:
+                failures[index] = error
+                if is_unavailable(error):
+                    stopped.set()
+
+        with ThreadPoolExecutor(_PARALLEL_REQUESTS, thread_name_prefix="input-checkpoint-gcs") as executor:
+            try:
+                list(executor.map(call, range(len(requests))))
+            finally:
+                stopped.set()
+        return dict(sorted(failures.items()))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()  # type: ignore[no-untyped-call]
+
+    def _send(self, request: Request) -> Answer:
+        timeouts = self._settings.timeouts
+        clock = _Clock(timeouts.limit(request.upload_bytes))
+        with self._own_session().request(  # type: ignore[no-untyped-call]
             request.method,
-            self._fs._location.rstrip("/") + request.path,
-            params=self._fs._get_params(request.params),
-            headers=await self._headers(request),
-            # A file object, since aiohttp writes plain bytes in one go and holds up its event loop.
-            data=None if request.body is None else BytesIO(request.body),
-            timeout=self._timeout(request),
-            # A followed redirect turns a POST into a GET, and its 200 would pass for a stored object.
+            self._settings.endpoint + request.path,
+            params={**request.params, "userProject": self._settings.user_project},
+            data=None if request.body is None else _UploadBody(request.body, clock),
+            headers=dict(request.headers),
+            timeout=(timeouts.connect, timeouts.stall),
+            # Following a redirect turns a POST into a GET, whose 200 would look like a stored object.
             allow_redirects=False,
+            stream=True,
         ) as response:
-            body = await response.read()
-            if not 200 <= response.status < 300:
-                raise answered_error(response.status, body)
-            return Answer(response.status, body)
+            body = b"".join(clock.watch(response.iter_content(_RECEIVED_BLOCK)))
+            if not 200 <= response.status_code < 300:
+                raise read_answer(response.status_code, body)
+            return Answer(response.status_code, body)
 
-    async def _headers(self, request: Request) -> dict[str, str]:
-        # gcsfs renews a token here, with blocking calls that would hold up everybody on the event loop.
-        headers: dict[str, str] = await asyncio.wait_for(
-            asyncio.to_thread(self._fs._get_headers, dict(request.headers)), _ANSWER
-        )
-        return headers
+    def _own_session(self) -> AuthorizedSession:
+        """Return this process's session: a forked child must not write to the parent's connections."""
+        if self._process != os.getpid():
+            self._session = open_session(self._settings)
+            self._process = os.getpid()
+        return self._session
 
-    def _timeout(self, request: Request) -> ClientTimeout:
-        chosen = self._fs.requests_timeout
-        if chosen is not None:
-            return chosen if isinstance(chosen, ClientTimeout) else ClientTimeout(total=chosen)
-        upload = None if request.body is None else _ANSWER + len(request.body) / _MIN_UPLOAD_BYTES_PER_SECOND
-        return ClientTimeout(total=upload, sock_connect=_CONNECT, sock_read=_ANSWER)
+
+class _Clock:
+    """Ends a request that takes too long.
+
+    Args:
+        limit: seconds from now; None for no limit.
+    """
+
+    def __init__(self, limit: Optional[float]) -> None:
+        self._end = float("inf") if limit is None else time.monotonic() + limit
+
+    def watch(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield the blocks; raises TimeoutError when the time is over."""
+        for block in blocks:
+            if time.monotonic() > self._end:
+                raise TimeoutError("the request took too long")
+            yield block
+
+
+class _UploadBody:
+    """The body of an upload, in blocks."""
+
+    def __init__(self, parts: Sequence[bytes], clock: _Clock) -> None:
+        self._parts = parts
+        self._clock = clock
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._clock.watch(self._blocks())
+
+    def _blocks(self) -> Iterator[bytes]:
+        for part in self._parts:
+            for start in range(0, len(part), _SENT_BLOCK):
+                yield part[start : start + _SENT_BLOCK]

@@ -1,35 +1,45 @@
-"""What Cloud Storage and its clients say, in the words of input-checkpoint."""
+"""Translates the errors of Cloud Storage, requests and google-auth."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from typing import Any, Optional
+import socket
+import ssl
+from collections.abc import Iterator
+from typing import Any
 
-import aiohttp
-import google.auth.exceptions
 import requests.exceptions
+import urllib3.exceptions
+from google.auth.exceptions import GoogleAuthError, TransportError
 
+from input_checkpoint.backends.object_store import (
+    RETRY_ADVICE,
+    Advice,
+    FailureCause,
+    Operation,
+    RangePastEndError,
+    RequestFailure,
+    explain_unanswered,
+)
 from input_checkpoint.backends.redaction import redact
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFoundError,
     BackendPermissionError,
     BackendUnavailableError,
-    ObjectExistsError,
-    ObjectNotFoundError,
 )
 
 OBJECT_IS_MISSING = "noSuchObject"
 BUCKET_IS_MISSING = "noSuchBucket"
 
-# https://cloud.google.com/storage/docs/retry-strategy#retryable. A 409 is a conflict with somebody else's
-# request, which will be over.
+_RANGE_NOT_SATISFIABLE = 416
+# https://cloud.google.com/storage/docs/retry-strategy#retryable. A 409 is a conflict with another request,
+# which ends soon.
 _TRANSIENT_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}
 # https://cloud.google.com/storage/docs/json_api/v1/status-codes#403-forbidden
 _TOO_FAST = {"rateLimitExceeded", "userRateLimitExceeded"}
 
-_RIGHTS = {
+_PERMISSIONS = {
     "create": "storage.objects.create",
     "write": "storage.objects.create and, to replace an object, storage.objects.delete",
     "read": "storage.objects.get",
@@ -38,16 +48,32 @@ _RIGHTS = {
 }
 _LOG_IN = (
     "Run `gcloud auth application-default login`, set GOOGLE_APPLICATION_CREDENTIALS, or pass token in "
-    "storage_options"
+    "storage_options."
 )
+_ADVICE = Advice(
+    credentials=f"They are wrong or revoked, or this machine's clock is wrong. {_LOG_IN}",
+    certificate=(
+        "Check endpoint_url and this machine's clock. For a private certificate authority, set SSL_CERT_FILE "
+        "before Python starts."
+    ),
+    connection="Check that the endpoint is right and the server is up.",
+)
+
+_TIMEOUTS = (
+    requests.exceptions.Timeout,
+    urllib3.exceptions.ReadTimeoutError,
+    TimeoutError,
+    socket.timeout,  # on Python 3.9 not the same as TimeoutError
+)
+_TLS_CONNECTION_LOST = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
 class GcsError(Exception):
-    """The server's answer to a request that it has not carried out.
+    """The server refused a request.
 
     Args:
-        status: of HTTP.
-        reason: Cloud Storage's word for it; empty if the answer has none.
+        status: HTTP status.
+        reason: Cloud Storage's code for the error; empty if the answer has none.
         message: for people.
     """
 
@@ -58,177 +84,157 @@ class GcsError(Exception):
         self.message = message
 
 
-def answered_error(status: int, body: bytes) -> GcsError:
-    """Return the error that a server's answer states, as JSON or, to a download, as plain text."""
-    reason, message = _stated(body)
+def read_answer(status: int, body: bytes) -> GcsError:
+    """Return the error that an answer states, as JSON or, after a download, as plain text."""
+    reason, message = _reason_and_message(body)
     if status == 404:
-        reason = _what_is_missing(message)
+        reason = _missing_resource(message)
     return GcsError(status, reason, message)
 
 
-def is_unavailable(error: BaseException) -> bool:
-    """Whether trying again later may help."""
+def read_failure(error: BaseException) -> RequestFailure:
+    """Return why a request failed."""
     if isinstance(error, GcsError):
-        return _is_transient(error)
-    if _tls_refusal(error) is not None or isinstance(error, aiohttp.InvalidURL):
-        return False
-    refusal = _credentials_refusal(error)
-    if refusal is not None:
-        return _is_away(refusal)
-    return isinstance(error, (aiohttp.ClientError, asyncio.TimeoutError, OSError))
+        return RequestFailure(redact(error.message), error.status, error.reason)
+    causes = list(_causes(error))
+    if isinstance(error, GoogleAuthError):
+        unreachable = error.retryable or any(isinstance(cause, TransportError) for cause in causes)
+        return RequestFailure(
+            f"the access token could not be renewed: {_describe(error)}",
+            cause=FailureCause.CONNECTION if unreachable else FailureCause.CREDENTIALS,
+        )
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return RequestFailure(redact(cause.verify_message), cause=FailureCause.CERTIFICATE)
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, _TLS_CONNECTION_LOST):
+            return RequestFailure(
+                f"no secure connection to endpoint_url: {_describe(cause)}", cause=FailureCause.OPTIONS
+            )
+    if any(isinstance(cause, _TIMEOUTS) for cause in causes):
+        return RequestFailure("no answer in time")
+    # Requests raises an error of both kinds for a URL that cannot be used.
+    if isinstance(error, OSError) and not isinstance(error, ValueError):
+        return RequestFailure(redact(f"{type(error).__name__}: {causes[-1]}"))
+    return RequestFailure(_describe(error), cause=FailureCause.OPTIONS)
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Return whether trying again later may help."""
+    failure = read_failure(error)
+    if failure.status is None:
+        return failure.cause is FailureCause.CONNECTION
+    return _is_transient(failure)
 
 
 def is_worth_repeating(error: BaseException) -> bool:
-    """Whether to try again at once. Not after a time-out, which has used up the patience by itself."""
-    return is_unavailable(error) and not isinstance(error, (asyncio.TimeoutError, TimeoutError))
+    """Return whether to repeat the request now. A request that timed out has waited long enough already."""
+    return is_unavailable(error) and not any(isinstance(cause, _TIMEOUTS) for cause in _causes(error))
 
 
-def translate(error: BaseException, operation: str, uri: str, key: str) -> BackendError:
-    """Return the `BackendError` for what a request raised.
+def explain(error: BaseException, operation: Operation) -> BackendError:
+    """Return the `BackendError` for the exception of a request."""
+    failure = read_failure(error)
+    if failure.status is None:
+        return explain_unanswered(failure, operation, _ADVICE)
+    if failure.status == _RANGE_NOT_SATISFIABLE:
+        return operation.error(RangePastEndError, "the range starts past the end")
+    if failure.status == 412 and operation.verb == "create":
+        return operation.already_exists()
+    if failure.code == OBJECT_IS_MISSING:
+        return operation.does_not_exist()
+    return _explain_refusal(failure, operation)
 
-    Args:
-        error: the exception.
-        operation: ``"create"``, ``"write"``, ``"read"``, ``"list"`` or ``"delete"``.
-        uri: of the backend, without secrets.
-        key: the object concerned; empty for the whole.
+
+def explain_open(error: BaseException, operation: Operation) -> BackendError:
+    """Return the `BackendError` for an exception of gcsfs while it looked for credentials.
+
+    Do not chain the exception to the result: gcsfs sends access tokens in the query of a URL, and requests
+    repeats the URL in its messages.
     """
-    what = f"cannot {operation} {uri}/{key}".rstrip("/")
-    if isinstance(error, GcsError):
-        return _refusal(error, operation, what)
-    refusal = _credentials_refusal(error)
-    if refusal is not None:
-        return _credentials_failure(refusal, what)
-    return _failure(error, what)
-
-
-def translate_open(error: BaseException, uri: str) -> BackendError:
-    """Return the `BackendError` for what gcsfs raised when it was opened, while it looked for credentials.
-
-    The error must not be chained to the result: gcsfs sends access tokens in the query of a URL, and
-    requests spells out the URL in its messages.
-    """
-    what = f"cannot open {uri}"
-    if isinstance(error, (requests.exceptions.RequestException, google.auth.exceptions.TransportError)):
-        return BackendUnavailableError(
-            f"{what}: Google's servers for credentials did not answer ({type(error).__name__}). Check the "
-            "network; trying again may help."
+    if isinstance(error, (requests.exceptions.RequestException, TransportError)):
+        return operation.error(
+            BackendUnavailableError,
+            f"Google's servers for credentials did not answer ({type(error).__name__}). Check the network; "
+            f"{RETRY_ADVICE}.",
         )
     if isinstance(error, TypeError):
-        return BackendError(f"{what}: storage_options are wrong: {_words(error)}")
-    return BackendPermissionError(f"{what}: no usable credentials: {_words(error)}. {_LOG_IN}.")
+        return operation.error(BackendError, f"storage_options are wrong: {_describe(error)}")
+    return operation.error(
+        BackendPermissionError, f"there are no usable credentials: {_describe(error).rstrip('.')}. {_LOG_IN}"
+    )
 
 
-def _refusal(error: GcsError, operation: str, what: str) -> BackendError:
-    said = f"{error.status} {error.reason}".rstrip() + f": {redact(error.message)}"
-    if error.status == 412 and operation == "create":
-        return ObjectExistsError(f"{what}: it already exists")
-    if error.reason == OBJECT_IS_MISSING:
-        return ObjectNotFoundError(f"{what}: it does not exist")
-    if error.status == 404:
-        return BackendNotFoundError(
-            f"{what}: the bucket does not exist. Create it, or correct the URI (or endpoint_url)."
+def _explain_refusal(failure: RequestFailure, operation: Operation) -> BackendError:
+    status = failure.status or 0
+    answer = ": ".join(filter(None, (f"{status} {failure.code}".rstrip(), failure.message)))
+    if status == 404:
+        return operation.error(
+            BackendNotFoundError,
+            "the bucket does not exist. Create it, or correct the URI (or endpoint_url).",
         )
-    if error.status == 429 or error.reason in _TOO_FAST:
-        return BackendUnavailableError(f"{what}: Cloud Storage asks to slow down ({said}). Try again later.")
-    if error.status in (401, 403):
-        return BackendPermissionError(f"{what}: {_denied(error, operation)}. The server says: {said}")
-    if _is_transient(error):
-        return BackendUnavailableError(
-            f"{what}: {said}. Check that the server is well; trying again may help."
+    if status == 429 or failure.code in _TOO_FAST:
+        return operation.error(
+            BackendUnavailableError, f"Cloud Storage asks to slow down ({answer}). Try again later."
         )
-    if error.status < 400:
-        return BackendError(
-            f"{what}: {said}. What answers there is not Cloud Storage: correct endpoint_url, or log in to "
-            "the proxy in between."
+    if status in (401, 403):
+        return operation.error(
+            BackendPermissionError, f"{_explain_denial(failure, operation)} The server's answer: {answer}"
         )
-    return BackendError(f"{what}: {said}. Correct the URI or storage_options.{_advice(error)}")
+    if _is_transient(failure):
+        return operation.error(
+            BackendUnavailableError, f"{answer}. Check that the server is healthy; {RETRY_ADVICE}."
+        )
+    if status < 400:
+        return operation.error(
+            BackendError,
+            f"{answer}. This server is not Cloud Storage. Correct endpoint_url, or log in to the proxy that "
+            "answers in its place.",
+        )
+    return operation.error(
+        BackendError, f"{answer}. Correct the URI or storage_options.{_option_advice(failure)}"
+    )
 
 
-def _denied(error: GcsError, operation: str) -> str:
-    if error.message.startswith("Anonymous caller"):
+def _explain_denial(failure: RequestFailure, operation: Operation) -> str:
+    if failure.message.startswith("Anonymous caller"):
         return f"no credentials were found. {_LOG_IN}"
-    if error.status == 401:
+    if failure.status == 401:
         return (
-            "the credentials are not accepted: wrong, or expired (a plain access token lives for an hour), "
-            f"or this machine's clock is wrong. {_LOG_IN}"
+            "the credentials are not accepted: they are wrong or expired (a plain access token expires after "
+            f"an hour), or this machine's clock is wrong. {_LOG_IN}"
         )
-    return f"access denied. The account needs {_RIGHTS.get(operation, 'more rights')} on the bucket"
+    permission = _PERMISSIONS.get(operation.verb, "more permissions")
+    return f"access denied. The account needs {permission} on the bucket."
 
 
-def _advice(error: GcsError) -> str:
-    if "requester pays" in error.message.lower():
-        return " Pass requester_pays=<the project that pays> in storage_options."
+def _option_advice(failure: RequestFailure) -> str:
+    if "requester pays" in failure.message.lower():
+        return " Pass requester_pays='the-project-that-pays' in storage_options."
     return ""
 
 
-def _credentials_refusal(error: BaseException) -> Optional[google.auth.exceptions.GoogleAuthError]:
-    """Return what google-auth said, on its own or as the cause of an exception of gcsfs; None if nothing."""
-    for said in (error, error.__cause__):
-        if isinstance(said, google.auth.exceptions.GoogleAuthError):
-            return said
-    return None
-
-
-def _credentials_failure(error: google.auth.exceptions.GoogleAuthError, what: str) -> BackendError:
-    said = _words(error)
-    if _is_away(error):
-        return BackendUnavailableError(
-            f"{what}: the access token could not be renewed: {said}. Check the network; trying again "
-            "may help."
-        )
-    return BackendPermissionError(
-        f"{what}: the access token could not be renewed: {said}. The credentials are wrong or withdrawn, or "
-        f"this machine's clock is wrong. {_LOG_IN}."
-    )
-
-
-def _failure(error: BaseException, what: str) -> BackendError:
-    refusal = _tls_refusal(error)
-    if refusal is not None:
-        return BackendError(
-            f"{what}: no secure connection: {refusal}. Check endpoint_url and this machine's clock; if the "
-            "server's authority is a private one, name its certificates in SSL_CERT_FILE before the start."
-        )
-    if isinstance(error, (asyncio.TimeoutError, TimeoutError)):
-        return BackendUnavailableError(
-            f"{what}: no answer in time. Check the network; trying again may help."
-        )
-    if is_unavailable(error):
-        return BackendUnavailableError(
-            f"{what}: {_words(error)}. Check that the endpoint is right and the server is up; trying again "
-            "may help."
-        )
-    return BackendError(f"{what}: the URI or storage_options are wrong: {_words(error)}")
-
-
-def _is_transient(error: GcsError) -> bool:
-    # A CRC32C that does not match is data damaged on the way.
+def _is_transient(failure: RequestFailure) -> bool:
+    # A mismatch of the CRC32C means that the data was damaged in transit.
     return (
-        error.status in _TRANSIENT_STATUS
-        or error.reason in _TOO_FAST
-        or (error.status == 400 and "crc32c" in error.message.lower())
+        failure.status in _TRANSIENT_STATUS
+        or failure.code in _TOO_FAST
+        or (failure.status == 400 and "crc32c" in failure.message.lower())
     )
 
 
-def _is_away(error: google.auth.exceptions.GoogleAuthError) -> bool:
-    """Whether credentials could not be had because a server of Google's was not to be reached."""
-    transport = google.auth.exceptions.TransportError
-    return isinstance(error, transport) or isinstance(error.__cause__, transport) or error.retryable
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception, and what led to it, outermost first.
 
-
-def _tls_refusal(error: BaseException) -> Optional[str]:
-    """Return why a secure connection will never come about; None if that is not what is wrong.
-
-    A connection that is dropped in the middle of the handshake is another error, a plain `ClientOSError`.
+    requests, urllib3 and google-auth carry the cause among the arguments. ``__context__`` is left out: it may
+    lead to exceptions that the caller was handling.
     """
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return str(error.certificate_error)
-    if isinstance(error, aiohttp.ClientConnectorSSLError):
-        return str(error.os_error)
-    return None
+    yield error
+    for inner in (*error.args, getattr(error, "reason", None), error.__cause__):
+        if isinstance(inner, BaseException):
+            yield from _causes(inner)
 
 
-def _stated(body: bytes) -> tuple[str, str]:
+def _reason_and_message(body: bytes) -> tuple[str, str]:
     text = body.decode("utf-8", "replace").strip()
     try:
         error: Any = json.loads(text)["error"]
@@ -237,12 +243,14 @@ def _stated(body: bytes) -> tuple[str, str]:
         return "", text[:500]
 
 
-def _what_is_missing(message: str) -> str:
-    """Return what a 404 is about; empty if it does not say, as emulators' do not."""
+def _missing_resource(message: str) -> str:
+    """Return the reason for a 404; empty if the message does not tell, as those of emulators."""
     if message.startswith("No such object"):
         return OBJECT_IS_MISSING
     return BUCKET_IS_MISSING if "bucket does not exist" in message else ""
 
 
-def _words(error: BaseException) -> str:
-    return redact(f"{type(error).__name__}: {error}")
+def _describe(error: BaseException) -> str:
+    # google-auth adds the whole answer of the server as a second argument.
+    message = error.args[0] if isinstance(error, GoogleAuthError) and error.args else error
+    return redact(f"{type(error).__name__}: {message}")

@@ -1,4 +1,4 @@
-"""The requests of the JSON API that a flat space of keys needs.
+"""Builds the requests of the JSON API that a flat space of keys needs.
 
 https://cloud.google.com/storage/docs/json_api/v1/objects
 """
@@ -13,36 +13,43 @@ from urllib.parse import quote
 
 import google_crc32c
 
-from input_checkpoint.backends.base import Data
 from input_checkpoint_gcs.client import Request
 
-_IF_THERE_IS_NONE = "0"  # https://cloud.google.com/storage/docs/request-preconditions#special-case
+_NO_GENERATION = "0"  # https://cloud.google.com/storage/docs/request-preconditions#special-case
+
+PAGE_SIZE = 1000
+"""Entries of one page of a list: the most that Cloud Storage returns."""
 
 
-LARGEST_PAGE = 1000
-"""Entries of a list that one request asks for: no more come at a time anyway."""
+def upload(bucket: str, name: str, data: bytes, *, if_absent: bool) -> Request:
+    """Return the request that stores an object, whatever its size, in one step.
 
+    It carries a CRC32C: the server refuses data that was damaged in transit before anybody can see it
+    (https://cloud.google.com/storage/docs/data-validation).
 
-def upload(bucket: str, name: str, data: Data, only_if_free: bool) -> Request:
-    """Return the request that stores an object at one go, whatever its size.
-
-    It carries a CRC32C, so that the server refuses what was damaged on the way before it is visible:
-    https://cloud.google.com/storage/docs/data-validation.
+    Args:
+        bucket: name of the bucket.
+        name: name of the object.
+        data: content of the object.
+        if_absent: whether the server refuses to replace an object.
     """
-    content = bytes(data)
-    about = {
+    resource = {
         "name": name,
         "contentType": "application/octet-stream",
-        "crc32c": base64.b64encode(google_crc32c.value(content).to_bytes(4, "big")).decode(),
+        "crc32c": base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode(),
     }
-    # At random, since a fixed one could occur in the data and would cut them there.
+    # Random, because a fixed boundary could occur in the data.
     boundary = uuid.uuid4().hex
+    head = (
+        f"--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{json.dumps(resource)}\r\n"
+        f"--{boundary}\r\nContent-Type: application/octet-stream\r\n\r\n"
+    )
     return Request(
         "POST",
         f"/upload/storage/v1/b/{_quoted(bucket)}/o",
-        {"uploadType": "multipart", "ifGenerationMatch": _IF_THERE_IS_NONE if only_if_free else None},
+        {"uploadType": "multipart", "ifGenerationMatch": _NO_GENERATION if if_absent else None},
         {"Content-Type": f'multipart/related; boundary="{boundary}"'},
-        _multipart(boundary, json.dumps(about), content),
+        (head.encode(), data, f"\r\n--{boundary}--\r\n".encode()),
     )
 
 
@@ -55,39 +62,31 @@ def download(bucket: str, name: str, start: int, end: Optional[int]) -> Request:
 
 
 def look_up(bucket: str, name: str) -> Request:
-    """Return the request for what is known about an object."""
+    """Return the request for the metadata of an object."""
     return Request("GET", _object(bucket, name), {"fields": "name"})
 
 
-def page(bucket: str, prefix: str, token: Optional[str], most: Optional[int] = None) -> Request:
+def page(bucket: str, prefix: str, token: Optional[str], max_results: Optional[int] = None) -> Request:
     """Return the request for a page of the list of objects, in the order of their names.
 
     Args:
-        bucket: its name.
-        prefix: of the names; empty for all.
-        token: where the page before ended; None for the first page.
-        most: how many entries are enough.
+        bucket: name of the bucket.
+        prefix: what the names start with; empty for all objects.
+        token: where the previous page ended; None for the first page.
+        max_results: the most entries to return. Default: `PAGE_SIZE`.
     """
     params = {
         "prefix": prefix or None,
         "pageToken": token,
-        "maxResults": str(most or LARGEST_PAGE),
+        "maxResults": str(max_results or PAGE_SIZE),
         "fields": "items(name,size,timeCreated),nextPageToken",
     }
     return Request("GET", f"/storage/v1/b/{_quoted(bucket)}/o", params)
 
 
-def removal(bucket: str, name: str) -> Request:
+def deletion(bucket: str, name: str) -> Request:
     """Return the request that deletes an object."""
     return Request("DELETE", _object(bucket, name))
-
-
-def _multipart(boundary: str, about: str, content: bytes) -> bytes:
-    head = (
-        f"--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{about}\r\n"
-        f"--{boundary}\r\nContent-Type: application/octet-stream\r\n\r\n"
-    )
-    return b"".join((head.encode(), content, f"\r\n--{boundary}--\r\n".encode()))
 
 
 def _object(bucket: str, name: str) -> str:

@@ -1,0 +1,161 @@
+"""What the options of gcsfs mean for requests to Cloud Storage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from aiohttp import ClientTimeout
+
+# Not `gcsfs.GCSFileSystem`: that subclass first asks a second, gRPC service for the type of the bucket. It
+# waits 60 seconds for it in vain at every emulator and private endpoint, and only an environment variable
+# for the whole process, GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT, turns it off.
+from gcsfs.core import GCSFileSystem
+from google.auth.credentials import AnonymousCredentials
+from google.auth.credentials import Credentials as AnyCredentials
+from google.oauth2.credentials import Credentials
+from requests.utils import get_environ_proxies
+
+from input_checkpoint.backends.object_store import Operation
+from input_checkpoint.errors import BackendError, BackendPermissionError
+from input_checkpoint_gcs.errors import explain_open
+
+_LOGIN_METHODS = {"google_default", "cache", "cloud", "token", "anon", "browser"}
+_SESSION_OPTIONS = {"trust_env", "proxy"}
+_API_PATH = "/storage/v1/"
+
+
+@dataclass(frozen=True)
+class RequestTimeouts:
+    """How long a request may take, in seconds."""
+
+    connect: float = 5.0
+    stall: float = 60.0
+    """How long the server may neither accept nor send a byte."""
+    total: Optional[float] = None
+    """For the whole request. None: no limit, except for uploads."""
+    min_upload_rate: int = 64 * 1024
+    """Bytes per second. An upload without a total may take as long as at this rate, and a stall longer."""
+
+    def limit(self, upload_bytes: Optional[int]) -> Optional[float]:
+        """Return the seconds that a whole request may take, or None.
+
+        >>> RequestTimeouts().limit(64 << 20)
+        1084.0
+        """
+        if self.total is not None or upload_bytes is None:
+            return self.total
+        return self.stall + upload_bytes / self.min_upload_rate
+
+
+DEFAULT_TIMEOUTS = RequestTimeouts()
+
+
+@dataclass(frozen=True)
+class GcsSettings:
+    """Where requests go, and on whose behalf."""
+
+    endpoint: str
+    """URL without a path."""
+    credentials: AnyCredentials
+    user_project: Optional[str] = None
+    """Project that pays for the requests; None if the bucket's project pays."""
+    timeouts: RequestTimeouts = DEFAULT_TIMEOUTS
+    proxies: Mapping[str, str] = field(default_factory=dict)
+    """URL of the proxy by scheme, as in requests."""
+
+
+def read_settings(uri: str, storage_options: Mapping[str, Any]) -> GcsSettings:
+    """Return what ``storage_options`` and fsspec's configuration say.
+
+    gcsfs reads them and finds the credentials, so that all its options mean the same here. Nothing is sent to
+    Cloud Storage.
+
+    Args:
+        uri: of the backend, without secrets.
+        storage_options: options of `gcsfs.GCSFileSystem`.
+
+    Raises:
+        BackendError: an option is wrong, or has no equivalent here.
+        BackendPermissionError: there are no usable credentials.
+    """
+    operation = Operation("open", uri)
+    filesystem = _open_filesystem(operation, storage_options)
+    endpoint = filesystem.base[: -len(_API_PATH)].rstrip("/")
+    return GcsSettings(
+        endpoint,
+        filesystem.credentials.credentials or AnonymousCredentials(),  # type: ignore[no-untyped-call]
+        _user_project(operation, filesystem),
+        _timeouts(filesystem),
+        _proxies(operation, filesystem.session_kwargs, endpoint),
+    )
+
+
+def _open_filesystem(operation: Operation, storage_options: Mapping[str, Any]) -> GCSFileSystem:
+    options = dict(storage_options)
+    endpoint = options.get("endpoint_url")
+    if endpoint and not endpoint.startswith(("http://", "https://")):
+        raise operation.error(BackendError, "endpoint_url must begin with http:// or https://")
+    if "token" in options:  # otherwise fsspec's configuration may name one
+        options["token"] = _token(operation, options["token"])
+    try:
+        return GCSFileSystem(**{**options, "use_listings_cache": False, "skip_instance_cache": True})
+    except Exception as error:
+        # Exceptions of requests, google-auth, json and cryptography share no base class.
+        problem = explain_open(error, operation)
+    # Raised outside of the handler, so that it has no context: see explain_open.
+    raise problem
+
+
+def _token(operation: Operation, token: Any) -> Any:
+    """Return the ``token`` for gcsfs.
+
+    A plain access token becomes a credentials object. Given the string, gcsfs would send it to Google, in a
+    URL, to ask when it expires, even if requests go to a private endpoint.
+    """
+    if not isinstance(token, str) or token in _LOGIN_METHODS or os.path.exists(token):
+        return token
+    if token.endswith(".json") or token.startswith(("/", "~", ".")):
+        raise operation.error(BackendPermissionError, "token names a file that does not exist")
+    return Credentials(token)  # type: ignore[no-untyped-call]  # google-auth has types for some calls only
+
+
+def _user_project(operation: Operation, filesystem: GCSFileSystem) -> Optional[str]:
+    payer = filesystem.requester_pays
+    project = payer if isinstance(payer, str) else filesystem.project
+    if payer and not project:
+        raise operation.error(
+            BackendError, "requester_pays=True needs a project. Pass project, or requester_pays='my-project'."
+        )
+    return project if payer else None
+
+
+def _timeouts(filesystem: GCSFileSystem) -> RequestTimeouts:
+    """Return the timeouts that ``requests_timeout`` and ``timeout`` leave: the shorter one counts."""
+    chosen = filesystem.requests_timeout
+    if not isinstance(chosen, ClientTimeout):
+        chosen = ClientTimeout(total=chosen)
+    limits = [limit for limit in (chosen.total, filesystem.timeout) if limit]
+    total = min(limits) if limits else None
+    return RequestTimeouts(
+        chosen.sock_connect or chosen.connect or total or DEFAULT_TIMEOUTS.connect,
+        chosen.sock_read or total or DEFAULT_TIMEOUTS.stall,
+        total,
+        DEFAULT_TIMEOUTS.min_upload_rate,
+    )
+
+
+def _proxies(operation: Operation, session_options: Mapping[str, Any], endpoint: str) -> dict[str, str]:
+    unknown = sorted(set(session_options) - _SESSION_OPTIONS)
+    if unknown:
+        raise operation.error(
+            BackendError,
+            f"session_kwargs has options that are not supported: {', '.join(unknown)}. Remove them from "
+            f"storage_options; {' and '.join(sorted(_SESSION_OPTIONS))} are supported.",
+        )
+    proxy = session_options.get("proxy")
+    if proxy:
+        return {"all": str(proxy)}
+    return get_environ_proxies(endpoint) if session_options.get("trust_env") else {}
