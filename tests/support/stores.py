@@ -32,7 +32,7 @@ STATE = [
 
 
 class KeepNothing(RetentionPolicy):
-    """Keeps nothing, so that only what the store itself insists on stays."""
+    """Keeps nothing. What stays is what the store itself protects."""
 
     def keep(self, checkpoints):
         return {}
@@ -63,7 +63,7 @@ def pack_keys(backend: Backend) -> list[str]:
 
 
 def die_before_commit(backend: Backend, lineage: Lineage, step: int) -> list[str]:
-    """Save as a process does that dies between its last pack and its manifest; return the packs it leaves."""
+    """Save like a process that dies between its last pack and its manifest; return its packs."""
     before = set(pack_keys(backend))
     died = BackendUnavailableError("died")
     uncommitted = Failing(backend, "create", "checkpoints/", died)
@@ -74,7 +74,7 @@ def die_before_commit(backend: Backend, lineage: Lineage, step: int) -> list[str
 
 
 def tamper(backend: Backend, ref: CheckpointRef, pack: Optional[PackEntry] = None, **row: int) -> None:
-    """Rewrite a manifest to one iterator of one chunk, with checksums that are right."""
+    """Rewrite a manifest to contain one iterator with one chunk, with valid checksums."""
     content = decode_manifest(backend.get(manifest_key(ref)))
     changes = {name: np.array([value], np.uint64) for name, value in row.items()}
     table = replace(content.table.slice(0, 1), **changes)
