@@ -20,7 +20,7 @@ import input_checkpoint as ic
 from input_checkpoint.backends.base import Backend
 from input_checkpoint.backends.local import LocalBackend
 from tests.support import cycles
-from tests.support.faults import MOMENTS, Die, FaultyBackend, Killed, KillForGood, Meanwhile
+from tests.support.faults import MOMENTS, Die, FaultyBackend, Killed, KillProcess, Meanwhile
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -51,7 +51,7 @@ def test_a_process_may_be_killed_for_good_at_any_call(moment: str, tmp_path: Pat
         if call.split()[0] in ("create", "put", "delete"):
             inner = cycles.new_backend("local", tmp_path)
             progress = live_in_a_child(
-                inner, lambda backend, n=number: FaultyBackend(backend, {n: KillForGood(moment)})
+                inner, lambda backend, n=number: FaultyBackend(backend, {n: KillProcess(moment)})
             )
             assert progress.killed
             cycles.check_that_nothing_committed_is_lost(inner, progress.cycle)

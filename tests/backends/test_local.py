@@ -238,36 +238,36 @@ class TestPaths:
         assert (tmp_path / "file").read_bytes() == b"mine"
 
     @pytest.mark.parametrize(
-        ("place", "error"),
+        ("path", "error"),
         [
             ("/sys/nowhere", BackendPermissionError),
             ("/proc/nowhere", BackendNotFoundError),
             ("/dev/null/nowhere", BackendNotFoundError),
         ],
     )
-    def test_a_folder_that_cannot_be_made_is_refused(self, place, error):
-        with pytest.raises(error, match=f"cannot (read|write) {place}/format.json"):
-            CheckpointStore.open(place, create=True)
+    def test_a_folder_that_cannot_be_made_is_refused(self, path, error):
+        with pytest.raises(error, match=f"cannot (read|write) {path}/format.json"):
+            CheckpointStore.open(path, create=True)
 
     def test_a_name_that_is_too_long_is_refused(self, tmp_path):
-        place = str(tmp_path / ("x" * 300))
-        with pytest.raises(BackendNotFoundError, match=place):
-            LocalBackend(place).put("key", b"data")
+        path = str(tmp_path / ("x" * 300))
+        with pytest.raises(BackendNotFoundError, match=path):
+            LocalBackend(path).put("key", b"data")
 
-    @pytest.mark.parametrize("place", ["", "below"])
-    def test_writing_without_permission_is_refused(self, no_access, place):
+    @pytest.mark.parametrize("path", ["", "below"])
+    def test_writing_without_permission_is_refused(self, no_access, path):
         with pytest.raises(BackendPermissionError, match=str(no_access)):
-            LocalBackend(str(no_access / place)).put("key", b"data")
+            LocalBackend(str(no_access / path)).put("key", b"data")
 
-    @pytest.mark.parametrize("place", ["", "below"])
-    def test_reading_without_permission_is_refused(self, no_access, place):
+    @pytest.mark.parametrize("path", ["", "below"])
+    def test_reading_without_permission_is_refused(self, no_access, path):
         with pytest.raises(BackendPermissionError, match=str(no_access)):
-            LocalBackend(str(no_access / place)).get("key")
+            LocalBackend(str(no_access / path)).get("key")
 
-    @pytest.mark.parametrize("place", ["", "below"])
-    def test_listing_without_permission_is_refused(self, no_access, place):
+    @pytest.mark.parametrize("path", ["", "below"])
+    def test_listing_without_permission_is_refused(self, no_access, path):
         with pytest.raises(BackendPermissionError, match=str(no_access)):
-            list(LocalBackend(str(no_access / place)).list())
+            list(LocalBackend(str(no_access / path)).list())
 
     def test_the_error_of_a_write_carries_uri_and_key(self, backend):
         with pytest.raises(BackendNotFoundError) as raised:

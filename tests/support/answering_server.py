@@ -1,4 +1,4 @@
-"""Loopback servers that are no good: one answer to everything, no answer at all, nobody there."""
+"""Faulty loopback servers: one that gives the same answer to all requests, and one that never answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server says."""
+    """The answer of the server to every request."""
 
     status: int
     body: bytes = b""
@@ -31,11 +31,11 @@ class Answer:
 
 @contextlib.contextmanager
 def answering(answer: Optional[Answer], certificate: Optional[Path] = None) -> Iterator[str]:
-    """Run the server and yield its URL.
+    """Run a server that gives the same answer to every request; yield its URL.
 
     Args:
-        answer: to every request; None closes the connection in the middle of the request's body.
-        certificate: PEM file with key, for https.
+        answer: the answer. None closes the connection in the middle of the request body.
+        certificate: PEM file with a key. The server then speaks HTTPS.
     """
     handler = type("Handler", (_Handler,), {"answer": answer})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -55,7 +55,7 @@ def answering(answer: Optional[Answer], certificate: Optional[Path] = None) -> I
 
 @contextlib.contextmanager
 def mute_server() -> Iterator[int]:
-    """Run a server that accepts connections and never says a word; yield its port."""
+    """Run a server that accepts connections and never answers; yield its port."""
     accepted: list[socket.socket] = []
 
     def accept(listener: socket.socket) -> None:
@@ -76,7 +76,7 @@ def mute_server() -> Iterator[int]:
 
 
 def unused_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a port on which no server listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -84,7 +84,7 @@ def unused_port() -> int:
 
 
 def write_self_signed_certificate(path: Path) -> None:
-    """Write a certificate for 127.0.0.1 that nobody has reason to trust, with its key."""
+    """Write a certificate for 127.0.0.1 that no client trusts, with its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -126,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(self.answer.body)
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _reply  # noqa: N815 - names of http.server
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _reply  # noqa: N815 - names from http.server
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name in http.server
-        """Say nothing: the tests do."""
+        """Log nothing."""

@@ -1,4 +1,4 @@
-"""Every way in which a stored object can be damaged, and what may be seen of a store afterwards."""
+"""Damages stored objects in every way, and checks that the store notices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support import cycles
 
 
 def damaged_store() -> Backend:
-    """A store with two lineages that share packs; what is done to it comes later."""
+    """Return the backend of an intact store with two lineages that share packs."""
     inner = cycles.new_backend("memory")
     store = cycles.open_store(inner)
     run = store.begin_run(cycles.WORKER, None)
@@ -26,12 +26,12 @@ def damaged_store() -> Backend:
 
 @dataclass(frozen=True)
 class Case:
-    """One way to damage one object (or two, that change places)."""
+    """One way to damage an object, or to swap two."""
 
     name: str
     keys: tuple[str, ...]
     objects: tuple[bytes, ...]
-    """What is stored under the keys instead; nothing at all if this is empty."""
+    """New contents of the keys. Empty if the keys are deleted."""
 
     def apply(self, backend: Backend) -> None:
         if not self.objects:
@@ -46,7 +46,7 @@ def deletions(backend: Backend) -> Iterator[Case]:
 
 
 def flips(backend: Backend, most: int) -> Iterator[Case]:
-    """At ``most`` positions of every object, spread evenly, the first and the last among them."""
+    """Flip bits at up to ``most`` positions of every object, evenly spread from the first to the last."""
     for info in backend.list():
         data = backend.get(info.key)
         for position in _spread(len(data), most):
@@ -56,7 +56,7 @@ def flips(backend: Backend, most: int) -> Iterator[Case]:
 
 
 def truncations(backend: Backend, most: int) -> Iterator[Case]:
-    """To ``most`` lengths, nothing and all but one byte among them; and one byte too many."""
+    """Cut every object to up to ``most`` lengths, from 0 to one byte less; and append one byte."""
     for info in backend.list():
         data = backend.get(info.key)
         for length in _spread(len(data), most):
@@ -65,7 +65,7 @@ def truncations(backend: Backend, most: int) -> Iterator[Case]:
 
 
 def swaps(backend: Backend) -> Iterator[Case]:
-    """Two objects of the same kind change places; and one takes the place of another."""
+    """Swap every two objects of the same kind, and replace each by the other."""
     keys = [info.key for info in backend.list()]
     for first in keys:
         for second in keys:
@@ -77,10 +77,10 @@ def swaps(backend: Backend) -> Iterator[Case]:
 
 
 def check_that_no_damage_goes_unnoticed(cases: Callable[[Backend], Iterator[Case]]) -> int:
-    """Whatever is damaged: what loads is right, what does not load says so, and verify() knows it before."""
+    """Check that each case either loads correctly or raises, and that verify() predicts which."""
     inner = damaged_store()
-    whole = {info.key: inner.get(info.key) for info in inner.list()}
-    checkpoints = [ref for ref in map(parse_checkpoint_key, whole) if ref]
+    intact = {info.key: inner.get(info.key) for info in inner.list()}
+    checkpoints = [ref for ref in map(parse_checkpoint_key, intact) if ref]
     assert len(checkpoints) == 5
     count = 0
     for case in cases(inner):
@@ -92,8 +92,8 @@ def check_that_no_damage_goes_unnoticed(cases: Callable[[Backend], Iterator[Case
             raise AssertionError(f"{case.name}: {type(error).__name__}: {error}") from error
         finally:
             for key in case.keys:
-                inner.put(key, whole[key])
-    assert {info.key: inner.get(info.key) for info in inner.list()} == whole
+                inner.put(key, intact[key])
+    assert {info.key: inner.get(info.key) for info in inner.list()} == intact
     return count
 
 
@@ -113,13 +113,13 @@ def _check(inner: Backend, checkpoints: list[CheckpointRef]) -> None:
         else:
             assert found == cycles.expected(ref.step)
             assert ref in report.checked
-            # A pack of the wrong size is reported, also if this one does not need what is missing.
+            # A pack of the wrong size is reported even if the checkpoint does not need the missing part.
             assert "bytes instead of" in report.problems.get(ref, "bytes instead of")
     _check_history(store)
 
 
 def _check_history(store: ic.CheckpointStore) -> None:
-    """A damaged lineage record never makes another history look right."""
+    """Check that a damaged lineage record never yields a wrong history."""
     history = store.history(cycles.WORKER)
     if len(store.verify(read_data=False).checked) == 5:
         assert [(ref.lineage, ref.step) for ref in history] == [(1, 10), (1, 20), (2, 30), (2, 40)]

@@ -1,4 +1,4 @@
-"""A backend that fails, stalls or dies at the calls that a test chooses."""
+"""A backend that injects faults at the calls that a test chooses."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from input_checkpoint.errors import BackendError, BackendUnavailableError
 _Result = TypeVar("_Result")
 
 MOMENTS = ("before", "halfway", "after")
-"""Of a call: before it took effect, when half of the keys of a delete are gone, and after it took effect."""
+"""Of a call: before it takes effect, when half of the keys of a delete are gone, after it took effect."""
 
 
 class Killed(BaseException):
-    """The process is dead: raised by this and every later call."""
+    """The simulated process is dead. This call and every later one raise it."""
 
 
 @dataclass(frozen=True)
 class Fail:
-    """This one call fails. ``after`` it took effect means that its answer is lost."""
+    """One call fails. At the moment ``after``, it took effect and only its response is lost."""
 
     moment: str = "before"
     error: type[BackendError] = BackendUnavailableError
@@ -33,21 +33,21 @@ class Fail:
 
 @dataclass(frozen=True)
 class Die:
-    """The process dies here: no later call does anything but raise `Killed`."""
+    """The simulated process dies: this call and all later ones raise `Killed`."""
 
     moment: str = "before"
 
 
 @dataclass(frozen=True)
-class KillForGood:
-    """SIGKILL for this process."""
+class KillProcess:
+    """The real process gets SIGKILL."""
 
     moment: str = "before"
 
 
 @dataclass(frozen=True)
 class Delay:
-    """This call takes longer."""
+    """One call takes longer."""
 
     seconds: float
     moment: str = "before"
@@ -55,19 +55,19 @@ class Delay:
 
 @dataclass(frozen=True)
 class Meanwhile:
-    """Somebody else does something at this very moment."""
+    """Another process acts during the call."""
 
-    what: Callable[[], object]
+    action: Callable[[], object]
     moment: str = "before"
 
 
-Fault = Union[Fail, Die, KillForGood, Delay, Meanwhile]
+Fault = Union[Fail, Die, KillProcess, Delay, Meanwhile]
 
 
 class FaultyBackend(Backend):
-    """Passes calls on, and lets the plan have its way with the n-th one (from 1).
+    """Passes calls to another backend and injects a fault at each call whose number is in the plan.
 
-    ``create``, ``put``, ``get``, ``list`` and ``delete`` each count as one call.
+    Calls are counted from 1. Each ``create``, ``put``, ``get``, ``list`` and ``delete`` is one call.
     """
 
     def __init__(self, inner: Backend, plan: Optional[Mapping[int, Fault]] = None) -> None:
@@ -76,7 +76,7 @@ class FaultyBackend(Backend):
         self._lock = threading.Lock()
         self.plan: dict[int, Fault] = dict(plan or {})
         self.calls: list[str] = []
-        """Operation and key of every call so far."""
+        """Operation and key of every call, in order."""
         self.dead = False
 
     def create(self, key: str, data: Data) -> None:
@@ -92,11 +92,11 @@ class FaultyBackend(Backend):
         return iter(self._call(f"list {prefix}", lambda: tuple(self._inner.list(prefix))))
 
     def delete(self, keys: Iterable[str]) -> None:
-        doomed = tuple(keys)
+        names = tuple(keys)
         self._call(
-            f"delete {' '.join(doomed)}",
-            lambda: self._inner.delete(doomed),
-            lambda: self._inner.delete(doomed[1::2]),
+            f"delete {' '.join(names)}",
+            lambda: self._inner.delete(names),
+            lambda: self._inner.delete(names[1::2]),
         )
 
     def _call(
@@ -114,21 +114,21 @@ class FaultyBackend(Backend):
             try:
                 return work()
             finally:
-                self._strike(fault, number, name)
+                self._inject(fault, number, name)
         if fault.moment == "halfway":
             half()
-        self._strike(fault, number, name)
+        self._inject(fault, number, name)
         return work()
 
-    def _strike(self, fault: Fault, number: int, name: str) -> None:
+    def _inject(self, fault: Fault, number: int, name: str) -> None:
         if isinstance(fault, Fail):
-            raise fault.error(f"{self.uri}: call {number} ({name}) was made to fail")
+            raise fault.error(f"{self.uri}: call {number} ({name}) was made to fail", uri=self.uri)
         if isinstance(fault, Die):
             self.dead = True
             raise Killed(name)
-        if isinstance(fault, KillForGood):
+        if isinstance(fault, KillProcess):
             os.kill(os.getpid(), signal.SIGKILL)
         if isinstance(fault, Delay):
             time.sleep(fault.seconds)
         if isinstance(fault, Meanwhile):
-            fault.what()
+            fault.action()

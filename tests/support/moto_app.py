@@ -1,11 +1,11 @@
-"""moto's S3 server, made to keep the promise that the tests are about.
+"""moto's S3 server with atomic conditional writes.
 
-moto asks whether a key is there and then stores the object, so two of its threads can both answer that they
-created it. S3 makes a conditional write atomic
-(https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html); real servers are raced in
-``integration/``.
+moto checks whether a key exists and then stores the object, so two of its threads can both report that they
+created it. S3 makes conditional writes atomic
+(https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html). The tests in
+``integration/`` race writers on real servers.
 
-``python -m tests.support.moto_app PORT`` runs it as a process.
+``python -m tests.support.moto_app PORT`` runs the server as a process.
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from werkzeug.serving import BaseWSGIServer, make_server
 
 _THREADS = 16
-_LARGEST_BODY = 8 << 30
+_MAX_BODY_BYTES = 8 << 30
 
 
-class OneConditionalWriteAtATime:
-    """WSGI middleware: writes with a condition follow one another, everything else runs in parallel."""
+class SerializeConditionalWrites:
+    """WSGI middleware that serializes conditional writes. All other requests run in parallel."""
 
     def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
         self._app = app
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer one request."""
         if "HTTP_IF_NONE_MATCH" not in environ or environ["REQUEST_METHOD"] != "PUT":
             return self._app(environ, start_response)
-        with self._turn:
+        with self._lock:
             return self._app(environ, start_response)
 
 
 def make_moto_server(port: int = 0) -> BaseWSGIServer:
-    """Return the server, bound to a loopback port (0: a free one) and not yet serving."""
+    """Return a server that is bound to a loopback port and does not serve yet. Port 0 means a free port."""
     return make_server("127.0.0.1", port, _app(), threaded=True)
 
 
 def serve(port: int) -> None:
-    """Serve until the process ends, many requests a connection as S3 does; werkzeug closes it after each."""
+    """Serve until the process ends. Unlike werkzeug, and like S3, waitress keeps connections open."""
     waitress.serve(
         _app(),
         host="127.0.0.1",
         port=port,
         threads=_THREADS,
-        # In memory, as everything else that moto has.
-        inbuf_overflow=_LARGEST_BODY,
-        outbuf_overflow=_LARGEST_BODY,
-        max_request_body_size=_LARGEST_BODY,
+        # Buffer bodies in memory, where moto keeps all objects anyway.
+        inbuf_overflow=_MAX_BODY_BYTES,
+        outbuf_overflow=_MAX_BODY_BYTES,
+        max_request_body_size=_MAX_BODY_BYTES,
     )
 
 
-def _app() -> OneConditionalWriteAtATime:
-    return OneConditionalWriteAtATime(DomainDispatcherApplication(create_backend_app))
+def _app() -> SerializeConditionalWrites:
+    return SerializeConditionalWrites(DomainDispatcherApplication(create_backend_app))
 
 
 if __name__ == "__main__":

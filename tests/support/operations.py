@@ -1,4 +1,4 @@
-"""Every operation of a backend, for what must hold whichever one it is."""
+"""All operations of a backend, for tests that hold for each of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ every_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=
 
 
 def outcome(work: Callable[[], object], within: float) -> Optional[BaseException]:
-    """Return what ``work`` raises, after waiting no longer than ``within`` seconds for it."""
+    """Return the exception that ``work`` raises, or None. Fail if it takes more than ``within`` seconds."""
     raised: list[Optional[BaseException]] = []
 
     def run() -> None:
@@ -35,5 +35,5 @@ def outcome(work: Callable[[], object], within: float) -> Optional[BaseException
     worker = threading.Thread(target=run, daemon=True)
     worker.start()
     worker.join(within)
-    assert raised, f"still no answer after {within} s"
+    assert raised, f"no result after {within} s"
     return raised[0]

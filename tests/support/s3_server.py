@@ -1,4 +1,4 @@
-"""A loopback S3 server for tests: moto, in this process."""
+"""A loopback S3 server for tests: moto in this process."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.support.moto_app import make_moto_server
 
 @dataclass(frozen=True)
 class S3Server:
-    """Where the server is and how to log in."""
+    """URL, bucket and credentials of the server."""
 
     url: str
     bucket: str
 
     @property
     def options(self) -> dict[str, Any]:
-        """storage_options for it."""
+        """Return storage_options for the server."""
         return {
             "key": "test",
             "secret": "test",
@@ -33,7 +33,7 @@ class S3Server:
 
 @contextlib.contextmanager
 def running_s3_server() -> Iterator[S3Server]:
-    """Run the server with one empty bucket."""
+    """Run a server with one empty bucket."""
     server = make_moto_server()
     serving = threading.Thread(target=server.serve_forever, daemon=True)
     serving.start()

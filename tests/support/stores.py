@@ -32,7 +32,7 @@ STATE = [
 
 
 class KeepNothing(RetentionPolicy):
-    """Keeps nothing, so that only what the store itself insists on stays."""
+    """Keeps nothing. What stays is what the store itself protects."""
 
     def keep(self, checkpoints):
         return {}
@@ -79,7 +79,7 @@ def die_before_commit(backend: Backend, run: Run, step: int) -> list[str]:
 
 
 def tamper(backend: Backend, ref: CheckpointRef, pack: Optional[PackEntry] = None, **row: int) -> None:
-    """Rewrite a manifest to one iterator of one chunk, with checksums that are right."""
+    """Rewrite a manifest to contain one iterator with one chunk, with valid checksums."""
     content = decode_manifest(backend.get(manifest_key(ref)))
     changes = {name: np.array([value], np.uint64) for name, value in row.items()}
     table = replace(content.table.slice(0, 1), **changes)

@@ -1,4 +1,4 @@
-"""Chunk tables of a few rows."""
+"""Small chunk tables for tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Row = tuple[bytes, int, int, int, int, int]
 
 
 def table_of(*rows: Row) -> ChunkTable:
-    """A table of rows (digest, pack, offset, stored, raw, elements)."""
+    """Return a table of rows (digest, pack, offset, stored, raw, elements)."""
     digests, *numbers = zip(*rows) if rows else ((),) * 6
     return ChunkTable(
         np.array(digests, f"V{DIGEST_BYTES}"), *(np.array(column, np.int64) for column in numbers)

@@ -1,4 +1,4 @@
-"""Backends around a real one: they record, disturb or delay what goes through."""
+"""Backends that wrap another one to record, fail or delay its calls."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from input_checkpoint.backends.base import Data, ObjectInfo
 
 
 class Wrapped(Backend):
-    """Passes everything on, and lets subclasses step in with `before` and `after`."""
+    """Passes all calls to another backend. Subclasses override `before` and `after`."""
 
     def __init__(self, inner: Backend) -> None:
         super().__init__(inner.uri)
         self.inner = inner
 
     def before(self, verb: str, key: str) -> None:
-        """Called before an operation; what it raises is raised instead."""
+        """Called before each operation. If it raises, the operation does not happen."""
 
     def after(self, verb: str, key: str) -> None:
-        """Called after an operation has succeeded; what it raises hides the success."""
+        """Called after each successful operation. If it raises, the caller does not learn of the success."""
 
     def create(self, key: str, data: Data) -> None:
         self.before("create", key)
@@ -63,10 +63,10 @@ class BeforeWrites(Wrapped):
 
 
 class PackGate:
-    """An action for `BeforeWrites`: holds back the packs of one step until it is opened."""
+    """An action for `BeforeWrites` that holds the packs of one step until it is opened."""
 
     def __init__(self, step: int) -> None:
-        self._of_step = f"/{step:012d}-"
+        self._step_part = f"/{step:012d}-"
         self._open = threading.Event()
         self.reached = threading.Event()
 
@@ -74,13 +74,13 @@ class PackGate:
         self._open.set()
 
     def __call__(self, key: str) -> None:
-        if key.startswith("packs/") and self._of_step in key:
+        if key.startswith("packs/") and self._step_part in key:
             self.reached.set()
             assert self._open.wait(60), "the gate was never opened"
 
 
 class Recording(Wrapped):
-    """Remembers every call, as (verb, key) in order."""
+    """Records every call as (verb, key), in order."""
 
     def __init__(self, inner: Backend) -> None:
         super().__init__(inner)
@@ -90,7 +90,7 @@ class Recording(Wrapped):
         self.calls.append((verb, key))
 
     def keys(self, verb: str) -> list[str]:
-        """Return the keys of all calls of one method."""
+        """Return the keys of all calls to one method."""
         return [key for called, key in self.calls if called == verb]
 
 
@@ -109,11 +109,11 @@ class Failing(Wrapped):
 
 
 class LosingAnswers(Wrapped):
-    """Creates, loses the answer, tries again and finds its own object: the contract of `Backend.create`."""
+    """Loses the response to each create, retries and finds its own object. See `Backend.create`."""
 
     def after(self, verb: str, key: str) -> None:
         if verb == "create":
-            raise ObjectExistsError(f"{self.uri}/{key} already exists")
+            raise ObjectExistsError(f"{self.uri}/{key} already exists", uri=self.uri, key=key)
 
 
 class Overtaken(Wrapped):
@@ -132,7 +132,7 @@ class Overtaken(Wrapped):
 
 
 class Gated(Wrapped):
-    """Holds every put until `gate` is set, and counts how many run at once."""
+    """Holds every put until `gate` is set, and counts concurrent puts."""
 
     def __init__(self, inner: Backend) -> None:
         super().__init__(inner)
@@ -156,5 +156,5 @@ class Gated(Wrapped):
 
 
 def contents(backend: Backend) -> dict[str, bytes]:
-    """Return everything that a backend holds."""
+    """Return all objects of a backend."""
     return {info.key: backend.get(info.key) for info in backend.list()}

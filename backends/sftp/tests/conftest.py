@@ -29,18 +29,18 @@ def server(session_server: SftpServer) -> Iterator[SftpServer]:
 
 
 @pytest.fixture
-def place() -> str:
+def folder_name() -> str:
     """The name of a folder that does not exist on the server yet."""
     return uuid.uuid4().hex
 
 
 @pytest.fixture
-def opened(server: SftpServer, place: str) -> Iterator[Callable[..., Backend]]:
-    """Opens a backend on ``place``, with storage_options that replace the usual ones."""
+def opened(server: SftpServer, folder_name: str) -> Iterator[Callable[..., Backend]]:
+    """Opens a backend on ``folder_name``, with storage_options that replace the usual ones."""
     backends = []
 
     def open_it(**options: Any) -> Backend:
-        backends.append(open_backend(server.uri(place), server.options(**options)))
+        backends.append(open_backend(server.uri(folder_name), server.options(**options)))
         return backends[-1]
 
     yield open_it
@@ -50,5 +50,5 @@ def opened(server: SftpServer, place: str) -> Iterator[Callable[..., Backend]]:
 
 @pytest.fixture
 def backend(opened: Callable[..., Backend]) -> Backend:
-    """A backend on ``place``."""
+    """A backend on ``folder_name``."""
     return opened()

@@ -23,8 +23,8 @@ class TestSftpBackend(BackendContract):
     listed_keys = 120
 
     @pytest.fixture
-    def backend(self, server, place, backend):
-        self.folder = server.data / place
+    def backend(self, server, folder_name, backend):
+        self.folder = server.data / folder_name
         return backend
 
     def stored(self, backend, key: str) -> Optional[bytes]:
@@ -36,17 +36,17 @@ class TestSftpBackend(BackendContract):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 
-    def test_both_schemes_open_it(self, backend, server, place):
+    def test_both_schemes_open_it(self, backend, server, folder_name):
         backend.put("key", b"data")
-        for uri in (server.uri(place), server.uri(place).replace("sftp://", "ssh://")):
+        for uri in (server.uri(folder_name), server.uri(folder_name).replace("sftp://", "ssh://")):
             opened = open_backend(uri, server.options())
             assert isinstance(opened, SftpBackend)
             assert opened.get("key") == b"data"
             opened.close()
 
-    def test_a_user_and_port_in_the_uri_are_used(self, backend, server, place):
+    def test_a_user_and_port_in_the_uri_are_used(self, backend, server, folder_name):
         backend.put("key", b"data")
-        uri = server.uri(place).replace("127.0.0.1", f"trainer@127.0.0.1:{server.port}")
+        uri = server.uri(folder_name).replace("127.0.0.1", f"trainer@127.0.0.1:{server.port}")
         opened = open_backend(uri, server.options(port=None, username=None))
         assert opened.get("key") == b"data"
         opened.close()
@@ -66,8 +66,8 @@ class TestSftpBackend(BackendContract):
         server.script = lambda request, path: asked.append((request, path))
         getattr(backend, write)("key", b"data")
         steps = [(request, path) for request, path in asked if request in ("write", FSYNC, naming)]
-        aside = steps[0][1]
-        assert steps[:3] == [("write", aside), (FSYNC, aside), (naming, aside)]
+        temporary = steps[0][1]
+        assert steps[:3] == [("write", temporary), (FSYNC, temporary), (naming, temporary)]
         if write == "create":
             assert steps[3:] == [(FSYNC, str(self.folder))]
 
@@ -141,8 +141,8 @@ class TestTemporaryFilesOfCrashedWriters:
     TEMPORARY = f".{'0123456789abcdef' * 2}.aside"
 
     @pytest.fixture
-    def folder(self, server, place):
-        folder = server.data / place
+    def folder(self, server, folder_name):
+        folder = server.data / folder_name
         folder.mkdir()
         return folder
 

@@ -21,7 +21,7 @@ DAY = 24 * 3600
 
 
 def test_a_writer_killed_during_an_upload_leaves_only_a_temporary_file_which_is_removed_later(
-    server, place, backend
+    server, folder_name, backend
 ):
     backend.put("before", b"data")
     is_halfway, proceed = threading.Event(), threading.Event()
@@ -39,7 +39,14 @@ def test_a_writer_killed_during_an_upload_leaves_only_a_temporary_file_which_is_
         return FAILURE if path in half_written else None
 
     server.script = script
-    command = [sys.executable, str(CHILD), server.uri(place), "large", "8", json.dumps(server.options())]
+    command = [
+        sys.executable,
+        str(CHILD),
+        server.uri(folder_name),
+        "large",
+        "8",
+        json.dumps(server.options()),
+    ]
     child = subprocess.Popen(command)
     try:
         assert is_halfway.wait(60)
@@ -51,7 +58,7 @@ def test_a_writer_killed_during_an_upload_leaves_only_a_temporary_file_which_is_
     assert [info.key for info in backend.list()] == ["before"]
     with pytest.raises(ObjectNotFoundError):
         backend.get("large")
-    folder = server.data / place
+    folder = server.data / folder_name
     (temporary,) = set(os.listdir(folder)) - {"before"}
     assert (folder / temporary).stat().st_size > 0
 

@@ -69,9 +69,9 @@ def refused(cls: type[BackendError], match: str) -> Iterator[None]:
     assert PASSWORD not in shown
 
 
-def files_of(server, place) -> list[str]:
+def files_of(server, folder_name) -> list[str]:
     """All files of a store on the server, including those that are not objects."""
-    return sorted(name for _, _, names in os.walk(server.data / place) for name in names)
+    return sorted(name for _, _, names in os.walk(server.data / folder_name) for name in names)
 
 
 def with_password(**options):
@@ -80,10 +80,10 @@ def with_password(**options):
 
 class TestUnreachableServer:
     @every_operation
-    def test_a_server_that_is_down_is_reported_within_half_a_minute(self, opened, place, operation):
+    def test_a_server_that_is_down_is_reported_within_half_a_minute(self, opened, folder_name, operation):
         error = outcome(lambda: operation(opened(port=unused_port())), within=HALF_A_MINUTE)
         assert type(error) is BackendUnavailableError
-        assert place in str(error)
+        assert folder_name in str(error)
         assert "trying again may help" in str(error)
 
     @every_operation
@@ -172,7 +172,7 @@ class TestHangingServer:
 
 class TestDyingServer:
     @pytest.mark.parametrize("name", ["put", "create"])
-    def test_a_server_that_dies_during_an_upload_has_no_object(self, server, place, opened, name):
+    def test_a_server_that_dies_during_an_upload_has_no_object(self, server, folder_name, opened, name):
         backend = opened()
         backend.put("before", b"data")
         writes = iter(range(20))
@@ -180,7 +180,7 @@ class TestDyingServer:
             server.hang_up() if request == "write" and next(writes, None) is None else None
         )
         write = getattr(backend, name)
-        with refused(BackendUnavailableError, f"{place}/key.*trying again may help"):
+        with refused(BackendUnavailableError, f"{folder_name}/key.*trying again may help"):
             write("key", bytes(4 << 20))
         server.reset()
         assert [info.key for info in backend.list()] == ["before"]
@@ -215,8 +215,8 @@ class TestDyingServer:
         assert server.logins == 2
 
 
-def test_a_forked_process_makes_its_own_connection(server, place):
-    command = [sys.executable, str(FORKING_CHILD), server.uri(place), json.dumps(server.options())]
+def test_a_forked_process_makes_its_own_connection(server, folder_name):
+    command = [sys.executable, str(FORKING_CHILD), server.uri(folder_name), json.dumps(server.options())]
     done = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert server.logins == 2
@@ -396,26 +396,26 @@ class TestSshConfig:
             " StrictHostKeyChecking no\n"
         )
 
-    def opened(self, server, place, known_hosts, tmp_path):
+    def opened(self, server, folder_name, known_hosts, tmp_path):
         (tmp_path / "config").write_text(self.host(server, known_hosts))
         options = {"config": str(tmp_path / "config"), "allow_agent": False}
-        return open_backend(server.uri(place).replace("127.0.0.1", "Store"), options)
+        return open_backend(server.uri(folder_name).replace("127.0.0.1", "Store"), options)
 
-    def test_it_provides_host_port_user_and_key(self, server, place, tmp_path):
-        backend = self.opened(server, place, server.folder / "known_hosts", tmp_path)
+    def test_it_provides_host_port_user_and_key(self, server, folder_name, tmp_path):
+        backend = self.opened(server, folder_name, server.folder / "known_hosts", tmp_path)
         backend.put("key", b"data")
-        assert (server.data / place / "key").read_bytes() == b"data"
+        assert (server.data / folder_name / "key").read_bytes() == b"data"
         backend.close()
 
     @pytest.mark.parametrize("known_hosts", ["none", os.devnull, "/not/there"])
-    def test_without_known_hosts_every_key_is_refused(self, server, place, tmp_path, known_hosts):
-        backend = self.opened(server, place, known_hosts, tmp_path)
+    def test_without_known_hosts_every_key_is_refused(self, server, folder_name, tmp_path, known_hosts):
+        backend = self.opened(server, folder_name, known_hosts, tmp_path)
         with refused(BackendPermissionError, "is unknown"):
             backend.get("key")
         assert server.logins == 0
 
-    def test_the_error_names_an_invalid_line(self, server, place, tmp_path):
-        backend = self.opened(server, place, "x\nPort ssh", tmp_path)
+    def test_the_error_names_an_invalid_line(self, server, folder_name, tmp_path):
+        backend = self.opened(server, folder_name, "x\nPort ssh", tmp_path)
         with refused(BackendError, "ssh/config: .*config line 7"):
             backend.get("key")
 
@@ -432,12 +432,12 @@ class TestServerWithoutSftp:
 
 
 class TestServerWithoutExtensions:
-    def test_create_fails_without_hard_links_before_it_uploads(self, server, place, backend):
+    def test_create_fails_without_hard_links_before_it_uploads(self, server, folder_name, backend):
         server.extensions = [POSIX_RENAME, FSYNC]
         server.script = refuse(["write"], PERMISSION_DENIED)
-        with refused(BackendError, f"{place}/key.*does not support hard links.*commit_lock"):
+        with refused(BackendError, f"{folder_name}/key.*does not support hard links.*commit_lock"):
             backend.create("key", b"data")
-        assert files_of(server, place) == []
+        assert files_of(server, folder_name) == []
 
     def test_a_read_only_server_without_hard_links_is_a_permission_error(self, server, backend):
         server.extensions = []
@@ -445,23 +445,25 @@ class TestServerWithoutExtensions:
         with refused(BackendPermissionError, "must not be read-only"):
             backend.create("key", b"data")
 
-    def test_create_works_without_hard_links_with_a_commit_lock(self, server, place, tmp_path):
+    def test_create_works_without_hard_links_with_a_commit_lock(self, server, folder_name, tmp_path):
         server.extensions = []
         options = server.options(commit_lock=f"file://{tmp_path}/locks")
-        backend = open_backend(server.uri(place), options)
+        backend = open_backend(server.uri(folder_name), options)
         backend.create("key", b"first")
         with pytest.raises(ObjectExistsError):
             backend.create("key", b"second")
         assert backend.get("key") == b"first"
         backend.close()
 
-    def test_put_without_posix_rename_writes_new_objects_but_replaces_none(self, server, place, backend):
+    def test_put_without_posix_rename_writes_new_objects_but_replaces_none(
+        self, server, folder_name, backend
+    ):
         server.extensions = [HARD_LINK]
         backend.put("key", b"first")
-        with refused(BackendError, f"{place}/key.*cannot replace it in one step"):
+        with refused(BackendError, f"{folder_name}/key.*cannot replace it in one step"):
             backend.put("key", b"second")
         assert backend.get("key") == b"first"
-        assert files_of(server, place) == ["key"]
+        assert files_of(server, folder_name) == ["key"]
 
     def test_writes_work_without_fsync(self, server, backend):
         server.extensions = [HARD_LINK, POSIX_RENAME]
@@ -484,31 +486,33 @@ class TestRefusingServer:
             ("delete", "remove"),
         ],
     )
-    def test_a_denied_request_is_a_permission_error(self, server, place, backend, operation, request_):
+    def test_a_denied_request_is_a_permission_error(self, server, folder_name, backend, operation, request_):
         if request_ != "mkdir":
             backend.put("key", b"old")
         server.script = lambda request, path: PERMISSION_DENIED if request == request_ else None
-        with refused(BackendPermissionError, f"cannot .*{place}.*permission denied"):
+        with refused(BackendPermissionError, f"cannot .*{folder_name}.*permission denied"):
             (lambda: backend.create("new", b"data"))() if operation == "create" else OPERATIONS[operation](
                 backend
             )
 
     @pytest.mark.parametrize("request_", ["write", FSYNC, "close", HARD_LINK])
-    def test_a_full_disk_is_a_permanent_error_and_leaves_no_file(self, server, place, backend, request_):
+    def test_a_full_disk_is_a_permanent_error_and_leaves_no_file(
+        self, server, folder_name, backend, request_
+    ):
         backend.put("before", b"data")
         server.script = refuse([request_], FAILURE)
-        with refused(BackendError, f"{place}/key.*disk is full"):
+        with refused(BackendError, f"{folder_name}/key.*disk is full"):
             backend.create("key", bytes(1 << 20))
         server.reset()
-        assert files_of(server, place) == ["before"]
+        assert files_of(server, folder_name) == ["before"]
 
     @pytest.mark.parametrize("last", [0, 98, 99])
-    def test_every_failed_write_is_noticed(self, server, place, backend, last):
+    def test_every_failed_write_is_noticed(self, server, folder_name, backend, last):
         pieces = 100
         server.script = refuse(["write"], FAILURE, skip=last)
         with refused(BackendError, "disk is full"):
             backend.put("key", bytes(32_000 * pieces))
-        assert files_of(server, place) == []
+        assert files_of(server, folder_name) == []
 
     def test_a_full_disk_ends_an_upload_early(self, server, backend):
         writes = []
@@ -550,26 +554,26 @@ class TestRefusingServer:
         with refused(BackendError, "path may be too long"):
             backend.create("k" * 256, b"data")
 
-    def test_a_refused_deletion_names_the_object_and_deletes_the_others(self, server, place, backend):
+    def test_a_refused_deletion_names_the_object_and_deletes_the_others(self, server, folder_name, backend):
         for key in ("a", "b", "c"):
             backend.put(key, b"data")
         server.script = lambda request, path: FAILURE if request == "remove" and path.endswith("b") else None
-        with refused(BackendError, f"cannot delete .*{place}/b"):
+        with refused(BackendError, f"cannot delete .*{folder_name}/b"):
             backend.delete(["a", "b", "c"])
         server.reset()
         assert [info.key for info in backend.list()] == ["b"]
 
 
 class TestFolder:
-    def test_a_missing_folder_is_empty_and_made_by_the_first_write(self, server, place):
-        backend = open_backend(server.uri(f"{place}/deep/down"), server.options())
+    def test_a_missing_folder_is_empty_and_made_by_the_first_write(self, server, folder_name):
+        backend = open_backend(server.uri(f"{folder_name}/deep/down"), server.options())
         assert list(backend.list()) == []
         with pytest.raises(ObjectNotFoundError):
             backend.get("key")
         backend.delete(["key"])
-        assert not (server.data / place).exists()
+        assert not (server.data / folder_name).exists()
         probe(backend)
-        assert (server.data / place / "deep/down").is_dir()
+        assert (server.data / folder_name / "deep/down").is_dir()
         backend.close()
 
     @every_write
@@ -580,17 +584,17 @@ class TestFolder:
 
     @pytest.mark.parametrize("below", ["", "/a", "/a/b"])
     @pytest.mark.parametrize("operation", ["put", "create", "list"])
-    def test_the_error_names_a_file_in_place_of_a_folder(self, server, place, operation, below):
-        (server.data / place).write_bytes(b"a file")
-        backend = open_backend(server.uri(place) + below, server.options())
-        with refused(BackendNotFoundError, f"{place} is a file, not a folder"):
+    def test_the_error_names_a_file_in_place_of_a_folder(self, server, folder_name, operation, below):
+        (server.data / folder_name).write_bytes(b"a file")
+        backend = open_backend(server.uri(folder_name) + below, server.options())
+        with refused(BackendNotFoundError, f"{folder_name} is a file, not a folder"):
             OPERATIONS[operation](backend)
         backend.close()
-        assert (server.data / place).read_bytes() == b"a file"
+        assert (server.data / folder_name).read_bytes() == b"a file"
 
-    def test_the_error_names_a_missing_object(self, place, backend):
+    def test_the_error_names_a_missing_object(self, folder_name, backend):
         backend.put("other", b"data")
-        with refused(ObjectNotFoundError, f"{place}/key: it does not exist"):
+        with refused(ObjectNotFoundError, f"{folder_name}/key: it does not exist"):
             backend.get("key")
 
 
@@ -632,8 +636,8 @@ class TestUri:
         with refused(BackendError, match):
             open_backend("sftp://host/data", options)
 
-    def test_options_from_fsspecs_configuration_are_used(self, server, place, monkeypatch):
+    def test_options_from_fsspecs_configuration_are_used(self, server, folder_name, monkeypatch):
         monkeypatch.setattr("fsspec.config.conf", {"sftp": {**server.options(), "temppath": "/tmp"}})
-        backend = open_backend(server.uri(place))
+        backend = open_backend(server.uri(folder_name))
         backend.put("key", b"data")
         backend.close()

@@ -1,1 +1,1 @@
-"""Where bytes live: the contract, the built-in backends, and what plugins build on."""
+"""Storage backends: the contract, the built-in backends, and support for plugins."""

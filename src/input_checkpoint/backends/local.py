@@ -275,7 +275,7 @@ def _root_of(uri: str) -> Path:
             uri=shown,
         )
     if not parts.path:
-        raise ValueError(f"{uri} names no folder. Write file:///absolute/path (three slashes).")
+        raise ValueError(f"{redact(uri)} names no folder. Write file:///absolute/path (three slashes).")
     return Path(unquote(parts.path))
 
 

@@ -1,7 +1,7 @@
 """Keys: where each object of a store is found.
 
 Only this module knows how keys are spelled. Keys under ``probe/`` belong to the backends, see
-`backends.base.TRIAL_PREFIX`.
+`backends.base.PROBE_PREFIX`.
 """
 
 from __future__ import annotations
