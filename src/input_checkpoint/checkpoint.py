@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Optional
 
 
 @dataclass(frozen=True, order=True)
@@ -46,6 +47,20 @@ class PackEntry:
 
 
 @dataclass(frozen=True)
+class SaveContext:
+    """What the training knew when it saved: the evidence by which a resume tells whether it fits."""
+
+    model_digest: Optional[str] = None
+    """Digest of the model checkpoint of the same step, in hexadecimal; None if there was none."""
+    pipeline: Mapping[str, Any] = field(default_factory=dict)
+    """Fingerprint of the pipeline behind each iterator, by the iterator's name; empty if it is unknown."""
+    save_steps: Optional[int] = None
+    """Steps between two saves; None if they are not counted in steps."""
+    draws: Optional[int] = None
+    """How many times the session had been run since its input was restored; None if it is unknown."""
+
+
+@dataclass(frozen=True)
 class CheckpointInfo:
     """What is known about one committed checkpoint without reading its data."""
 
@@ -71,6 +86,8 @@ class CheckpointInfo:
     """Every pack that holds data of this checkpoint, including packs shared with other checkpoints."""
     table_bytes: int = 0
     """Size of its chunk table, which makes up most of its manifest."""
+    context: SaveContext = field(default_factory=SaveContext, repr=False)
+    """What the training knew when it saved."""
 
     @property
     def ref(self) -> CheckpointRef:

@@ -94,6 +94,10 @@ class WriterSupersededError(InputCheckpointError):
     """A newer run of this worker has taken over its checkpoints. This run must stop."""
 
 
+class DifferentRunError(InputCheckpointError):
+    """The store holds the input state of another training. Nothing was changed."""
+
+
 class DifferentHistoryError(InputCheckpointError):
     """The target of a copy holds checkpoints of another run. They were not changed."""
 

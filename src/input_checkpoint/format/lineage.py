@@ -44,6 +44,10 @@ class Lineage:
     created: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     host: str = field(default_factory=platform.node)
     pid: int = field(default_factory=os.getpid)
+    run_id: str = ""
+    """Random, the same in all lineages of one training; empty if it is unknown."""
+    start_step: Optional[int] = None
+    """Step of the model when the run began; None if it is unknown."""
 
     @property
     def key(self) -> str:
@@ -181,6 +185,8 @@ def decode_lineage(data: bytes) -> Lineage:
             created=decode_timestamp(fields["created"]),
             host=str(fields["host"]),
             pid=int(fields["pid"]),
+            run_id=str(fields.get("run_id", "")),
+            start_step=None if fields.get("start_step") is None else int(fields["start_step"]),
         )
     except UNREADABLE_JSON as error:
         raise CorruptCheckpointError(f"a lineage record cannot be read: {error!r}") from error

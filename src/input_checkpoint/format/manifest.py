@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Callable, Optional, TypeVar
 
 import numpy as np
 
-from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef, PackEntry
+from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef, PackEntry, SaveContext
 from input_checkpoint.errors import UNREADABLE_JSON, CorruptCheckpointError, InputCheckpointError
 from input_checkpoint.format.chunk_table import ChunkTable, decode_table
 from input_checkpoint.format.chunking import DIGEST_BYTES, digest
@@ -29,6 +29,9 @@ _PREFIX = struct.Struct(f"<8sI{DIGEST_BYTES}s")
 _MAX_HEADER_BYTES = 16 << 20
 HEAD_BYTES = 16 << 10
 """Reading this many bytes gets the whole header, except in unusually large manifests."""
+
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Header:
     chunks: int
     table_bytes: int
     table_digest: str
+    context: SaveContext = field(default_factory=SaveContext)
 
     @property
     def info(self) -> CheckpointInfo:
@@ -76,6 +80,7 @@ class Header:
             pid=self.pid,
             packs=self.packs,
             table_bytes=self.table_bytes,
+            context=self.context,
         )
 
 
@@ -211,6 +216,22 @@ def _parse_header(fields: Mapping[str, Any]) -> Header:
         chunks=int(fields["chunks"]),
         table_bytes=int(fields["table_bytes"]),
         table_digest=str(fields["table_digest"]),
+        context=_parse_context(fields.get("context", {})),
+    )
+
+
+def _parse_context(fields: Mapping[str, Any]) -> SaveContext:
+    """Return the context of a save. Manifests of other writers may lack any of its fields."""
+
+    def optional(name: str, kind: Callable[[Any], _Value]) -> Optional[_Value]:
+        value = fields.get(name)
+        return None if value is None else kind(value)
+
+    return SaveContext(
+        model_digest=optional("model_digest", str),
+        pipeline=dict(fields.get("pipeline", {})),
+        save_steps=optional("save_steps", int),
+        draws=optional("draws", int),
     )
 
 

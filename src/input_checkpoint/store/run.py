@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Iterable
-from typing import Optional
+from dataclasses import replace
+from typing import Callable, Optional, Union
 
-from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
+from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef, SaveContext
 from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError, ObjectExistsError
 from input_checkpoint.format.keys import check_worker
 from input_checkpoint.format.lineage import Lineage, decode_lineage, encode_lineage, next_lineage
@@ -16,6 +18,8 @@ from input_checkpoint.store.catalog import Catalog, WorkerListing
 from input_checkpoint.store.fencing import Fence
 from input_checkpoint.store.pruning import ORPHAN_AGE_SECONDS, Pruner, PruneReport, ReleasedPacks
 from input_checkpoint.store.saving import CheckpointSaver, SaveOptions
+
+_NO_CONTEXT = SaveContext()
 
 
 class Run:
@@ -59,7 +63,12 @@ class Run:
         """URI of the store, without secrets."""
         return self._catalog.backend.uri
 
-    def save(self, step: int, iterators: Iterable[IteratorState]) -> CheckpointInfo:
+    def save(
+        self,
+        step: int,
+        iterators: Iterable[IteratorState],
+        context: Union[SaveContext, Callable[[], SaveContext]] = _NO_CONTEXT,
+    ) -> CheckpointInfo:
         """Store and commit one checkpoint. It becomes visible completely or not at all.
 
         Only what the run's earlier checkpoints do not contain is uploaded. Memory stays bounded, however
@@ -68,6 +77,7 @@ class Run:
         Args:
             step: global step of the model.
             iterators: the state of each iterator.
+            context: what the training knows about this save. A function is called just before the commit.
 
         Raises:
             WriterSupersededError: a newer run of this worker has begun. Nothing became visible.
@@ -76,7 +86,7 @@ class Run:
         """
         if not self._has_saved:
             self._prepare_first_save()
-        header = self._saver.save(step, iterators)
+        header = self._saver.save(step, iterators, context if callable(context) else lambda: context)
         self._catalog.remember(header)
         return header.info
 
@@ -117,7 +127,12 @@ class Run:
 
 
 def begin_lineage(
-    catalog: Catalog, worker: str, parent: Optional[CheckpointRef], listing: Optional[WorkerListing]
+    catalog: Catalog,
+    worker: str,
+    parent: Optional[CheckpointRef],
+    listing: Optional[WorkerListing] = None,
+    run_id: Optional[str] = None,
+    start_step: Optional[int] = None,
 ) -> Lineage:
     """Write the record of a new lineage, which supersedes every older one of the worker.
 
@@ -127,6 +142,8 @@ def begin_lineage(
         parent: the checkpoint that the run was resumed from; None if the input starts from its beginning.
         listing: what the worker has stored, if it is known; None: list it. An outdated listing does no harm:
             if another run has begun since, its number is taken, and the worker is listed again.
+        run_id: of the training. None: that of the lineage that ``parent`` belongs to, or a new one.
+        start_step: step of the model at which the run begins, if it is known.
 
     Raises:
         CheckpointNotFoundError: nothing is left of the run that ``parent`` belongs to.
@@ -138,10 +155,19 @@ def begin_lineage(
         if line is not None and parent is not None and not line.holds(parent):
             # The run goes back to a checkpoint that the newest run had left behind.
             line = catalog.lineage_holding(parent, listing.checkpoints)
-        lineage = next_lineage(worker, listing.lineage, parent, listing.checkpoints, line)
+        lineage = replace(
+            next_lineage(worker, listing.lineage, parent, listing.checkpoints, line),
+            run_id=run_id or _inherited_run_id(line, parent),
+            start_step=start_step,
+        )
         if _create_record(catalog, lineage):
             return lineage
         listing = None
+
+
+def _inherited_run_id(line: Optional[Lineage], parent: Optional[CheckpointRef]) -> str:
+    continues = line is not None and parent is not None and line.run_id
+    return line.run_id if line is not None and continues else uuid.uuid4().hex
 
 
 def _create_record(catalog: Catalog, lineage: Lineage) -> bool:

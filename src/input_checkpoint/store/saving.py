@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import Optional
+from typing import Callable, Optional
 
-from input_checkpoint.checkpoint import CheckpointRef, PackEntry
+from input_checkpoint.checkpoint import CheckpointRef, PackEntry, SaveContext
 from input_checkpoint.errors import (
     BackendError,
     BackendUnavailableError,
@@ -94,7 +94,9 @@ class CheckpointSaver:
         """Let later saves build on a committed checkpoint that this run has not saved itself."""
         self._retain(manifest.header, self._index.add_manifest(manifest))
 
-    def save(self, step: int, iterators: Iterable[IteratorState]) -> Header:
+    def save(
+        self, step: int, iterators: Iterable[IteratorState], context: Callable[[], SaveContext]
+    ) -> Header:
         """Store and commit one checkpoint.
 
         Raises:
@@ -107,7 +109,7 @@ class CheckpointSaver:
             self._forget_removed()
             with self._index.rollback_on_error():
                 stored = self._upload(ref, write_id, states)
-                header = self._commit(ref, write_id, stored)
+                header = self._commit(ref, write_id, stored, context())
         self._retain(header, stored.chunks)
         return header
 
@@ -179,7 +181,7 @@ class CheckpointSaver:
             logical_bytes=self._index.raw_bytes(keys) + self._index.raw_bytes(elements),
         )
 
-    def _commit(self, ref: CheckpointRef, write_id: str, stored: _Stored) -> Header:
+    def _commit(self, ref: CheckpointRef, write_id: str, stored: _Stored, context: SaveContext) -> Header:
         body, packs = self._index.encode_table(stored.chunks)
         sizes = {**self._known_packs(), **stored.packs}
         header = Header(
@@ -193,6 +195,7 @@ class CheckpointSaver:
             chunks=len(stored.chunks),
             table_bytes=len(body),
             table_digest=digest(body).hex(),
+            context=context,
         )
         commit(self._backend, self._fence, header, body)
         return header

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Callable, Optional, Union
 
 from input_checkpoint.backends import probing
@@ -21,6 +22,7 @@ from input_checkpoint.format.lineage import (
     Lineage,
     infer_lineage,
 )
+from input_checkpoint.format.manifest import Manifest
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.state import StoredState
 from input_checkpoint.store.catalog import Catalog, WorkerListing
@@ -34,6 +36,15 @@ from input_checkpoint.store.saving import SaveOptions
 from input_checkpoint.store.verification import VerifyReport, verify
 
 _DEFAULT_OPTIONS = SaveOptions()
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """A checkpoint that is about to be restored."""
+
+    info: CheckpointInfo
+    states: Iterator[StoredState]
+    """Its iterators. Read all batches of one before you ask for the next."""
 
 
 class CheckpointStore:
@@ -167,6 +178,8 @@ class CheckpointStore:
         parent: Optional[CheckpointRef] = None,
         *,
         listing: Optional[WorkerListing] = None,
+        run_id: Optional[str] = None,
+        start_step: Optional[int] = None,
     ) -> Run:
         """Begin a new run of ``worker``: the right to save and prune its checkpoints.
 
@@ -176,6 +189,9 @@ class CheckpointStore:
             worker: name of the worker.
             parent: the checkpoint that the run is resumed from. None: the input starts from its beginning.
             listing: what `list_worker` has just returned, to save a request.
+            run_id: identity of the training, the same in all of its runs. None: that of the run that
+                ``parent`` belongs to, or a new one.
+            start_step: step of the model at which the run begins, if it is known.
 
         Raises:
             CheckpointNotFoundError: nothing is left of the run that ``parent`` belongs to.
@@ -190,8 +206,18 @@ class CheckpointStore:
             >>> store.begin_run("main", parent=info.ref).lineage.number
             2
         """
-        lineage = begin_lineage(self._catalog, worker, parent, listing)
+        lineage = begin_lineage(self._catalog, worker, parent, listing, run_id, start_step)
         return Run(self._catalog, lineage, self._options, self._released)
+
+    def read(self, checkpoint: Union[CheckpointInfo, CheckpointRef]) -> StoredCheckpoint:
+        """Return a checkpoint's info and a stream of its iterators, for one reading of its manifest.
+
+        Raises:
+            CheckpointNotFoundError: it does not exist (any more).
+            CorruptCheckpointError: its manifest is damaged. The stream may raise it as well: see `load`.
+        """
+        manifest = self._catalog.manifest(_ref(checkpoint))
+        return StoredCheckpoint(manifest.header.info, self._states(manifest))
 
     def load(self, checkpoint: Union[CheckpointInfo, CheckpointRef]) -> Iterator[StoredState]:
         """Yield the iterators of a checkpoint. Read all batches of one before you ask for the next.
@@ -201,8 +227,22 @@ class CheckpointStore:
             CorruptCheckpointError: a part of it is missing or damaged. May be raised by any batch, so use
                 nothing before the last one.
         """
+        yield from self.read(checkpoint).states
+
+    def check(self, checkpoint: Union[CheckpointInfo, CheckpointRef]) -> CheckpointInfo:
+        """Read and check all of one checkpoint, as a restore would.
+
+        Raises:
+            CheckpointNotFoundError: it does not exist (any more).
+            CorruptCheckpointError: a part of it is missing or damaged.
+        """
         ref = _ref(checkpoint)
-        manifest = self._catalog.manifest(ref)
+        report = verify(self._catalog, [ref], 1.0, self._options.concurrency)
+        if ref in report.problems:
+            raise CorruptCheckpointError(report.problems[ref], uri=self.uri, ref=ref)
+        return self.info(ref)
+
+    def _states(self, manifest: Manifest) -> Iterator[StoredState]:
         for rows in manifest.iterators():
             batches = self._catalog.batches(manifest, rows, self._options.concurrency)
             yield StoredState(rows.entry.name, rows.entry.elements, batches)
