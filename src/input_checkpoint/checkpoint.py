@@ -52,7 +52,7 @@ class SaveContext:
 
     model_digest: Optional[str] = None
     """Digest of the model checkpoint of the same step, in hexadecimal; None if there was none."""
-    pipeline: Mapping[str, Any] = field(default_factory=dict)
+    pipeline: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Fingerprint of the pipeline behind each iterator, by the iterator's name; empty if it is unknown."""
     save_steps: Optional[int] = None
     """Steps between two saves; None if they are not counted in steps."""

@@ -97,7 +97,9 @@ def test_the_place_beside_the_model_directory_is_never_in_it(
     monkeypatch.chdir(tmp_path / "model")
     train(Path("."), shuffled_ids)
     assert sorted(os.listdir(tmp_path)) == ["model", "model-input"]
-    assert [name for name in os.listdir(tmp_path / "model") if "input" in name] == []
+    names = [name for name in os.listdir(tmp_path / "model") if "input" in name]
+    assert names == ["input-checkpoint.json"]
+    assert (tmp_path / "model" / "input-checkpoint.json").stat().st_size < 1024
 
 
 def test_a_piece_of_any_size_is_decoded_a_slice_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

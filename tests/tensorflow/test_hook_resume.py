@@ -56,7 +56,7 @@ def only_model_checkpoint(model_dir: Path, step: int) -> None:
 def test_nothing_of_the_input_is_in_the_model_directory(tmp_path: Path) -> None:
     train(tmp_path / "model", 5)
     names = {file.name.split(".")[0] for file in (tmp_path / "model").iterdir()}
-    assert names <= {"checkpoint", "model", "graph", "events"}
+    assert names <= {"checkpoint", "model", "graph", "events", "input-checkpoint"}
     assert input_steps(tmp_path / "model") == [0, 5]
 
 

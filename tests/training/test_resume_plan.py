@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from input_checkpoint.checkpoint import CheckpointRef
+from input_checkpoint.format.lineage import Ancestor, Lineage
+from input_checkpoint.store.catalog import WorkerListing
 from input_checkpoint.training.resume_plan import (
     MODES,
     ResumePlan,
     check_mode,
-    paired_model_step,
+    crash_explains,
+    observed_interval,
     plan_resume,
+    rollback_candidates,
 )
 
 steps_in_order = st.lists(st.integers(0, 1000), unique=True, max_size=30).map(sorted)
@@ -20,6 +26,11 @@ steps_in_order = st.lists(st.integers(0, 1000), unique=True, max_size=30).map(so
 
 def history(*steps: int) -> list[CheckpointRef]:
     return [CheckpointRef("main", 1, step) for step in steps]
+
+
+def pairs(latest: int, model_steps, *input_steps: int, start_step: Optional[int] = None) -> list[int]:
+    listing = WorkerListing(tuple(history(*input_steps)), Lineage("main", 1, (), start_step=start_step))
+    return [found.step for found in rollback_candidates(latest, model_steps, listing)]
 
 
 def candidates(mode: str, step: int, *saved: int) -> list[int]:
@@ -102,10 +113,56 @@ def test_an_unknown_mode_is_refused_with_the_known_ones(mode):
 def test_the_model_goes_back_to_the_newest_complete_pair_only_if_the_input_fell_behind(
     latest, model_steps, input_steps, expected
 ):
-    assert paired_model_step(latest, model_steps, history(*input_steps)) == expected
+    assert next(iter(pairs(latest, model_steps, *input_steps)), None) == expected
 
 
 @given(st.integers(0, 1000), steps_in_order, steps_in_order)
-def test_a_paired_step_is_one_that_both_have_and_is_older_than_the_model(latest, model_steps, input_steps):
-    step = paired_model_step(latest, [*model_steps, latest], history(*input_steps))
-    assert step is None or (step in model_steps and step in input_steps and step < latest)
+def test_a_pair_is_of_a_step_that_both_have_and_is_older_than_the_model(latest, model_steps, input_steps):
+    for step in pairs(latest, [*model_steps, latest], *input_steps):
+        assert step in model_steps
+        assert step in input_steps
+        assert step < latest
+
+
+def test_older_pairs_follow_the_newest_one():
+    assert pairs(40, (10, 20, 30, 40), 10, 20, 25) == [20, 10]
+
+
+def test_the_beginning_of_the_input_is_a_pair_with_the_model_that_the_run_began_at():
+    assert pairs(10, (0, 10), start_step=0) == [0]
+    assert pairs(20, (0, 10, 20), 10, start_step=0) == [10, 0]
+
+
+def test_the_beginning_of_the_input_is_no_pair_of_a_run_that_was_resumed():
+    resumed = Lineage("main", 2, (Ancestor(1, 10),), start_step=10)
+    listing = WorkerListing(tuple(history(5)), resumed)
+    assert [found.step for found in rollback_candidates(20, (5, 10, 20), listing)] == [5]
+
+
+class TestCrash:
+    def test_two_unfinished_saves_can_come_from_a_crash(self):
+        assert crash_explains(20, [30, 40], interval=10)
+
+    def test_three_cannot(self):
+        assert not crash_explains(20, [30, 40, 50], interval=10)
+
+    def test_a_model_that_is_newer_than_the_end_of_the_last_training_comes_from_elsewhere(self):
+        assert not crash_explains(20, [30, 35], interval=10, ended_at=20)
+
+    def test_a_training_that_ended_normally_may_have_lost_its_input_later(self):
+        assert crash_explains(20, [30], interval=10, ended_at=30)
+
+    def test_skipped_saves_leave_any_number_of_models_without_input(self):
+        assert crash_explains(20, [30, 40, 50, 60], interval=10, skips_saves=True)
+
+    def test_without_steps_between_saves_the_models_are_counted(self):
+        assert crash_explains(20, [99, 200], interval=None)
+        assert not crash_explains(20, [99, 200, 300], interval=None)
+
+    def test_a_session_that_advances_by_many_steps_saves_at_its_own_interval(self):
+        assert observed_interval(10, history(0, 32, 64)) == 32
+        assert crash_explains(64, [96, 128], interval=32)
+
+    def test_a_single_checkpoint_shows_no_interval(self):
+        assert observed_interval(10, history(20)) == 10
+        assert observed_interval(10, []) == 10

@@ -10,6 +10,8 @@ from typing import Optional
 
 import tensorflow as tf
 
+from input_checkpoint.format.chunking import digest
+
 _STEP = re.compile(r"-(\d+)$")
 
 
@@ -21,6 +23,15 @@ class ModelCheckpoints:
     """Step of the checkpoint that TensorFlow restores."""
     paths: Mapping[int, str]
     """Step → path prefix of every checkpoint that is listed and present, from old to new."""
+
+    def digest(self, step: int) -> Optional[str]:
+        """Return what identifies the content of a checkpoint, or None if it does not exist.
+
+        The index of a checkpoint holds a checksum of every tensor: it is equal in equal models, and differs
+        between two models of the same step.
+        """
+        path = self.paths.get(step)
+        return None if path is None else _index_digest(path)
 
 
 def default_backend_uri(model_dir: str) -> str:
@@ -45,6 +56,24 @@ def read_model_checkpoints(model_dir: str) -> Optional[ModelCheckpoints]:
         if step is not None and tf.io.gfile.exists(f"{path}.index")
     }
     return ModelCheckpoints(latest, paths)
+
+
+def saved_digest(model_dir: str, step: int) -> Optional[str]:
+    """Return the digest of the model checkpoint of ``step``, or None if it is not there yet.
+
+    A newer file of that step than the current checkpoint is of a training that was gone back from: it is
+    about to be replaced.
+    """
+    model = read_model_checkpoints(model_dir)
+    return None if model is None or model.latest_step < step else model.digest(step)
+
+
+def _index_digest(path: str) -> Optional[str]:
+    try:
+        with tf.io.gfile.GFile(f"{path}.index", "rb") as file:
+            return digest(file.read()).hex()
+    except tf.errors.NotFoundError:
+        return None  # TensorFlow has just removed it
 
 
 def latest_model_step(model_dir: str) -> Optional[int]:

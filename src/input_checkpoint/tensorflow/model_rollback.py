@@ -3,79 +3,132 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import Optional
+from collections.abc import Iterable
+from typing import Optional, Protocol
 
+from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
+from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError
 from input_checkpoint.store.catalog import WorkerListing
 from input_checkpoint.store.store import CheckpointStore
-from input_checkpoint.tensorflow.model_checkpoints import (
-    ModelCheckpoints,
-    make_latest,
-    read_model_checkpoints,
+from input_checkpoint.tensorflow.model_checkpoints import ModelCheckpoints, make_latest
+from input_checkpoint.training.evidence import is_refuted
+from input_checkpoint.training.resume_plan import (
+    RollbackCandidate,
+    crash_explains,
+    observed_interval,
+    rollback_candidates,
 )
-from input_checkpoint.training.resume_plan import rollback_step
+from input_checkpoint.training.run_mark import RunMark
 from input_checkpoint.training.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ModelState:
-    """Which model TensorFlow is going to restore, and the input checkpoints that there are for it."""
+class PipelineCheck(Protocol):
+    """Tells whether a checkpoint fits the present pipeline, without restoring it."""
 
-    step: int
-    """Step of the current model checkpoint, after a rollback."""
-    listing: WorkerListing
-    rolled_back: bool
+    def __call__(self, info: CheckpointInfo) -> None:
+        """Raise `PipelineMismatchError` if it does not."""
 
 
 def roll_back_model(
     store: CheckpointStore,
     settings: TrainingSettings,
-    mode: str,
-    restored_step: Optional[int] = None,
-) -> Optional[ModelState]:
+    model: ModelCheckpoints,
+    listing: WorkerListing,
+    mark: Optional[RunMark],
+    check_pipeline: PipelineCheck,
+) -> Optional[int]:
     """If a crash has left the newest model without its input, make the newest complete pair current.
 
-    A model that was trained without the hook is left as it is.
+    Nothing is changed before the input checkpoint of the pair has been read, checked and found to fit the
+    pipeline. A model that was trained without the hook is left as it is.
 
     Args:
         store: where the input checkpoints are.
         settings: of the hook.
-        mode: how the input is about to resume.
-        restored_step: only look if the newest model checkpoint is of this step. None: always look.
+        model: the model checkpoints.
+        listing: what the worker has stored.
+        mark: what the model directory remembers of the last training.
+        check_pipeline: tells whether a checkpoint fits the present pipeline.
 
     Returns:
-        What was found, or None if there was no reason to look: a model is only rolled back in mode
-        ``'aligned'``, by a single worker, and if there is one.
+        The step that the model directory now names, or None if it was left as it was.
+
+    Raises:
+        PipelineMismatchError: the pair exists, but the pipeline has changed. Nothing was changed.
     """
-    if mode != "aligned" or settings.num_workers > 1 or settings.model_dir is None:
+    candidates = rollback_candidates(model.latest_step, model.paths, listing)
+    candidates = list(_matching(store, model, candidates))
+    if not candidates or not _was_crash(store, settings, model, listing, mark, candidates[0].step):
         return None
-    model = read_model_checkpoints(settings.model_dir)
-    if model is None or restored_step not in (None, model.latest_step):
-        return None
-    listing = store.list_worker(settings.worker)
-    step = rollback_step(
-        model.latest_step,
-        model.paths,
-        listing.history,
-        settings.schedule,
+    for candidate in candidates:
+        if candidate.ref is None or _is_usable(store, candidate.ref, check_pipeline):
+            _make_latest(str(settings.model_dir), model, candidate.step)
+            return candidate.step
+    return None
+
+
+def _matching(
+    store: CheckpointStore, model: ModelCheckpoints, candidates: Iterable[RollbackCandidate]
+) -> Iterable[RollbackCandidate]:
+    """Yield the candidates whose input checkpoint was not saved with another model."""
+    for candidate in candidates:
+        info = None if candidate.ref is None else _readable_info(store, candidate.ref)
+        if info is None or not is_refuted(info, model):
+            yield candidate
+
+
+def _was_crash(
+    store: CheckpointStore,
+    settings: TrainingSettings,
+    model: ModelCheckpoints,
+    listing: WorkerListing,
+    mark: Optional[RunMark],
+    paired: int,
+) -> bool:
+    history = listing.history
+    newest = _readable_info(store, history[-1]) if history else None
+    recorded = newest.context.save_steps if newest is not None else None
+    if recorded is None:
+        recorded = settings.schedule.every_steps
+    return crash_explains(
+        paired,
+        {model.latest_step, *(step for step in model.paths if paired < step < model.latest_step)},
+        observed_interval(recorded, history),
+        ended_at=None if mark is None else mark.ended_at,
         skips_saves=settings.when_busy == "skip",
     )
-    if step is None:
-        return ModelState(model.latest_step, listing, rolled_back=False)
-    _roll_back(settings.model_dir, model, step)
-    return ModelState(step, listing, rolled_back=True)
 
 
-def _roll_back(model_dir: str, model: ModelCheckpoints, step: int) -> None:
+def _readable_info(store: CheckpointStore, ref: CheckpointRef) -> Optional[CheckpointInfo]:
+    try:
+        return store.info(ref)
+    except (CorruptCheckpointError, CheckpointNotFoundError):
+        return None
+
+
+def _is_usable(store: CheckpointStore, ref: CheckpointRef, check_pipeline: PipelineCheck) -> bool:
+    try:
+        check_pipeline(store.info(ref))
+        store.check(ref)
+    except (CorruptCheckpointError, CheckpointNotFoundError) as error:
+        logger.warning("The model cannot go back to step %d, because %s", ref.step, error)
+        return False
+    return True
+
+
+def _make_latest(model_dir: str, model: ModelCheckpoints, step: int) -> None:
     logger.warning(
         "The model was saved at step %d, but training stopped before the input of that step was stored. "
         "Going back to step %d, the newest that has both; model.ckpt-%d stays in %s until training has "
-        "passed it. (resume='latest' leaves the model where it is.)",
+        "passed it. (resume='latest' leaves the model where it is. To undo this, write "
+        'model_checkpoint_path: "%s" into %s/checkpoint.)',
         model.latest_step,
         step,
         model.latest_step,
+        model_dir,
+        model.paths.get(model.latest_step, f"model.ckpt-{model.latest_step}"),
         model_dir,
     )
     make_latest(model_dir, model, step)

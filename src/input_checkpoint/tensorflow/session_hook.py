@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import tensorflow as tf
 
-from input_checkpoint.checkpoint import CheckpointRef
+from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
 from input_checkpoint.store.catalog import WorkerListing
 from input_checkpoint.store.store import CheckpointStore
 from input_checkpoint.tensorflow.iterators import GraphIterators, external_state_policy_number
 from input_checkpoint.tensorflow.model_checkpoints import default_backend_uri, latest_model_step
-from input_checkpoint.tensorflow.model_rollback import roll_back_model
+from input_checkpoint.tensorflow.model_link import ModelLink
 from input_checkpoint.training.background_saver import BackgroundSaver
 from input_checkpoint.training.resuming import Resumer
 from input_checkpoint.training.settings import TrainingSettings
@@ -80,6 +80,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         )
         self._settings = settings
         self._resumer = Resumer(self._store, settings.worker, settings.resume)
+        self._link = ModelLink(self._store, settings)
         self._saver: Optional[BackgroundSaver] = None
         self._schedule = settings.schedule
 
@@ -93,7 +94,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         self._iterators = GraphIterators(graph, self._policy)
         self._global_step = tf.identity(step, name="input_checkpoint/global_step")
         self._finish_earlier_training()
-        self._model = roll_back_model(self._store, self._settings, self._resumer.mode)
+        self._link.prepare(self._resumer.mode, self._check_pipeline)
         self._rolled_back_from: Optional[int] = None
         self._current: Optional[_SessionState] = None
         self._last_run_started = time.time()
@@ -143,6 +144,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         if step != state.saved_step:
             self._save(state, step)
             self._running_saver.wait()
+        self._link.run_ended(self._running_saver.run, step)
 
     def _check_graph(self, graph: Any) -> None:
         """Raise ValueError if the graph's input is not that of a training."""
@@ -179,7 +181,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         return latest_model_step(str(self._settings.model_dir)) == step
 
     def _save(self, state: _SessionState, step: int) -> None:
-        if self._running_saver.submit(step, state.source):
+        if self._running_saver.submit(step, state.source, lambda: self._link.context(step)):
             state.saved_step = step
         # Also if the save was skipped: the next attempt then coincides with the model saver's next step.
         self._schedule = self._schedule.after(step, self._last_run_started)
@@ -204,8 +206,8 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         step = self._read_step(session)
         if not state.is_first:
             self._roll_back_in_new_session(step)
-        listing = self._listing_for(step)
-        restored = self._resumer.restore(state.source, step, listing)
+        listing = self._link.listing_for(step)
+        restored = self._resumer.restore(state.source, step, listing, self._link.evidence)
         self._saver = self._saver_after(restored, step, listing)
         self._schedule = self._settings.schedule.after(step, self._last_run_started)
         state.resumed = True
@@ -216,22 +218,14 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
 
     def _roll_back_in_new_session(self, step: int) -> None:
         """If TensorFlow has restored, after an error, a model without its input, have it restore another."""
-        if step == self._rolled_back_from:
+        if step == self._rolled_back_from or self._resumer.mode != "aligned":
             return
-        self._model = roll_back_model(self._store, self._settings, self._resumer.mode, restored_step=step)
-        if self._model is not None and self._model.rolled_back:
+        if self._link.roll_back_after_error(step, self._check_pipeline):
             self._rolled_back_from = step
             # MonitoredSession answers this error with a new session, restored from the checkpoint file.
             raise tf.errors.AbortedError(
                 None, None, f"The model of step {step} has no input checkpoint: restoring an older one."
             )
-
-    def _listing_for(self, step: int) -> WorkerListing:
-        """Return what the worker has stored; listed already if the model is the one that was looked at."""
-        model, self._model = self._model, None
-        if model is not None and model.step == step:
-            return model.listing
-        return self._store.list_worker(self._settings.worker)
 
     def _saver_after(
         self, restored: Optional[CheckpointRef], step: int, listing: WorkerListing
@@ -246,8 +240,14 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
             and listing.lineage == saver.run.lineage
         ):
             return saver
-        run = self._store.begin_run(settings.worker, restored, listing=listing)
-        return BackgroundSaver(run, settings.retention, when_busy=settings.when_busy)
+        run = self._store.begin_run(
+            settings.worker, restored, listing=listing, run_id=self._link.run_id, start_step=step
+        )
+        self._link.run_begun(run)
+        return BackgroundSaver(run, self._link.retention, when_busy=settings.when_busy)
+
+    def _check_pipeline(self, info: CheckpointInfo) -> None:
+        """Raise `PipelineMismatchError` if a checkpoint was saved from another pipeline."""
 
 
 @dataclass

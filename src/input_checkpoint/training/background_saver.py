@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Optional
+from typing import Callable, Optional
 
-from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
+from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef, SaveContext
 from input_checkpoint.errors import InputCheckpointError, SnapshotLostError
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.store.run import Run
@@ -58,8 +58,19 @@ class BackgroundSaver:
         """Whether a save is running."""
         return self._thread is not None and self._thread.is_alive()
 
-    def submit(self, step: int, source: InputSource) -> bool:
-        """Start saving ``step``. Returns False if the save was skipped because another one is running."""
+    def submit(
+        self, step: int, source: InputSource, context: Callable[[], SaveContext] = SaveContext
+    ) -> bool:
+        """Start saving ``step``.
+
+        Args:
+            step: global step of the model.
+            source: the iterators.
+            context: returns what the training knows about this save. Called in the background.
+
+        Returns:
+            False if the save was skipped because another one is running.
+        """
         if self.busy and self._when_busy == "skip":
             logger.warning(
                 "Input checkpoint at step %d skipped: the previous save to %s is still running. "
@@ -72,7 +83,7 @@ class BackgroundSaver:
         self._snapshot_taken = threading.Event()
         self._thread = threading.Thread(
             target=self._save_in_thread,
-            args=(step, source, self._snapshot_taken),
+            args=(step, source, context, self._snapshot_taken),
             name=f"input-checkpoint-save-{step}",
         )
         self._thread.start()
@@ -102,13 +113,19 @@ class BackgroundSaver:
             self._thread = None
         self.check()
 
-    def _save_in_thread(self, step: int, source: InputSource, taken: threading.Event) -> None:
+    def _save_in_thread(
+        self,
+        step: int,
+        source: InputSource,
+        context: Callable[[], SaveContext],
+        taken: threading.Event,
+    ) -> None:
         started = time.monotonic()
         try:
             snapshot = source.snapshot()
             paused = time.monotonic() - started
             taken.set()
-            info = self._save(step, snapshot)
+            info = self._save(step, snapshot, context)
         except SnapshotLostError as error:
             # Whoever closed the session knows why. The next one resumes from what was saved before.
             logger.warning("Input checkpoint for step %d in %s abandoned: %s", step, self._run.uri, error)
@@ -133,10 +150,10 @@ class BackgroundSaver:
         )
         self._pruning.request()
 
-    def _save(self, step: int, snapshot: Snapshot) -> CheckpointInfo:
+    def _save(self, step: int, snapshot: Snapshot, context: Callable[[], SaveContext]) -> CheckpointInfo:
         logger.info("Saving input checkpoint for step %d to %s.", step, self._run.uri)
         try:
-            info = self._run.save(step, snapshot.states())
+            info = self._run.save(step, snapshot.states(), context)
         finally:
             snapshot.release()
         self._committed = info.ref

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from input_checkpoint.checkpoint import CheckpointRef
-from input_checkpoint.training.schedule import SaveSchedule
+from input_checkpoint.store.catalog import WorkerListing
 
 _UNFINISHED_SAVES = 2
 MODES = ("aligned", "exact", "latest", "fresh")
@@ -20,6 +20,15 @@ class ResumePlan:
     candidates: tuple[CheckpointRef, ...]
     required: bool = False
     """Whether it is an error if none of the candidates is usable."""
+
+
+@dataclass(frozen=True)
+class RollbackCandidate:
+    """A step that has a model checkpoint and the input state that belongs to it."""
+
+    step: int
+    ref: Optional[CheckpointRef]
+    """The input checkpoint; None for the beginning of the input."""
 
 
 def check_mode(mode: str) -> str:
@@ -54,72 +63,96 @@ def plan_resume(mode: str, step: int, history: Sequence[CheckpointRef]) -> Resum
     return ResumePlan(tuple(ref for ref in newest_first if ref.step <= step))
 
 
-def rollback_step(
-    latest: int,
-    model_steps: Collection[int],
-    history: Sequence[CheckpointRef],
-    schedule: SaveSchedule,
+def rollback_candidates(
+    latest: int, model_steps: Collection[int], listing: WorkerListing
+) -> list[RollbackCandidate]:
+    """Return the older complete pairs that the model could go back to, newest first.
+
+    There are none unless the latest model is newer than all input: a model that the user has moved back by
+    hand stays where it is. The beginning of the input and the model at which the run began are a pair too.
+
+    Args:
+        latest: step of the model checkpoint that would be restored.
+        model_steps: steps of all model checkpoints that exist.
+        listing: what the worker has stored.
+    """
+    history = listing.history
+    if history and latest <= history[-1].step:
+        return []
+    by_step = {ref.step: ref for ref in history}
+    pairs = [
+        RollbackCandidate(step, by_step[step])
+        for step in sorted(model_steps, reverse=True)
+        if step in by_step
+    ]
+    start = _start_step(listing)
+    if start is not None and start in model_steps and start not in by_step and start < latest:
+        pairs.append(RollbackCandidate(start, None))
+    return pairs
+
+
+def starts_here(listing: WorkerListing, step: int) -> bool:
+    """Whether the newest run began its input at the beginning when the model was at ``step``."""
+    return _start_step(listing) == step
+
+
+def _start_step(listing: WorkerListing) -> Optional[int]:
+    lineage = listing.lineage
+    return lineage.start_step if lineage is not None and not lineage.ancestors else None
+
+
+def crash_explains(
+    paired: int,
+    unpaired: Collection[int],
+    interval: Optional[int],
     *,
-    skips_saves: bool,
-) -> Optional[int]:
-    """Return the older step that the model should go back to, or None to leave it where it is.
-
-    A crash can come after the model's checkpoint was written and before the input's was committed. The model
-    then goes back to the newest step that has both. A model that has been trained without this library stays
-    where it is.
-
-    Args:
-        latest: step of the model checkpoint that would be restored.
-        model_steps: steps of all model checkpoints that exist.
-        history: this worker's input checkpoints.
-        schedule: when the input is saved.
-        skips_saves: whether saves are skipped while another one is running, so that any number of model
-            checkpoints may be without input.
-    """
-    paired = paired_model_step(latest, model_steps, history)
-    if paired is None:
-        return None
-    unpaired = {latest, *(step for step in model_steps if step > paired)}
-    if skips_saves or crash_explains(paired, unpaired, schedule):
-        return paired
-    return None
-
-
-def paired_model_step(
-    latest: int, model_steps: Collection[int], history: Sequence[CheckpointRef]
-) -> Optional[int]:
-    """Return the newest model step that has an input checkpoint, if the latest model is newer than all input.
-
-    None if there is no such step, and for a model that the user has moved back by hand: that one is older
-    than the newest input checkpoint.
-
-    Args:
-        latest: step of the model checkpoint that would be restored.
-        model_steps: steps of all model checkpoints that exist.
-        history: this worker's input checkpoints.
-    """
-    input_steps = {ref.step for ref in history}
-    if not input_steps or latest <= max(input_steps):
-        return None
-    return max((step for step in model_steps if step in input_steps), default=None)
-
-
-def crash_explains(paired: int, unpaired: Collection[int], schedule: SaveSchedule) -> bool:
+    ended_at: Optional[int] = None,
+    skips_saves: bool = False,
+) -> bool:
     """Whether a crash can have left these model checkpoints without input checkpoints.
 
     At most two saves are unfinished at a time: one is being uploaded, and the next one waits for it. More
-    model checkpoints than that come from training without this library.
+    model checkpoints than that come from training without this library, and so does any that is newer than
+    the step at which the last training with it ended normally.
 
     Args:
         paired: the newest step that has both.
         unpaired: steps of the model checkpoints after it, including the one that would be restored.
-        schedule: when the input is saved.
+        interval: steps between two input checkpoints; None if they are not counted in steps.
+        ended_at: step at which the last training with this library ended normally; None if it did not.
+        skips_saves: whether saves are skipped while another one is running, so that any number of model
+            checkpoints may be without input.
 
-    >>> crash_explains(20, [30, 40], SaveSchedule(every_steps=10))
+    >>> crash_explains(20, [30, 40], interval=10)
     True
-    >>> crash_explains(20, [30, 40, 50], SaveSchedule(every_steps=10))
+    >>> crash_explains(20, [30, 40, 50], interval=10)
+    False
+    >>> crash_explains(20, [30], interval=10, ended_at=20)
     False
     """
-    if schedule.every_steps is None:
+    if ended_at is not None and max(unpaired) > ended_at:
+        return False
+    if skips_saves:
+        return True
+    if interval is None:
         return len(unpaired) <= _UNFINISHED_SAVES
-    return max(unpaired) <= paired + _UNFINISHED_SAVES * schedule.every_steps
+    return max(unpaired) <= paired + _UNFINISHED_SAVES * interval
+
+
+def observed_interval(recorded: Optional[int], history: Sequence[CheckpointRef]) -> Optional[int]:
+    """Return how many steps lie between two saves: as recorded, or more if the saves show it.
+
+    A session that advances by many steps at once saves more rarely than it was told to.
+
+    Args:
+        recorded: steps between two saves, as the newest checkpoint says; None if not counted in steps.
+        history: the worker's checkpoints.
+
+    >>> history = [CheckpointRef("main", 1, step) for step in (0, 32, 64)]
+    >>> observed_interval(10, history), observed_interval(None, history)
+    (32, None)
+    """
+    if recorded is None:
+        return None
+    last = [ref for ref in history if ref.lineage == history[-1].lineage][-2:]
+    return max(recorded, last[-1].step - last[0].step) if last else recorded

@@ -10,10 +10,13 @@ from input_checkpoint.checkpoint import CheckpointRef
 from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError, PipelineMismatchError
 from input_checkpoint.store.catalog import WorkerListing
 from input_checkpoint.store.store import CheckpointStore
-from input_checkpoint.training.resume_plan import ResumePlan, plan_resume
+from input_checkpoint.training.evidence import ModelEvidence, NoModel, is_refuted
+from input_checkpoint.training.resume_plan import ResumePlan, plan_resume, starts_here
 from input_checkpoint.training.source import InputSource
 
 logger = logging.getLogger(__name__)
+
+_NO_MODEL = NoModel()
 
 
 class Resumer:
@@ -36,13 +39,21 @@ class Resumer:
         """How to resume next. After a fresh start, later sessions resume from what it has saved."""
         return "aligned" if self._mode == "fresh" and self._has_resumed else self._mode
 
-    def restore(self, source: InputSource, step: int, listing: WorkerListing) -> Optional[CheckpointRef]:
+    def restore(
+        self,
+        source: InputSource,
+        step: int,
+        listing: WorkerListing,
+        model: ModelEvidence = _NO_MODEL,
+    ) -> Optional[CheckpointRef]:
         """Restore the iterators for a model at ``step``.
 
         Args:
             source: the iterators.
             step: global step of the restored model.
             listing: what the worker has stored.
+            model: the model checkpoints that exist. An input checkpoint that was saved with another model
+                than the one of its step is not used.
 
         Returns:
             The checkpoint that they were restored from, or None if they start from their beginning.
@@ -54,7 +65,7 @@ class Resumer:
         """
         history = listing.history
         plan = plan_resume(self.mode, step, history)
-        restored = self._restore_first_usable(source, plan)
+        restored = self._restore_first_usable(source, plan, model)
         if restored is None and plan.required:
             raise CheckpointNotFoundError(
                 f"{self._store.uri} has no input checkpoint of worker {self._worker!r} at step {step}, the "
@@ -63,13 +74,16 @@ class Resumer:
                 uri=self._store.uri,
             )
         self._has_resumed = True
-        self._log_outcome(restored, step, history)
+        if restored is not None or not starts_here(listing, step):
+            self._log_outcome(restored, step, history)
         return restored
 
-    def _restore_first_usable(self, source: InputSource, plan: ResumePlan) -> Optional[CheckpointRef]:
+    def _restore_first_usable(
+        self, source: InputSource, plan: ResumePlan, model: ModelEvidence
+    ) -> Optional[CheckpointRef]:
         for ref in plan.candidates:
             try:
-                source.restore(self._store.load(ref))
+                self._restore(source, ref, model)
             except (CorruptCheckpointError, CheckpointNotFoundError) as error:
                 if plan.required:
                     raise
@@ -84,6 +98,17 @@ class Resumer:
                 ) from error
             return ref
         return None
+
+    def _restore(self, source: InputSource, ref: CheckpointRef, model: ModelEvidence) -> None:
+        checkpoint = self._store.read(ref)
+        if self.mode != "latest" and is_refuted(checkpoint.info, model):
+            raise CheckpointNotFoundError(
+                f"the checkpoint of step {ref.step} in {self._store.uri} was saved with another model than "
+                f"the model checkpoint of step {ref.step} that exists now",
+                uri=self._store.uri,
+                ref=ref,
+            )
+        source.restore(checkpoint.states)
 
     def _log_outcome(
         self, restored: Optional[CheckpointRef], step: int, history: Sequence[CheckpointRef]

@@ -32,6 +32,7 @@ class TrainingOptions(TypedDict, total=False):
     when_busy: str
     retry: Optional[RetryPolicy]
     probe: bool
+    adopt: bool
 
 
 _DEFAULT_RETENTION = KeepLast(5)
@@ -58,6 +59,7 @@ class TrainingSettings:
     when_busy: str = "wait"
     retry: Optional[RetryPolicy] = DEFAULT_RETRY_POLICY
     probe: bool = True
+    adopt: bool = False
 
     def __post_init__(self) -> None:
         check_mode(self.resume)

@@ -1,0 +1,173 @@
+"""The link between a training's model directory and the store of its input state."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Optional
+
+from input_checkpoint.checkpoint import SaveContext
+from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError
+from input_checkpoint.retention.policy import RetentionPolicy
+from input_checkpoint.store.catalog import WorkerListing
+from input_checkpoint.store.run import Run
+from input_checkpoint.store.store import CheckpointStore
+from input_checkpoint.tensorflow.model_checkpoints import (
+    ModelCheckpoints,
+    read_model_checkpoints,
+    saved_digest,
+)
+from input_checkpoint.tensorflow.model_retention import KeepForResume
+from input_checkpoint.tensorflow.model_rollback import PipelineCheck, roll_back_model
+from input_checkpoint.tensorflow.run_mark_file import read_mark, write_mark
+from input_checkpoint.training.evidence import ModelEvidence, NoModel, is_proven
+from input_checkpoint.training.run_mark import RunMark, check_same_run
+from input_checkpoint.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was found before a session: which model it is going to restore, and the input for it."""
+
+    step: int
+    listing: WorkerListing
+
+
+class ModelLink:
+    """Knows which model the input belongs to, and makes sure that the two stay together.
+
+    Without a model directory, or with several workers, there is nothing to link: any store is accepted, and
+    the model is left as it is.
+
+    Args:
+        store: where the input checkpoints are.
+        settings: of the hook.
+    """
+
+    def __init__(self, store: CheckpointStore, settings: TrainingSettings) -> None:
+        self._store = store
+        self._settings = settings
+        self._model_dir = settings.model_dir if settings.num_workers == 1 else None
+        self._model: Optional[ModelCheckpoints] = None
+        self._mark: Optional[RunMark] = None
+        self._seen: Optional[_Seen] = None
+        self._run_id = uuid.uuid4().hex
+
+    @property
+    def evidence(self) -> ModelEvidence:
+        """What identifies the model checkpoints that exist."""
+        return self._model or NoModel()
+
+    @property
+    def retention(self) -> RetentionPolicy:
+        """The user's policy, and whatever the newest models would resume from."""
+        policy = self._settings.retention
+        return policy if self._model_dir is None else policy | KeepForResume(self._model_dir)
+
+    def prepare(self, mode: str, check_pipeline: PipelineCheck) -> None:
+        """Look at the model directory and the store before TensorFlow restores the model.
+
+        If a crash has left the newest model without its input, the model directory is turned back to the
+        newest complete pair.
+
+        Args:
+            mode: how the input is about to resume.
+            check_pipeline: tells whether a checkpoint fits the present pipeline.
+
+        Raises:
+            DifferentRunError: the store holds the input state of another training.
+            PipelineMismatchError: the pair to go back to was saved from another pipeline.
+        """
+        if self._model_dir is None:
+            return
+        self._model = read_model_checkpoints(self._model_dir)
+        self._mark = read_mark(self._model_dir)
+        listing = self._store.list_worker(self._settings.worker)
+        if mode != "fresh" and not self._settings.adopt:
+            self._check_same_run(self._model_dir, listing)
+        self._run_id = self._continued_run_id(mode, listing)
+        if self._mark is None:
+            # Now, so that a second hook on the same training finds it.
+            self._remember(lineage=0, ended_at=None)
+        step = 0 if self._model is None else self._model.latest_step
+        if mode == "aligned" and self._model is not None:
+            step = self._roll_back(self._model, listing, check_pipeline) or step
+        self._seen = _Seen(step, listing)
+
+    def roll_back_after_error(self, restored_step: int, check_pipeline: PipelineCheck) -> bool:
+        """If a new session has restored a model without its input, turn the model directory back.
+
+        Returns:
+            Whether the session must restore the model again.
+        """
+        if self._model_dir is None:
+            return False
+        self._model = read_model_checkpoints(self._model_dir)
+        if self._model is None or self._model.latest_step != restored_step:
+            return False
+        listing = self._store.list_worker(self._settings.worker)
+        step = self._roll_back(self._model, listing, check_pipeline)
+        self._seen = _Seen(restored_step if step is None else step, listing)
+        return step is not None
+
+    def listing_for(self, step: int) -> WorkerListing:
+        """Return what the worker has stored; already known if the model is the one that was expected."""
+        seen, self._seen = self._seen, None
+        if seen is not None and seen.step == step:
+            return seen.listing
+        return self._store.list_worker(self._settings.worker)
+
+    @property
+    def run_id(self) -> str:
+        """Identity of this training, the same in all of its runs."""
+        return self._run_id
+
+    def run_begun(self, run: Run) -> None:
+        """Let the model directory remember the run that now saves its input."""
+        self._remember(run.lineage.number, ended_at=None)
+
+    def run_ended(self, run: Run, step: int) -> None:
+        """Let the model directory remember that training ended normally."""
+        self._remember(run.lineage.number, ended_at=step)
+
+    def context(self, step: int) -> SaveContext:
+        """Return the evidence for the save of ``step``. Reads small files: not for the training thread."""
+        digest = None if self._model_dir is None else saved_digest(self._model_dir, step)
+        return SaveContext(model_digest=digest, save_steps=self._settings.schedule.every_steps)
+
+    def _roll_back(
+        self, model: ModelCheckpoints, listing: WorkerListing, check_pipeline: PipelineCheck
+    ) -> Optional[int]:
+        return roll_back_model(self._store, self._settings, model, listing, self._mark, check_pipeline)
+
+    def _check_same_run(self, model_dir: str, listing: WorkerListing) -> None:
+        proven = self._proven_steps(listing) if self._mark is None else ()
+        check_same_run(self._mark, listing, proven, uri=self._store.uri, model_dir=model_dir)
+
+    def _proven_steps(self, listing: WorkerListing) -> list[int]:
+        """Return the steps of input checkpoints that were saved with the model checkpoints that exist."""
+        proven = []
+        for ref in reversed(listing.history):
+            if self._model is None or ref.step not in self._model.paths:
+                continue
+            try:
+                if is_proven(self._store.info(ref), self._model):
+                    proven.append(ref.step)
+            except (CorruptCheckpointError, CheckpointNotFoundError):
+                continue
+        return proven
+
+    def _continued_run_id(self, mode: str, listing: WorkerListing) -> str:
+        """Return the id of the training that continues, or a new one if none does."""
+        if self._mark is not None:
+            return self._mark.run_id
+        if mode != "fresh" and listing.lineage is not None and listing.lineage.run_id:
+            return listing.lineage.run_id
+        return uuid.uuid4().hex
+
+    def _remember(self, lineage: int, ended_at: Optional[int]) -> None:
+        if self._model_dir is None:
+            return
+        mark = RunMark(self._run_id, self._store.uri, self._settings.worker, lineage, ended_at)
+        write_mark(self._model_dir, mark)
+        self._mark = mark

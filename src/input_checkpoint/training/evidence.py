@@ -1,0 +1,34 @@
+"""Evidence that an input checkpoint and a model checkpoint were saved together."""
+
+from __future__ import annotations
+
+from typing import Optional, Protocol
+
+from input_checkpoint.checkpoint import CheckpointInfo
+
+
+class ModelEvidence(Protocol):
+    """The model checkpoints that exist, by what identifies their content."""
+
+    def digest(self, step: int) -> Optional[str]:
+        """Return the digest of the model checkpoint of ``step``, or None if there is none."""
+
+
+class NoModel:
+    """Evidence where no model checkpoints are known: nothing can be proven or refuted."""
+
+    def digest(self, step: int) -> Optional[str]:
+        """Return None."""
+        return None
+
+
+def is_proven(info: CheckpointInfo, model: ModelEvidence) -> bool:
+    """Whether an input checkpoint was demonstrably saved together with the model checkpoint of its step."""
+    recorded = info.context.model_digest
+    return recorded is not None and model.digest(info.step) == recorded
+
+
+def is_refuted(info: CheckpointInfo, model: ModelEvidence) -> bool:
+    """Whether the model checkpoint of its step is demonstrably another one than it was saved with."""
+    recorded, present = info.context.model_digest, model.digest(info.step)
+    return recorded is not None and present is not None and present != recorded

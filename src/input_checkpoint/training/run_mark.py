@@ -1,0 +1,104 @@
+"""The run mark: what a model directory remembers about the training whose input state is saved elsewhere.
+
+It ties a model directory to a store: a random run id stands in both, so that a store of another training is
+noticed before anything is restored from it, or removed by its retention policy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Optional
+
+from input_checkpoint.errors import UNREADABLE_JSON, DifferentRunError
+from input_checkpoint.store.catalog import WorkerListing
+
+MARK_NAME = "input-checkpoint.json"
+
+
+@dataclass(frozen=True)
+class RunMark:
+    """The content of the file ``input-checkpoint.json`` in a model directory."""
+
+    run_id: str
+    """The same in the lineage records of the store."""
+    uri: str
+    """The store that the input state was last saved to, without secrets."""
+    worker: str
+    lineage: int
+    """The lineage that was last begun there."""
+    ended_at: Optional[int] = None
+    """Step at which that training ended normally; None while it is running, or if it crashed."""
+
+
+def encode_mark(mark: RunMark) -> str:
+    """Return the text of the file."""
+    return json.dumps(asdict(mark), indent=1)
+
+
+def decode_mark(text: str) -> Optional[RunMark]:
+    """Return the mark, or None if the file cannot be read: it is then as good as missing.
+
+    >>> mark = RunMark("5f0c", "s3://bucket/run-7/input", "main", lineage=3)
+    >>> decode_mark(encode_mark(mark)) == mark
+    True
+    >>> decode_mark("{}") is None
+    True
+    """
+    try:
+        fields = json.loads(text)
+        ended_at = fields["ended_at"]
+        return RunMark(
+            run_id=str(fields["run_id"]),
+            uri=str(fields["uri"]),
+            worker=str(fields["worker"]),
+            lineage=int(fields["lineage"]),
+            ended_at=None if ended_at is None else int(ended_at),
+        )
+    except UNREADABLE_JSON:
+        return None
+
+
+def check_same_run(
+    mark: Optional[RunMark],
+    listing: WorkerListing,
+    proven: Collection[int],
+    *,
+    uri: str,
+    model_dir: str,
+) -> None:
+    """Raise unless the store can be that of the training in ``model_dir``.
+
+    A store without checkpoints can be anybody's, and so can one that was written before run ids were kept.
+    Without a mark, a checkpoint that was demonstrably saved together with a model checkpoint in ``model_dir``
+    is proof enough.
+
+    Args:
+        mark: of the model directory, or None.
+        listing: what the worker has stored.
+        proven: steps at which the model checkpoint in ``model_dir`` is the one that an input checkpoint
+            belongs to.
+        uri: of the store.
+        model_dir: the model directory.
+
+    Raises:
+        DifferentRunError: the store holds the input state of another training.
+    """
+    lineage = listing.lineage
+    if lineage is None or not listing.checkpoints or not lineage.run_id:
+        return
+    if (mark is not None and mark.run_id == lineage.run_id) or (mark is None and proven):
+        return
+    if mark is None:
+        ours = f"nothing in {model_dir} belongs to it"
+    else:
+        ours = f"{model_dir} belongs to run {mark.run_id[:8]}, whose input state is in {mark.uri}"
+    raise DifferentRunError(
+        f"{uri} holds the input state of another training (run {lineage.run_id[:8]}, begun on host "
+        f"{lineage.host} at {lineage.created:%Y-%m-%d %H:%M:%S} UTC, newest checkpoint at step "
+        f"{listing.checkpoints[-1].step}), and {ours}. Choose another backend; or pass adopt=True to resume "
+        "from that state; or pass resume='fresh' to start the input from its beginning, which deletes the "
+        "checkpoints there after two saves.",
+        uri=uri,
+    )
