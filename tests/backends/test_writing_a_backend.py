@@ -1,4 +1,4 @@
-"""The plugins of docs/writing-a-backend.md do what the page says, exactly as they stand there."""
+"""The plugin in docs/writing-a-backend.md works exactly as it stands there."""
 
 from __future__ import annotations
 

@@ -9,6 +9,12 @@ from typing import Optional
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo
 from input_checkpoint.errors import ObjectExistsError, ObjectNotFoundError
 
+COMMIT_LOCK_ADVICE = (
+    "Choose another storage, or name a second one that decides the commits: "
+    "storage_options={'commit_lock': 'file:///folder/that/all/writers/share'}."
+)
+"""What the user can do about a storage without an atomic create; the end of an error message."""
+
 
 class CommitLockBackend(Backend):
     """A backend whose `create` is decided by a second one.

@@ -18,7 +18,6 @@ from fsspec.spec import AbstractFileSystem
 
 from input_checkpoint.backends.base import TRIAL_PREFIX, Backend, Data, ObjectInfo, check_key
 from input_checkpoint.backends.create_race import RACERS, race_create
-from input_checkpoint.backends.object_store import COMMIT_LOCK_ADVICE
 from input_checkpoint.backends.redaction import redact
 from input_checkpoint.errors import (
     BackendError,
@@ -79,8 +78,8 @@ class GenericBackend(Backend):
         if reason is not None:
             raise BackendError(
                 f"{self.uri}: {reason}, so two writers could both believe that they committed. "
-                "This storage can be read but not written: choose another one, or "
-                f"{COMMIT_LOCK_ADVICE}."
+                "This storage can be read but not written: choose another one, or name one for the commits, "
+                "storage_options={'commit_lock': 'file:///a/folder/that/all/share'}."
             )
         self._create(key, data)
 

@@ -1,9 +1,10 @@
 """The base of every object-store backend: buckets, prefixes, ranges, batches of deletes, errors.
 
-`ObjectStoreBackend` keeps the contract of `Backend` on top of five requests that a client library sends. What
-goes wrong is described in three steps: a plugin reads the exceptions of its client library into a
-`RequestFailure`, explains the codes of its service, and leaves failures without an answer to
-`explain_unanswered`.
+`ObjectStoreBackend` keeps the contract of `Backend` on top of a few requests that a client library sends.
+
+A service with several client libraries translates errors in two steps: each library's exceptions become a
+`RequestFailure`, and one function for the service turns that into a `BackendError`. `explain_unanswered`
+covers the failures that have nothing to do with the service.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Callable, Optional, TypeVar, Union
 
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
 from input_checkpoint.backends.redaction import redact
 from input_checkpoint.errors import (
     BackendError,
@@ -25,11 +27,6 @@ from input_checkpoint.errors import (
     ObjectExistsError,
     ObjectNotFoundError,
 )
-
-COMMIT_LOCK_ADVICE = (
-    "name a storage for the commits: storage_options={'commit_lock': 'file:///a/folder/that/all/share'}"
-)
-"""What to do about a storage without an atomic create; goes into a sentence."""
 
 RETRY_ADVICE = "trying again may help"
 """What to do about a storage that is unavailable; goes into a sentence."""
@@ -111,10 +108,10 @@ def translated_errors(operation: Operation, translate: Translate) -> Iterator[No
 class ObjectStoreBackend(Backend):
     """A prefix of a bucket, through any client library.
 
-    A subclass sends five requests: `upload`, `download`, `list_objects`, `delete_objects`, and, where a
-    cheaper one than a download exists, `check_exists`. They take names, which are keys with the prefix in
-    front; they raise what the client library raises, and `translate_error` turns that into a
-    `BackendError`. They are called from several threads at once.
+    A subclass sends the requests: `upload`, `download`, `list_objects` and `delete_objects`, and perhaps
+    `check_exists`. These methods take the names of objects, which are keys with the prefix in front. They
+    raise what the client library raises, and `translate_error` turns that into a `BackendError`. Several
+    threads call them at once.
 
     Args:
         uri: ``scheme://bucket/prefix``.
@@ -132,6 +129,11 @@ class ObjectStoreBackend(Backend):
         super().__init__(uri)
         self._uri = shown_uri or redact(uri)
         self._prefix = prefix
+
+    @property
+    def prefix(self) -> str:
+        """What the name of every object starts with. The rest of the name is the key."""
+        return self._prefix
 
     @abc.abstractmethod
     def upload(self, name: str, data: bytes, *, if_absent: bool) -> None:
@@ -178,7 +180,7 @@ class ObjectStoreBackend(Backend):
         """
 
     def check_exists(self, name: str) -> None:
-        """Raise what a missing object raises. Reads the first byte, unless overridden."""
+        """Raise if an object does not exist. Override this if there is a cheaper request than a download."""
         self.download(name, 0, 1)
 
     def errors(self, verb: str, key: str = "", prefix: str = "") -> contextlib.AbstractContextManager[None]:
@@ -340,7 +342,7 @@ def conditional_writes_unsupported(operation: Operation, reason: str) -> Backend
     return operation.error(
         BackendError,
         f"this server does not support conditional writes ({reason}), so two writers could both believe that "
-        f"they committed. Choose another storage, or {COMMIT_LOCK_ADVICE}.",
+        f"they committed. {COMMIT_LOCK_ADVICE}",
     )
 
 

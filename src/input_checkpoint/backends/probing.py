@@ -7,7 +7,6 @@ import time
 import uuid
 
 from input_checkpoint.backends.base import TRIAL_PREFIX, Backend
-from input_checkpoint.backends.object_store import COMMIT_LOCK_ADVICE
 from input_checkpoint.errors import BackendError, ObjectExistsError
 
 _LEFT_BEHIND_SECONDS = 24 * 3600
@@ -52,7 +51,7 @@ def _write(backend: Backend, key: str) -> None:
     raise BackendError(
         f"{backend.uri} ignores the condition of a conditional create: it has replaced an object that was "
         f"there ({key}), so two writers could both believe that they committed. Choose another storage, or "
-        f"{COMMIT_LOCK_ADVICE}."
+        "name one for the commits: storage_options={'commit_lock': 'file:///a/folder/that/all/share'}."
     )
 
 
