@@ -1,4 +1,4 @@
-# `make demo` and `make test` each work as the first command on a fresh machine with python3, pip and make.
+# `make demo` and `make test` work as the first command on a fresh machine that has python3, pip and make.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,31 +7,39 @@ FIGURES ?= .benchmarks
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard backends/*/pyproject.toml))
 PROJECTS := pyproject.toml $(wildcard backends/*/pyproject.toml)
 
+COVERAGE ?= --cov
+
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint servers integration bench clean
+.PHONY: demo test test-matrix lint servers integration bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m demo
 
+# Measures branch coverage and prints it. `make test COVERAGE=` leaves that out and takes two thirds of the time.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(COVERAGE)
+
+# PYTHONS="3.9 3.12" narrows the choice.
+test-matrix:
+	JOBS=$(JOBS) scripts/test-matrix
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 	$(BIN)/lint-imports
 
-# The servers that the integration suite starts. INTEGRATION=moto,ceph narrows the choice, here and there.
+# Installs the servers that `make integration` starts. INTEGRATION=moto,ceph narrows the choice for both.
 servers:
 	scripts/install-servers
 
-# loadgroup: all tests over one server on one worker, so that it is started once.
+# loadgroup: all tests of a server run on the same worker, so that it starts only once.
 integration: $(VENV)/installed servers
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup integration
 
-# What docs/benchmarks.md describes. About twelve minutes on two cores.
+# The measurements that docs/benchmarks.md describes. They take about twelve minutes on two cores.
 bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet -e '.[bench]'
 	mkdir -p $(FIGURES)
@@ -44,4 +52,4 @@ $(VENV)/installed: $(PROJECTS) scripts/find-python
 	@touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-3.*

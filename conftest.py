@@ -1,44 +1,57 @@
-"""Fixtures shared by the library's tests and the plugins'."""
+"""Fixtures that the tests of the library and of the plugins share."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.s3_server import S3Server, running_s3_server
 
-# A busy machine is no reason to fail.
-settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("unhurried")
+ROOT = Path(__file__).parent
+
+if importlib.util.find_spec("tensorflow") is None:
+    # The store works without TensorFlow, so its tests run without it.
+    collect_ignore_glob = ["src/input_checkpoint/tensorflow/*", "tests/tensorflow/*"]
+    collect_ignore = [
+        str(path.relative_to(ROOT))
+        for path in ROOT.glob("tests/**/*.py")
+        if "tests.support.training" in path.read_text()
+    ]
+
+# A slow machine must not fail tests.
+settings.register_profile("no-deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no-deadline")
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    """A loopback S3 server, one for the whole run. Use a prefix of your own in its bucket."""
+    """A loopback S3 server for the whole session. Each test uses its own prefix in the bucket."""
     with running_s3_server() as server:
         yield server
 
 
 @pytest.fixture
 def no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the library find no plugin, as where none is installed."""
+    """Hide all plugins from the library, as if none were installed."""
     monkeypatch.setattr("input_checkpoint.backends.opening._plugins", lambda: ())
 
 
 @pytest.fixture
 def checks_credentials(s3_server: S3Server) -> Iterator[None]:
-    """Let the server check who asks, which it does not do otherwise."""
+    """Make the S3 server check credentials, which it ignores otherwise."""
 
-    def let_through(requests: str) -> str:
-        ask = urllib.request.Request(f"{s3_server.url}/moto-api/reset-auth", data=requests.encode())
-        ask.add_header("Content-Type", "text/plain")
-        with urllib.request.urlopen(ask) as answer:
-            return str(json.load(answer)["PREVIOUS_INITIAL_NO_AUTH_ACTION_COUNT"])
+    def allow_unauthenticated(requests: str) -> str:
+        call = urllib.request.Request(f"{s3_server.url}/moto-api/reset-auth", data=requests.encode())
+        call.add_header("Content-Type", "text/plain")
+        with urllib.request.urlopen(call) as response:
+            return str(json.load(response)["PREVIOUS_INITIAL_NO_AUTH_ACTION_COUNT"])
 
-    before = let_through("0")
+    before = allow_unauthenticated("0")
     yield
-    let_through(before)
+    allow_unauthenticated(before)

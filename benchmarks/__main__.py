@@ -1,4 +1,4 @@
-"""``python -m benchmarks`` makes all measurements; ``--help`` says how to make fewer."""
+"""Entry point of ``python -m benchmarks``, which runs all measurements. ``--help`` shows how to run fewer."""
 
 from benchmarks.suite import main
 

@@ -1,8 +1,8 @@
-"""How long until a save is stored for good, against the larger of what it cannot do without.
+"""How long it takes until a save is durable, relative to the larger of two parts that no save can avoid.
 
-These are the encoding by TensorFlow, from the operation on that takes the state into memory, and the wire:
-the bare upload of the bytes that are new, in objects of the size and as many at once as a save has. A save
-does both at the same time.
+One is TensorFlow's encoding, which starts with the operation that takes the state into memory. The other is
+the wire: the bare upload of the new bytes, in objects of the same size and with the same concurrency. A save
+overlaps the two.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Callable
 
-from benchmarks import apart, competitors, pipelines, places
-from benchmarks.competitors import OURS, OURS_S3
-from benchmarks.observed import ObservedBackend
+from benchmarks import candidates, fresh_process, pipelines, places
+from benchmarks.candidates import OURS, OURS_S3
 from benchmarks.pipelines import Pipeline
 from benchmarks.raw_session import RawSession, raw_session
 from benchmarks.report import Figure, Goal
+from benchmarks.traffic import TrafficBackend
 from input_checkpoint import Backend, CheckpointStore, KeepLast, open_backend
 from input_checkpoint.backends.local import LocalBackend
 from input_checkpoint.store.pack_writer import CONCURRENCY, PACK_BYTES
@@ -43,12 +43,12 @@ GOALS = (
 
 @dataclass(frozen=True)
 class Run:
-    """Saves at an interval."""
+    """A training run that saves at a fixed interval."""
 
     make: Callable[[int], Pipeline]
     elements: int
     steps: int
-    """From save to save."""
+    """Between two saves."""
     rounds: int
 
 
@@ -65,11 +65,11 @@ def measure(quick: bool) -> Iterator[Figure]:
     """Yield the figures, run by run."""
     with places.slow_s3() as remote:
         for number, run in enumerate(QUICK if quick else FULL):
-            yield from apart.run(train, run, remote, f"durable-{number}")
+            yield from fresh_process.run(train, run, remote, f"durable-{number}")
 
 
 def train(run: Run, remote: Place, name: str) -> list[Figure]:
-    """Let the places take turns."""
+    """Train and save to both backends in turn."""
     pipeline = run.make(run.elements)
     with places.folder() as folder, raw_session(pipeline) as opened:
         runners = [
@@ -77,34 +77,34 @@ def train(run: Run, remote: Place, name: str) -> list[Figure]:
             _Runner(OURS_S3, open_backend(f"{remote.uri}/{name}", remote.storage_options)),
         ]
         figures = []
-        for number, runner in competitors.turns(runners, run.rounds + 1):
+        for number, runner in candidates.turns(runners, run.rounds + 1):
             opened.draw(run.steps)
             found = runner.save(number, opened)
             case = f"{pipeline.name}, {run.steps} steps of {pipeline.batch}"
             case += ", slow S3" if runner.name == OURS_S3 else ", disk"
-            if number:  # the first one is full in any case
-                figures += [Figure(NAME, case, who, SECONDS, number, one) for who, one in found.items()]
+            if number:  # the first save is always a full one
+                figures += [Figure(NAME, case, who, SECONDS, number, value) for who, value in found.items()]
         return figures
 
 
 class _Runner:
-    """Saves to one place, and measures what a save there cannot do without."""
+    """Saves to one backend, and measures the two parts that a save to it cannot avoid."""
 
     def __init__(self, name: str, backend: Backend) -> None:
         self.name = name
-        self._backend = ObservedBackend(backend)
+        self._backend = TrafficBackend(backend)
         self._store = CheckpointStore.open(self._backend, create=True)
         self._run = self._store.begin_run("main")
 
     def save(self, number: int, opened: RawSession) -> dict[str, float]:
-        """Save, then encode and upload apart. Returns seconds."""
-        self._backend.look()
+        """Save, then encode and upload separately. Return the seconds."""
+        self._backend.take_traffic()
         started = time.perf_counter()
         snapshot = opened.iterators.snapshot(opened.session)
         serialized = time.perf_counter() - started
         self._run.save(number, snapshot.states())
         durable = self._backend.committed_at - started
-        new_bytes = self._backend.look().uploaded
+        new_bytes = self._backend.take_traffic().uploaded
         encode = serialized + _seconds(lambda: _encode(snapshot))
         snapshot.release()
         wire = _seconds(lambda: self._put(number, new_bytes))

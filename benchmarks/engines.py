@@ -1,8 +1,8 @@
-"""What the engines of a backend take for the requests that saves, restores and clean-ups make.
+"""How fast the engines of a backend handle the requests of saves, restores and pruning.
 
-Run with ``python -m benchmarks.engines``: it starts a server of each kind and lets the engines take turns on
-it. The ratios to the first engine count, not the absolute times; the processor time is the client's, which
-training has to do without.
+Run it with ``python -m benchmarks.engines``. It starts one server of each kind, on which the engines take
+turns. Only the ratios to the first engine count, not the absolute times. The processor time is that of the
+client, because training loses it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _DELETED, _LISTED = "deleted/", "listed/"
 
 @dataclass(frozen=True)
 class Load:
-    """How much is measured."""
+    """How much to measure."""
 
     packs: int
     pack_bytes: int
@@ -64,9 +64,9 @@ class Figure:
 
 
 class AdapterBackend(Backend):
-    """The fsspec filesystem that comes with obstore, for comparison. Keeps no contract."""
+    """The fsspec filesystem that comes with obstore, for comparison. Does not meet the backend contract."""
 
-    # `protocol` is one of a list of literals there, each with overloads of its own.
+    # `Any`, because FsspecStore has an overload for each protocol.
     def __init__(self, uri: str, protocol: Any, store_options: dict[str, Any]) -> None:
         from obstore.fsspec import FsspecStore
 
@@ -75,7 +75,7 @@ class AdapterBackend(Backend):
         self._root = uri.partition("://")[2]
 
     def create(self, key: str, data: Data) -> None:
-        """Not atomic."""
+        """Create the object. Not atomic."""
         self.put(key, data)
 
     def put(self, key: str, data: Data) -> None:
@@ -84,7 +84,7 @@ class AdapterBackend(Backend):
 
     def get(self, key: str, start: int = 0, end: Optional[int] = None) -> bytes:
         """See `Backend.get`."""
-        # It takes both ends of a range or none.
+        # It accepts either both ends of a range or neither.
         ends = {} if end is None else {"start": start, "end": end}
         return bytes(self._fs.cat_file(f"{self._root}/{key}", **ends))
 
@@ -95,17 +95,17 @@ class AdapterBackend(Backend):
 
     def delete(self, keys: Iterable[str]) -> None:
         """See `Backend.delete`."""
-        # Not `rm`, which opens a connection for each at once: more than a server takes.
-        _at_once(_WRITERS, lambda key: self._fs.rm_file(f"{self._root}/{key}"), list(keys))
+        # Not `rm`, which opens a connection per key at the same time, more than a server accepts.
+        _run_concurrently(_WRITERS, lambda key: self._fs.rm_file(f"{self._root}/{key}"), list(keys))
 
 
 def open_engines(place: Place) -> dict[str, Backend]:
-    """Return a backend on the place by each engine that there is for it, ours over fsspec first."""
+    """Return a backend per engine that supports the location, starting with ours over fsspec."""
     engines = {FSSPEC: open_backend(place.uri, place.storage_options)}
     try:
         engines[OBSTORE] = open_backend(place.uri, {**place.storage_options, "engine": OBSTORE})
     except BackendError as error:
-        print(f"  without {OBSTORE}: {error}")
+        print(f"  Skipping {OBSTORE}: {error}")
         return engines
     engines[ADAPTER] = _open_adapter(place)
     return engines
@@ -123,36 +123,36 @@ def _open_adapter(place: Place) -> AdapterBackend:
 
 
 def upload(backend: Backend, load: Load) -> Callable[[], None]:
-    """Return the upload of packs, as many at once as a save has."""
+    """Return a function that uploads the packs with the concurrency of a save."""
     data = os.urandom(load.pack_bytes)
-    return lambda: _at_once(CONCURRENCY, lambda key: backend.put(key, data), _packs(load))
+    return lambda: _run_concurrently(CONCURRENCY, lambda key: backend.put(key, data), _packs(load))
 
 
 def download(backend: Backend, load: Load) -> Callable[[], None]:
-    """Return the reads of ranges of those packs, as many at once as a restore has."""
+    """Return a function that reads ranges of these packs with the concurrency of a restore."""
 
     def read(key: str) -> None:
         data = backend.get(key, 1, load.pack_bytes)
         if len(data) != load.pack_bytes - 1:
-            raise ValueError(f"{key} is cut short")
+            raise ValueError(f"{key} is truncated")
 
-    return lambda: _at_once(CONCURRENCY, read, _packs(load))
+    return lambda: _run_concurrently(CONCURRENCY, read, _packs(load))
 
 
 def delete(backend: Backend, load: Load) -> Callable[[], None]:
-    """Return the removal of small objects that it makes first."""
+    """Create small objects, and return a function that deletes them."""
     keys = [f"{_DELETED}{uuid.uuid4().hex}" for _ in range(load.deletes)]
-    _at_once(_WRITERS, lambda key: backend.put(key, b"small"), keys)
+    _run_concurrently(_WRITERS, lambda key: backend.put(key, b"small"), keys)
     return lambda: backend.delete(keys)
 
 
 def listing(backend: Backend, load: Load) -> Callable[[], None]:
-    """Return the list of many keys."""
+    """Return a function that lists many keys."""
 
     def read() -> None:
         found = sum(1 for _ in backend.list(_LISTED))
         if found != load.keys:
-            raise ValueError(f"{found} of {load.keys} keys")
+            raise ValueError(f"the listing has {found} of {load.keys} keys")
 
     return read
 
@@ -161,14 +161,14 @@ WORKS = {"upload": upload, "ranged reads": download, "delete": delete, "list": l
 
 
 def measure(server: Server, load: Load) -> list[Figure]:
-    """Let the engines take turns, each beginning a round as often as the others."""
+    """Let the engines take turns. Each one goes first equally often."""
     place = server.place(uuid.uuid4().hex)
     engines = open_engines(place)
     if len(engines) == 1:
         return []
     keys = [f"{_LISTED}{number:06d}" for number in range(load.keys)]
-    _at_once(_WRITERS, lambda key: engines[FSSPEC].put(key, b""), keys)
-    for backend in engines.values():  # what a connection costs is no part of it
+    _run_concurrently(_WRITERS, lambda key: engines[FSSPEC].put(key, b""), keys)
+    for backend in engines.values():  # connecting is not part of the measurement
         backend.put("warm", b"")
         backend.get("warm")
     figures = []
@@ -188,16 +188,18 @@ def measure(server: Server, load: Load) -> list[Figure]:
 
 
 def table(figures: Sequence[Figure], load: Load) -> str:
-    """Return the medians of each work, and the medians of the ratios to the first engine, round by round."""
+    """Return the medians per operation, and the medians of the per-round ratios to the first engine."""
     lines = [
-        f"{load.packs} packs of {load.pack_bytes >> 20} MiB, {CONCURRENCY} at once; {load.deletes} deletes; "
-        f"{load.keys} keys; medians of {load.rounds} rounds (least to most)",
-        f"{'server':9s} {'work':13s} {'engine':17s} {'seconds':>24s} {'fsspec takes':>14s} "
+        f"{load.packs} packs of {load.pack_bytes >> 20} MiB, {CONCURRENCY} at a time; "
+        f"{load.deletes} deletes; {load.keys} keys; medians of {load.rounds} rounds (min to max)",
+        f"{'server':9s} {'operation':13s} {'engine':17s} {'seconds':>24s} {'fsspec takes':>14s} "
         f"{'processor':>10s}",
     ]
-    for server, work, engine in dict.fromkeys((one.server, one.work, one.engine) for one in figures):
+    for server, work, engine in dict.fromkeys(
+        (figure.server, figure.work, figure.engine) for figure in figures
+    ):
         ours, first = _series(figures, server, work, engine), _series(figures, server, work, FSSPEC)
-        seconds = [one.seconds for one in ours]
+        seconds = [figure.seconds for figure in ours]
         spread = f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
         slower = statistics.median(a.seconds / b.seconds for a, b in zip(first, ours))
         busier = statistics.median(a.processor_seconds / b.processor_seconds for a, b in zip(first, ours))
@@ -206,11 +208,13 @@ def table(figures: Sequence[Figure], load: Load) -> str:
 
 
 def main() -> None:
-    """Print the ratios, server by server."""
+    """Measure all servers and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer and smaller objects")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw figures there")
-    parser.add_argument("--server", choices=list(SERVERS), action="append", help="only this one; repeatable")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw figures to this file")
+    parser.add_argument(
+        "--server", choices=list(SERVERS), action="append", help="measure only this one; repeatable"
+    )
     arguments = parser.parse_args()
     load = QUICK if arguments.quick else FULL
     figures: list[Figure] = []
@@ -221,7 +225,7 @@ def main() -> None:
                     print(f"{name}: {server.version()}")
                     figures += measure(server, load)
             except MissingServerError as error:
-                print(f"{name} is left out: {error}")
+                print(f"Skipping {name}: {error}")
         if arguments.json:
             rows = [asdict(figure) for figure in figures]
             arguments.json.write_text(json.dumps({"load": asdict(load), "figures": rows}, indent=1))
@@ -229,18 +233,20 @@ def main() -> None:
 
 
 def _packs(load: Load) -> list[str]:
-    # The same for all engines, so that the server's caches treat them alike.
+    # The same keys for all engines, so that the server's caches treat them alike.
     return [f"packs/{number:05d}" for number in range(load.packs)]
 
 
-def _at_once(writers: int, work: Callable[[str], object], keys: Sequence[str]) -> None:
+def _run_concurrently(writers: int, work: Callable[[str], object], keys: Sequence[str]) -> None:
     with ThreadPoolExecutor(writers) as executor:
         for _ in executor.map(work, keys):
             pass
 
 
 def _series(figures: Sequence[Figure], server: str, work: str, engine: str) -> list[Figure]:
-    return [one for one in figures if (one.server, one.work, one.engine) == (server, work, engine)]
+    return [
+        figure for figure in figures if (figure.server, figure.work, figure.engine) == (server, work, engine)
+    ]
 
 
 if __name__ == "__main__":

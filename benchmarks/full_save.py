@@ -1,7 +1,7 @@
-"""What a save costs over writing the same bytes, when everything has changed.
+"""The cost of a save relative to a bare write of the same bytes, when the whole state is new.
 
-Run with ``python -m benchmarks.full_save``. Ours and a bare write of packs to the local disk take turns; the
-ratio of each pair counts, not the absolute times.
+Run it with ``python -m benchmarks.full_save``. Saves and bare writes of packs to the local disk take turns.
+Only the ratio of each pair counts, not the absolute times.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ ROUNDS = 8
 
 
 def fresh_state() -> list[Element]:
-    """Return elements that no earlier save has seen."""
+    """Return elements that no earlier save contained."""
     return [(b"Iterator::Shuffle:buffer::%d" % slot, os.urandom(ELEMENT_BYTES)) for slot in range(ELEMENTS)]
 
 
 def bare_write(folder: Path, number: int, state: list[Element]) -> float:
-    """Return the seconds that it takes to store the elements as they are."""
+    """Write the elements as they are, and return the seconds that it took."""
     started = time.perf_counter()
     with PackWriter(LocalBackend(str(folder)), lambda pack: f"packs/{number}/{pack:05d}") as packs:
         for key, payload in state:
@@ -39,14 +39,14 @@ def bare_write(folder: Path, number: int, state: list[Element]) -> float:
 
 
 def save(run: Run, number: int, state: list[Element]) -> float:
-    """Return the seconds that it takes to save and commit the elements."""
+    """Save and commit the elements, and return the seconds that it took."""
     started = time.perf_counter()
     run.save(number, [IteratorState("Iterator", state)])
     return time.perf_counter() - started
 
 
 def main() -> None:
-    """Print the ratio, pair by pair."""
+    """Print the smallest, the median and the largest ratio."""
     with tempfile.TemporaryDirectory() as folder:
         store = CheckpointStore.open(f"{folder}/store", create=True)
         run = store.begin_run("main")

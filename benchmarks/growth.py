@@ -1,6 +1,6 @@
-"""How costs grow: with the state, with the number of its elements, of retained checkpoints and of workers.
+"""How costs grow with the size of the state and the number of elements, kept checkpoints and workers.
 
-What is judged is the exponent: 0 is a cost that does not grow, 1 one that is proportional.
+The goals are about the exponent: 0 means that a cost stays flat, 1 that it is proportional.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Callable
 
-from benchmarks import apart, pipelines, places
-from benchmarks.competitors import FLOOR
-from benchmarks.observed import ObservedBackend
+from benchmarks import fresh_process, pipelines, places
+from benchmarks.candidates import FLOOR
 from benchmarks.pipelines import Pipeline
 from benchmarks.raw_session import raw_session
 from benchmarks.report import Figure, Goal, aligned, exponent, number
+from benchmarks.traffic import TrafficBackend
 from input_checkpoint import CheckpointRef, CheckpointStore, IteratorState, KeepAll, KeepLast
 from input_checkpoint.backends.local import LocalBackend
 from input_checkpoint.backends.memory import MemoryBackend
@@ -33,25 +33,25 @@ BYTES = "bytes"
 SECONDS = "seconds"
 
 GROWS = "grows"
-STAYS = "should stay"
-NOT_OURS = "grows by itself"
+FLAT = "should stay flat"
+TENSORFLOW = "TensorFlow's own growth"
 
-EXPONENTS = (GROWS, STAYS, NOT_OURS)
+EXPONENTS = (GROWS, FLAT, TENSORFLOW)
 
 GOALS = (
     Goal(NAME, GROWS, EXPONENT, LINEAR, 1.1),
-    Goal(NAME, STAYS, EXPONENT, LINEAR, 0.1),
-    Goal(NAME, NOT_OURS, EXPONENT, LINEAR),
+    Goal(NAME, FLAT, EXPONENT, LINEAR, 0.1),
+    Goal(NAME, TENSORFLOW, EXPONENT, LINEAR),
 )
 
 _PAYLOAD_BYTES = 4_000
 _ELEMENTS = 50
-_LEAST_SAVES = 100
+_MIN_SAVES = 100
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is grown, and how far."""
+    """The sizes to measure, from small to large."""
 
     pictures: tuple[int, ...]
     numbers: tuple[int, ...]
@@ -65,16 +65,16 @@ QUICK = Sizes((100, 300), (1_000, 4_000), (1, 10, 50), (1, 10, 50), 1)
 
 
 def measure(quick: bool) -> Iterator[Figure]:
-    """Yield the figures, and the exponents that follow from them."""
+    """Yield the figures, and the exponents computed from them."""
     sizes = QUICK if quick else FULL
     for turn in range(sizes.rounds):
-        found = apart.run(save_each, [pipelines.pictures(count) for count in sizes.pictures])
-        yield from _series("state size", sizes.pictures, turn, found, _is_cost)
-        found = apart.run(save_each, [pipelines.numbers(count) for count in sizes.numbers])
-        yield from _series("element count", sizes.numbers, turn, found, _is_cost)
-        found = [live_long(count) for count in sizes.checkpoints]
+        found = fresh_process.run(save_each, [pipelines.pictures(count) for count in sizes.pictures])
+        yield from _series("state size", sizes.pictures, turn, found, _always_grows)
+        found = fresh_process.run(save_each, [pipelines.numbers(count) for count in sizes.numbers])
+        yield from _series("element count", sizes.numbers, turn, found, _always_grows)
+        found = [costs_with_history(count) for count in sizes.checkpoints]
         yield from _series("retained checkpoints", sizes.checkpoints, turn, found, _grows_with_history)
-        found = [work_together(count) for count in sizes.workers]
+        found = [costs_with_workers(count) for count in sizes.workers]
         yield from _series("workers", sizes.workers, turn, found, _grows_with_workers)
 
 
@@ -92,35 +92,37 @@ def _series(
         values = [costs[cost] for costs in found]
         for size, value in zip(sizes, values):
             yield Figure(NAME, what, f"{size:,}".replace(",", " "), cost, turn, value)
-        quantity = NOT_OURS if cost == FLOOR else GROWS if may_grow(cost) else STAYS
+        quantity = TENSORFLOW if cost == FLOOR else GROWS if may_grow(cost) else FLAT
         case = f"{what}: {cost}"
         yield Figure(NAME, case, EXPONENT, quantity, turn, exponent(sizes, values))
         yield Figure(NAME, case, LINEAR, quantity, turn, 1.0)
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """Return what was measured, one row a cost and one column a size."""
-    costs = [one for one in figures if one.quantity not in EXPONENTS]
+    """Return the costs as a table, with one row per cost and one column per size."""
+    costs = [figure for figure in figures if figure.quantity not in EXPONENTS]
     rows: list[tuple[str, ...]] = []
-    for what in dict.fromkeys(one.case for one in costs):
-        sizes = list(dict.fromkeys(one.who for one in costs if one.case == what))
+    for what in dict.fromkeys(figure.case for figure in costs):
+        sizes = list(dict.fromkeys(figure.who for figure in costs if figure.case == what))
         rows.append((what, "", *sizes))
-        for cost in dict.fromkeys(one.quantity for one in costs if one.case == what):
+        for cost in dict.fromkeys(figure.quantity for figure in costs if figure.case == what):
             rows.append(("", cost, *(number(_median(costs, what, cost, size)) for size in sizes)))
     return aligned(rows)
 
 
 def _median(figures: Sequence[Figure], what: str, cost: str, size: str) -> float:
     wanted = (what, cost, size)
-    return statistics.median(one.value for one in figures if (one.case, one.quantity, one.who) == wanted)
+    return statistics.median(
+        figure.value for figure in figures if (figure.case, figure.quantity, figure.who) == wanted
+    )
 
 
-def _is_cost(cost: str) -> bool:
+def _always_grows(cost: str) -> bool:
     return True
 
 
 def _grows_with_history(cost: str) -> bool:
-    # A listing has up to 1 000 keys a request; time has little to do with storage in memory.
+    # A listing takes one request per 1,000 keys. Seconds say little about storage in memory.
     return cost.startswith(("list all", "prune")) or cost.endswith((KEYS, SECONDS))
 
 
@@ -128,15 +130,15 @@ def _grows_with_workers(cost: str) -> bool:
     return cost.startswith("list all") or cost.endswith(SECONDS)
 
 
-def save_each(several: Sequence[Pipeline]) -> list[Costs]:
-    """Return what a full save and its restore cost, for each pipeline."""
-    return [_save_all(pipeline) for pipeline in several]
+def save_each(pipelines_: Sequence[Pipeline]) -> list[Costs]:
+    """Return the costs of a full save and its restore, for each pipeline."""
+    return [_save_all(pipeline) for pipeline in pipelines_]
 
 
 def _save_all(pipeline: Pipeline) -> Costs:
     with places.folder() as folder, raw_session(pipeline) as opened:
         session, iterators = opened.session, opened.iterators
-        # TensorFlow prepares an operation when it is run first.
+        # TensorFlow prepares an operation on its first run.
         iterators.snapshot(session).release()
         session.run(opened.serialize)
         store = CheckpointStore.open(LocalBackend(str(folder)), create=True)
@@ -159,13 +161,13 @@ def _save_all(pipeline: Pipeline) -> Costs:
     }
 
 
-def live_long(retained: int) -> Costs:
-    """Return what everything costs in a store with that many checkpoints."""
-    backend = ObservedBackend(MemoryBackend(f"memory://{uuid.uuid4().hex}"))
+def costs_with_history(retained: int) -> Costs:
+    """Return the cost of every operation on a store with that many checkpoints."""
+    backend = TrafficBackend(MemoryBackend(f"memory://{uuid.uuid4().hex}"))
     store = CheckpointStore.open(backend, create=True)
     run = store.begin_run("main")
-    # At least so many that the packs are of as many ages as they will ever be.
-    last = max(retained, _LEAST_SAVES)
+    # Enough saves for the ages of the packs to reach their steady state.
+    last = max(retained, _MIN_SAVES)
     for step in range(1, last + 1):
         run.save(step, [_state(step)])
     run.prune(KeepLast(retained))
@@ -176,9 +178,9 @@ def live_long(retained: int) -> Costs:
     return costs
 
 
-def work_together(workers: int) -> Costs:
-    """Return what everything costs one of that many workers."""
-    backend = ObservedBackend(MemoryBackend(f"memory://{uuid.uuid4().hex}"))
+def costs_with_workers(workers: int) -> Costs:
+    """Return the cost of every operation for one of that many workers."""
+    backend = TrafficBackend(MemoryBackend(f"memory://{uuid.uuid4().hex}"))
     names = [f"worker-{index}" for index in range(workers)]
     runs: dict[str, Run] = {}
     for name in names:
@@ -193,8 +195,8 @@ def work_together(workers: int) -> Costs:
     return costs
 
 
-def _resume(backend: ObservedBackend, worker: str) -> None:
-    """Do what a process does that takes up training again, up to its first save."""
+def _resume(backend: TrafficBackend, worker: str) -> None:
+    """Do what a restarted process does, up to its first save."""
     store = _open(backend)
     newest: CheckpointRef = store.history(worker)[-1]
     for state in store.load(newest):
@@ -203,16 +205,16 @@ def _resume(backend: ObservedBackend, worker: str) -> None:
     run.save(newest.step + 1, [_state(newest.step + 1)])
 
 
-def _open(backend: ObservedBackend) -> CheckpointStore:
+def _open(backend: TrafficBackend) -> CheckpointStore:
     return CheckpointStore.open(backend)
 
 
-def _costs_of(backend: ObservedBackend, what: str, work: Callable[[], object]) -> Costs:
-    backend.look()
+def _costs_of(backend: TrafficBackend, what: str, work: Callable[[], object]) -> Costs:
+    backend.take_traffic()
     started = time.perf_counter()
     work()
     seconds = time.perf_counter() - started
-    traffic = backend.look()
+    traffic = backend.take_traffic()
     return {
         f"{what}, {REQUESTS}": traffic.requests,
         f"{what}, {KEYS}": traffic.listed,
@@ -222,7 +224,7 @@ def _costs_of(backend: ObservedBackend, what: str, work: Callable[[], object]) -
 
 
 def _state(step: int) -> IteratorState:
-    """Return a state of which a tenth is new at every step."""
+    """Return a state that is one tenth new at every step."""
 
     def elements() -> Iterator[Element]:
         for slot in range(_ELEMENTS):

@@ -1,7 +1,7 @@
-"""What a save uploads and a restore reads when only a part of the state has changed.
+"""How much a save uploads and a restore reads when only part of the state has changed.
 
-Run with ``python -m benchmarks.incremental``. Counts bytes and objects, so the figures do not depend on the
-machine. Ends with an error if a bar is missed.
+Run it with ``python -m benchmarks.incremental``. It counts bytes and objects, so the figures are the same on
+every machine. It exits with an error if a figure exceeds its limit.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from input_checkpoint.backends.memory import MemoryBackend
 PACK_BYTES = 1 << 20
 SAVES = 200
 BUFFERS = ((2_000, 20_000), (20_000, 2_048))
-"""Elements, and bytes of each: pictures, and the smallest payloads that are stored one by one."""
+"""Elements, and bytes per element: pictures, and the smallest payloads that are not combined into runs."""
 TURNOVERS = (0.01, 0.05, 0.20, 1.00)
 
 BAR_TURNOVER = 0.05
 UPLOAD_BAR = 0.08
-"""Of what a full save uploads, for every save at `BAR_TURNOVER`."""
+"""Largest upload of a save at `BAR_TURNOVER`, as a share of a full save."""
 RESTORE_BAR = 1.5
-"""Of the state's bytes."""
+"""Most bytes that a restore may read, as a multiple of the state."""
 OBJECTS_BAR = 4.0
-"""Of the objects that a fresh full save makes."""
+"""Most objects that a restore may read, as a multiple of those that a full save creates."""
 
 
 class CountingBackend(MemoryBackend):
-    """Counts what goes up and down."""
+    """Counts the bytes that are uploaded and read, and the objects that are read."""
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
@@ -60,16 +60,16 @@ class CountingBackend(MemoryBackend):
 
 @dataclass(frozen=True)
 class Figures:
-    """What was counted."""
+    """The figures of one run."""
 
     full: int
     """Bytes that the first save uploaded."""
     uploads: tuple[int, ...]
     """Bytes that each later save uploaded."""
     read: float
-    """Bytes that a restore after the last save read, as a multiple of the state's."""
+    """Bytes that a restore read after the last save, as a multiple of the state's."""
     objects: float
-    """Objects that it read from, as a multiple of those that the first save made."""
+    """Objects that it read, as a multiple of those that the first save created."""
 
     @property
     def mean(self) -> float:
@@ -82,18 +82,18 @@ class Figures:
         return max(self.uploads) / self.full
 
     def missed(self, turnover: float) -> list[str]:
-        """Return which bars were missed."""
+        """Return a sentence for every limit that was exceeded."""
         bars = [
             ("a restore reads {:.2f} times the state", self.read, RESTORE_BAR),
             ("a restore reads {:.2f} times the objects of a full save", self.objects, OBJECTS_BAR),
         ]
         if turnover == BAR_TURNOVER:
             bars.append(("the largest save uploads {:.4f} of a full one", self.worst, UPLOAD_BAR))
-        return [f"{text.format(found)}, more than {bar}" for text, found, bar in bars if found > bar]
+        return [f"{text.format(found)}, the limit is {bar}" for text, found, bar in bars if found > bar]
 
 
 def measure(turnover: float, saves: int, elements: int, element_bytes: int) -> Figures:
-    """Save a shuffle buffer ``saves`` times, replacing a share of its elements at random in between."""
+    """Save a shuffle buffer ``saves`` times. Replace a random share of its elements between two saves."""
     backend = CountingBackend(f"memory://{uuid.uuid4().hex}")
     store = CheckpointStore.open(backend, create=True, options=SaveOptions(pack_bytes=PACK_BYTES))
     run = store.begin_run("main")
@@ -123,7 +123,7 @@ def measure(turnover: float, saves: int, elements: int, element_bytes: int) -> F
 
 
 def main() -> int:
-    """Print the tables. Returns how many bars were missed."""
+    """Print the tables. Return how many limits were exceeded."""
     problems: list[str] = []
     for elements, element_bytes in BUFFERS:
         print(
@@ -141,7 +141,7 @@ def main() -> int:
             )
             problems += [f"{element_bytes} bytes, {turnover:.0%}: {text}" for text in found.missed(turnover)]
     for problem in problems:
-        print(f"missed: {problem}")
+        print(f"Limit exceeded: {problem}")
     return len(problems)
 
 

@@ -1,4 +1,4 @@
-"""The most memory that a save takes beyond what the process held before, at several sizes of the state."""
+"""The peak memory of a save beyond what the process used before, at several sizes of the state."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
-from benchmarks import apart, pipelines, places
-from benchmarks.competitors import OURS, OURS_S3, TF_HOOK
+from benchmarks import fresh_process, pipelines, places
+from benchmarks.candidates import OURS, OURS_S3, TF_HOOK
 from benchmarks.raw_session import RawSession, raw_session
 from benchmarks.report import Figure, Goal
 from benchmarks.slow_link import Link
@@ -39,28 +39,28 @@ _RESET = Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Run:
-    """Pictures in the buffer, and how often each is measured."""
+    """The numbers of pictures in the buffer, and how often to measure each."""
 
     sizes: tuple[int, ...]
     rounds: int
     who: tuple[str, ...]
 
 
-# One round: further ones differ by a twentieth, and each takes half a minute.
+# One round, because others differ by only a twentieth and each takes half a minute.
 FULL = Run((2_500, 24_000), 1, (OURS, OURS_S3, TF_HOOK))
 QUICK = Run((200, 800), 1, (OURS, OURS_S3))
 
 
 def measure(quick: bool) -> Iterator[Figure]:
-    """Yield the figures. Every save is the first of its process."""
+    """Yield the figures. Every save is the first one in its process."""
     if not _RESET.exists():
-        print("memory is left out: it needs /proc, which only Linux has")
+        print("Skipping memory: it needs /proc, which only Linux has.")
         return
     run = QUICK if quick else FULL
     with places.slow_s3(_FAST_LINK) as remote:
         found: dict[str, list[list[float]]] = {}
         tasks = [(who, size, number) for number in range(run.rounds) for size in run.sizes for who in run.who]
-        extras = apart.run_each(save_once, [(who, size, remote) for who, size, _ in tasks])
+        extras = fresh_process.run_each(save_once, [(who, size, remote) for who, size, _ in tasks])
         for (who, size, number), extra in zip(tasks, extras):
             yield Figure(NAME, pipelines.pictures(size).name, who, EXTRA, number, extra)
             found.setdefault(who, [[] for _ in range(run.rounds)])[number].append(extra)
@@ -74,7 +74,7 @@ def measure(quick: bool) -> Iterator[Figure]:
 
 
 def save_once(who: str, size: int, remote: Place) -> float:
-    """Return the bytes that a save takes at most, beyond what was there before."""
+    """Return the peak memory of a save, in bytes, beyond what the process used before."""
     with places.folder() as folder, raw_session(pipelines.pictures(size)) as opened:
         if who == TF_HOOK:
             return _extra(lambda: opened.save_as_tensorflow_does(folder))
@@ -92,7 +92,7 @@ def _save(store: CheckpointStore, opened: RawSession) -> None:
 
 
 def _extra(work: Callable[[], object]) -> float:
-    # "5" lets the kernel begin anew with the peak: proc(5).
+    # Writing "5" makes the kernel reset the peak: proc(5).
     _RESET.write_text("5")
     before = _peak()
     work()

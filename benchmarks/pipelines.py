@@ -1,7 +1,7 @@
-"""The input pipelines that everything is measured on.
+"""The input pipelines that the benchmarks use.
 
-All are built from what every machine has after installation: scikit-learn's sample photographs, and the
-English text of Python's own documentation. None of them ends.
+They are built from what every installation has: scikit-learn's sample photographs, and the English text of
+Python's own documentation. All of them are infinite.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ _SERIAL_DIGITS = 12
 
 @dataclass(frozen=True)
 class Pipeline:
-    """An input pipeline and what its state is expected to weigh."""
+    """An input pipeline and the expected size of its state."""
 
     name: str
     elements: int
-    """How many it holds once its buffer is full."""
+    """How many elements its state has once the buffer is full."""
     element_bytes: int
-    """About."""
+    """Approximate bytes per element."""
     batch: int
-    """Elements that one step takes."""
+    """Elements per step."""
     make: Callable[[Pipeline], Any] = field(repr=False, compare=False)
     batches_to_fill: int = 1
-    """Batches after which it holds everything that it will: a shuffle buffer is full before the first."""
+    """Batches until the buffer is full. A shuffle buffer is full before the first batch."""
 
     @property
     def state_bytes(self) -> int:
-        """About how much its state weighs."""
+        """The approximate size of its state."""
         return self.elements * self.element_bytes
 
     def dataset(self) -> Any:
-        """Return the data set; its elements are batches."""
+        """Return the dataset of batches."""
         options = tf.data.Options()
-        # TensorFlow would keep a few batches ready, more or fewer at each save.
+        # TensorFlow would prefetch a few batches, a different number at each save.
         options.experimental_optimization.inject_prefetch = False
         batches = self.make(self).batch(self.batch, drop_remainder=True)
         return batches.with_options(options)
 
     def with_elements(self, elements: int) -> Pipeline:
-        """Return the same pipeline with another buffer."""
+        """Return the same pipeline with a buffer of this size."""
         return replace(self, elements=elements)
 
 
@@ -68,13 +68,13 @@ def pictures(count: int, batch: int = 32) -> Pipeline:
 
 
 def cached_pictures(count: int, batch: int = 32) -> Pipeline:
-    """JPEG pictures behind ``cache()``, all of them in it."""
+    """JPEG pictures behind ``cache()``, which holds all of them."""
     whole = -(-count // batch) + 1
     return Pipeline(f"cache {_thousands(count)}", count, 100_000, batch, _cached_pictures, whole)
 
 
 def tokens(count: int, batch: int = 32) -> Pipeline:
-    """Rows of 1 024 tokens, shuffled."""
+    """Rows of 1,024 tokens, shuffled."""
     return Pipeline(f"tokens {_thousands(count)}", count, 8 * ROW_TOKENS, batch, _shuffled_tokens)
 
 
@@ -89,7 +89,7 @@ def numbers(count: int, batch: int = 256) -> Pipeline:
 
 
 def jpeg(number: Any) -> Any:
-    """Return the picture of that number, unlike any other: it carries its number in a comment."""
+    """Return the picture with this number. Each is unique, because a comment in it has the number."""
     head, tails = _picture_bytes()
     choice = number % len(tails)
     serial = tf.strings.as_string(number, width=_SERIAL_DIGITS, fill="0")
@@ -109,7 +109,7 @@ def _shuffled_tokens(pipeline: Pipeline) -> Any:
     last = len(text) - ROW_TOKENS
 
     def row(number: Any) -> Any:
-        # A large prime, so that neighbours come from different places.
+        # A large prime, so that neighboring rows come from different parts of the text.
         start = number * 7919 % last
         return tf.concat([[number], tf.constant(text)[start : start + ROW_TOKENS - 1]], axis=0)
 
@@ -133,7 +133,7 @@ def _counted() -> Any:
 
 @functools.cache
 def _picture_bytes() -> tuple[bytes, list[bytes]]:
-    """Return how pictures begin, up to a comment of some digits, and how each goes on after it."""
+    """Return the bytes of all pictures before the serial number, and those of each picture after it."""
     photographs = load_sample_images().images
     pictures = _encoded([_crop(photographs, number) for number in range(_CROPS)])
     head = _START_OF_IMAGE + _COMMENT_MARKER + (2 + _SERIAL_DIGITS).to_bytes(2, "big")
@@ -148,16 +148,16 @@ def _crop(photographs: Sequence[Any], number: int) -> Any:
 
 
 def _encoded(pictures: Sequence[Any]) -> list[bytes]:
-    # In a graph of its own, since it is asked for in the middle of building one.
+    # In a separate graph, because the caller may be building one.
     with v1.Graph().as_default(), v1.Session() as session:
         picture = v1.placeholder(tf.uint8)
         encoded = tf.io.encode_jpeg(picture, quality=_QUALITY)
-        return [session.run(encoded, {picture: one}) for one in pictures]
+        return [session.run(encoded, {picture: pixels}) for pixels in pictures]
 
 
 @functools.cache
 def _token_ids() -> Any:
-    """Return English text as numbers, one a word or mark."""
+    """Return English text as numbers, one per word or punctuation mark."""
     text = " ".join(pydoc_data.topics.topics.values())
     words = re.findall(r"\w+|[^\w\s]", text)
     return np.array([zlib.crc32(word.encode()) % 50_000 for word in words], np.int64)

@@ -1,4 +1,4 @@
-"""Where states are saved to: a folder, and S3 behind a slow link."""
+"""Where the benchmarks save to: a local folder, and S3 behind a slow link."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LINK = Link()
 
 @contextlib.contextmanager
 def slow_s3(link: Link = LINK) -> Iterator[Place]:
-    """Run an S3 server and a slow link to it, each in a process of its own; yield a place in its bucket."""
+    """Run an S3 server and a slow link to it, each in its own process. Yield a location in its bucket."""
     with tempfile.TemporaryDirectory() as folder, Moto(Path(folder)).running() as server:
         port = free_port()
         options = ["--latency", str(link.latency), "--bandwidth", str(link.bandwidth)]
@@ -33,6 +33,6 @@ def slow_s3(link: Link = LINK) -> Iterator[Place]:
 
 @contextlib.contextmanager
 def folder() -> Iterator[Path]:
-    """Yield an empty folder on the local disk, and remove it afterwards."""
+    """Yield an empty folder on the local disk. Remove it afterward."""
     with tempfile.TemporaryDirectory(prefix="input-checkpoint-bench-") as path:
         yield Path(path)

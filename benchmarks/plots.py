@@ -1,4 +1,4 @@
-"""Pictures of the figures, for the documentation."""
+"""Plots of the figures, for the documentation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from benchmarks import durable, growth, restore, stall, throughput, upload
 from benchmarks.report import Figure
 
 matplotlib.use("svg")
-# The same figures give the same file.
+# The same figures always give the same file.
 matplotlib.rcParams["svg.hashsalt"] = "input-checkpoint"
-# Letters as letters: half the size, and they can be searched.
+# Text as text, not as paths: half the size, and searchable.
 matplotlib.rcParams["svg.fonttype"] = "none"
 
 from matplotlib import pyplot as plt  # noqa: E402 - the settings come first
@@ -24,7 +24,7 @@ _NO_DATE = {"Date": None}
 
 
 def draw(figures: Sequence[Figure], folder: Path) -> list[Path]:
-    """Draw what has been measured, one file a measurement; return the files."""
+    """Draw one file per measurement that has figures. Return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = [
         _bars(figures, stall.NAME, stall.STALL, folder, logarithmic=True),
@@ -45,20 +45,22 @@ def _bars(
     logarithmic: bool,
     leave_out: Sequence[str] = (),
 ) -> Optional[Path]:
-    """Draw a group of bars for each case: medians, with the least and the most as whiskers."""
+    """Draw a group of bars per case: medians, with the smallest and largest values as whiskers."""
     chosen = [
-        one
-        for one in figures
-        if (one.measurement, one.quantity) == (measurement, quantity) and one.who not in leave_out
+        figure
+        for figure in figures
+        if (figure.measurement, figure.quantity) == (measurement, quantity) and figure.who not in leave_out
     ]
     if not chosen:
         return None
-    cases = list(dict.fromkeys(one.case for one in chosen))
-    names = list(dict.fromkeys(one.who for one in chosen))
+    cases = list(dict.fromkeys(figure.case for figure in chosen))
+    names = list(dict.fromkeys(figure.who for figure in chosen))
     height = 0.8 / len(names)
     _, axes = plt.subplots(figsize=(9, 0.6 + 0.16 * len(cases) * (len(names) + 1)))
     for place, name in enumerate(names):
-        values = [[one.value for one in chosen if (one.case, one.who) == (case, name)] for case in cases]
+        values = [
+            [figure.value for figure in chosen if (figure.case, figure.who) == (case, name)] for case in cases
+        ]
         there = [(row, found) for row, found in enumerate(values) if found]
         middles = [statistics.median(found) for _, found in there]
         spread = [
@@ -77,26 +79,28 @@ def _bars(
 
 
 def _curves(figures: Iterable[Figure], folder: Path) -> Optional[Path]:
-    """Draw how costs grow, all on one scale: relative to the smallest size."""
-    chosen = [one for one in figures if one.measurement == growth.NAME]
-    costs = [one for one in chosen if one.quantity not in growth.EXPONENTS]
+    """Draw how costs grow, relative to the cost at the smallest size."""
+    chosen = [figure for figure in figures if figure.measurement == growth.NAME]
+    costs = [figure for figure in chosen if figure.quantity not in growth.EXPONENTS]
     if not costs:
         return None
-    subjects = list(dict.fromkeys(one.case for one in costs))
+    subjects = list(dict.fromkeys(figure.case for figure in costs))
     _, all_axes = plt.subplots(1, len(subjects), figsize=(4.5 * len(subjects), 4), squeeze=False)
     for axes, subject in zip(all_axes[0], subjects):
-        _curve(axes, subject, [one for one in costs if one.case == subject])
+        _curve(axes, subject, [figure for figure in costs if figure.case == subject])
     return _saved(folder / "growth.svg")
 
 
 def _curve(axes: Any, subject: str, costs: Sequence[Figure]) -> None:
-    sizes = list(dict.fromkeys(one.who for one in costs))
+    sizes = list(dict.fromkeys(figure.who for figure in costs))
     amounts = [int(size.replace(" ", "")) for size in sizes]
-    for cost in dict.fromkeys(one.quantity for one in costs):
+    for cost in dict.fromkeys(figure.quantity for figure in costs):
         if cost.endswith(growth.SECONDS):
             continue
         medians = [
-            statistics.median(one.value for one in costs if (one.quantity, one.who) == (cost, size))
+            statistics.median(
+                figure.value for figure in costs if (figure.quantity, figure.who) == (cost, size)
+            )
             for size in sizes
         ]
         if medians[0]:
@@ -107,7 +111,7 @@ def _curve(axes: Any, subject: str, costs: Sequence[Figure]) -> None:
     axes.minorticks_off()
     axes.set_xticks(amounts, sizes)
     axes.set_xlabel(subject)
-    axes.set_ylabel("times the cost at the smallest")
+    axes.set_ylabel("relative to the smallest size")
     axes.legend(fontsize="x-small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
 
 

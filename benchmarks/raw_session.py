@@ -1,4 +1,4 @@
-"""A pipeline in a plain session, without hooks: for measurements below the hook."""
+"""A pipeline in a plain session, for measurements without hooks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from benchmarks.competitors import serialize_op
+from benchmarks.candidates import serialize_op
 from benchmarks.pipelines import Pipeline
 from input_checkpoint.tensorflow.iterators import GraphIterators, external_state_policy_number
 
@@ -24,19 +24,19 @@ class RawSession:
     session: Any
     iterators: GraphIterators
     saver: Any
-    """TensorFlow's, of the iterator's state, as its hook uses it."""
+    """The saver of the iterator's state that TensorFlow's hook uses."""
     batch: Any
     """The operation that draws a batch."""
     serialize: Any
     """See `serialize_op`."""
 
     def draw(self, batches: int) -> None:
-        """Draw so many batches."""
+        """Draw that many batches."""
         for _ in range(batches):
             self.session.run(self.batch)
 
     def save_as_tensorflow_does(self, folder: Path) -> str:
-        """Save with TensorFlow's saver into a folder; return the prefix of its files."""
+        """Save to a folder with TensorFlow's saver. Return the prefix of its files."""
         prefix: str = self.saver.save(self.session, str(folder / "input.ckpt"), write_meta_graph=False)
         return prefix
 

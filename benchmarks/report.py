@@ -1,4 +1,4 @@
-"""Figures, the ratios between competitors, and the goals of those ratios. Pure: nothing is run here."""
+"""Figures, the ratios between candidates, and the goals for these ratios. Everything here is pure."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from typing import Any, Optional
 
 @dataclass(frozen=True)
 class Figure:
-    """One number that was measured once."""
+    """One measured number."""
 
     measurement: str
     case: str
-    """On which pipeline, or at which size."""
+    """The pipeline, or the size."""
     who: str
+    """The candidate."""
     quantity: str
-    """What was measured; its unit is the part in brackets."""
+    """What was measured, with its unit in brackets."""
     round: int
     value: float
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A ratio between two competitors that is to stay within a bound."""
+    """A ratio between two candidates that should stay within a bound."""
 
     measurement: str
     quantity: str
     who: str
     against: str
     bound: Optional[float] = None
-    """None: the ratio is told and not judged."""
+    """None: the ratio is reported but not judged."""
     at_most: bool = True
-    """False: it must be at least the bound."""
+    """True: the ratio may be at most the bound. False: it must be at least the bound."""
     cases: Optional[str] = None
-    """Only cases whose name begins so."""
+    """Only cases whose names start with this."""
 
     def ratios(self, figures: Iterable[Figure]) -> list[Ratio]:
-        """Return the ratio of every case in which both have been measured."""
+        """Return the ratio for every case in which both were measured."""
         series: dict[str, dict[str, dict[int, float]]] = {}
         for figure in figures:
             if (figure.measurement, figure.quantity) == (self.measurement, self.quantity):
@@ -62,7 +63,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How two competitors compare in one case, round by round."""
+    """The ratio between two candidates in one case, round by round."""
 
     goal: Goal
     case: str
@@ -70,7 +71,7 @@ class Ratio:
 
     @property
     def median(self) -> float:
-        """Median of the rounds."""
+        """The median over the rounds."""
         return statistics.median(self.values)
 
     @property
@@ -87,17 +88,17 @@ class Ratio:
 
 
 def paired(these: dict[int, float], those: dict[int, float]) -> tuple[float, ...]:
-    """Return the ratios of the rounds that both have, in order.
+    """Return the ratio for every round that both have, in order.
 
     >>> paired({0: 1.0, 1: 3.0, 2: 5.0}, {1: 2.0, 0: 2.0})
     (0.5, 1.5)
     """
     both = sorted(set(these) & set(those))
-    return tuple(these[one] / those[one] for one in both if those[one])
+    return tuple(these[round_] / those[round_] for round_ in both if those[round_])
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """Return the power of the size with which a cost grows: 0 is constant, 1 linear, 2 quadratic.
+    """Return the power of the size that a cost grows with: 0 is constant, 1 linear, 2 quadratic.
 
     >>> round(exponent([10, 100, 1000], [5, 50, 500]), 6)
     1.0
@@ -105,23 +106,29 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     logs = [math.log(size) for size in sizes]
     heights = [math.log(max(cost, 1e-12)) for cost in costs]
     middle, height = statistics.mean(logs), statistics.mean(heights)
-    rise = sum((log - middle) * (one - height) for log, one in zip(logs, heights))
+    rise = sum((log - middle) * (log_cost - height) for log, log_cost in zip(logs, heights))
     return rise / sum((log - middle) ** 2 for log in logs)
 
 
 def measured_table(figures: Sequence[Figure]) -> str:
-    """Return what was measured: the median of the rounds, the least and the most."""
-    rows: list[Sequence[str]] = [("case", "what", "who", "median", "least", "most", "rounds")]
-    for case, quantity, who in dict.fromkeys((one.case, one.quantity, one.who) for one in figures):
-        values = [one.value for one in figures if (one.case, one.quantity, one.who) == (case, quantity, who)]
+    """Return a table of the figures: median, smallest and largest value over the rounds."""
+    rows: list[Sequence[str]] = [("case", "what", "who", "median", "min", "max", "rounds")]
+    for case, quantity, who in dict.fromkeys(
+        (figure.case, figure.quantity, figure.who) for figure in figures
+    ):
+        values = [
+            figure.value
+            for figure in figures
+            if (figure.case, figure.quantity, figure.who) == (case, quantity, who)
+        ]
         spread = (statistics.median(values), min(values), max(values))
         rows.append((case, quantity, who, *map(number, spread), str(len(values))))
     return aligned(rows)
 
 
 def ratio_table(ratios: Sequence[Ratio]) -> str:
-    """Return the ratios with their goals."""
-    head = ("case", "what", "ratio of", "to", "median", "least", "most", "goal", "")
+    """Return a table of the ratios with their goals."""
+    head = ("case", "what", "ratio of", "to", "median", "min", "max", "goal", "")
     rows: list[Sequence[str]] = [head]
     for ratio in ratios:
         goal = ratio.goal
@@ -132,7 +139,7 @@ def ratio_table(ratios: Sequence[Ratio]) -> str:
 
 
 def markdown(ratios: Sequence[Ratio]) -> str:
-    """Return the ratios with their goals as a table in Markdown."""
+    """Return a Markdown table of the ratios with their goals."""
     lines = ["| | case | ratio of | to | median | spread | goal | |", "|---|---|---|---|---|---|---|---|"]
     for ratio in ratios:
         goal = ratio.goal
@@ -146,7 +153,7 @@ def markdown(ratios: Sequence[Ratio]) -> str:
 
 
 def raw(figures: Sequence[Figure], ratios: Sequence[Ratio], machine: dict[str, Any]) -> str:
-    """Return everything as JSON."""
+    """Return the figures, the ratios and the machine as JSON."""
     judged = [
         {**asdict(ratio.goal), "case": ratio.case, "values": ratio.values, "met": ratio.met}
         for ratio in ratios
@@ -156,7 +163,7 @@ def raw(figures: Sequence[Figure], ratios: Sequence[Ratio], machine: dict[str, A
 
 
 def number(value: float) -> str:
-    """Return a number with three digits that count.
+    """Return a number with three significant digits.
 
     >>> [number(value) for value in (0, 0.01234, 1.5, 20, 123456.0)]
     ['0', '0.0123', '1.5', '20', '123 456']
@@ -167,7 +174,7 @@ def number(value: float) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of text in columns; those that hold numbers end in line."""
+    """Return rows of text in columns. Columns of numbers are aligned to the right."""
     columns = max(map(len, rows))
     rows = [(*row, *[""] * (columns - len(row))) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(columns)]

@@ -1,6 +1,6 @@
-"""How long a restore takes and what it reads, from the local disk and over a slow link.
+"""How long a restore takes and how much it reads, from the local disk and over a slow link.
 
-What is restored is the last of several incremental saves, so that it lies in packs of different age.
+It restores the last of several incremental saves, whose data is spread over packs of different ages.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any, Callable
 
 import s3fs
 
-from benchmarks import apart, competitors, pipelines, places
-from benchmarks.competitors import OURS, OURS_S3, TF_HOOK
-from benchmarks.observed import ObservedBackend
+from benchmarks import candidates, fresh_process, pipelines, places
+from benchmarks.candidates import OURS, OURS_S3, TF_HOOK
 from benchmarks.pipelines import Pipeline
 from benchmarks.raw_session import RawSession, raw_session
 from benchmarks.report import Figure, Goal
+from benchmarks.traffic import TrafficBackend
 from input_checkpoint import Backend, CheckpointStore, KeepLast, open_backend
 from input_checkpoint.backends.local import LocalBackend
 from input_checkpoint.state import StoredState
@@ -30,7 +30,7 @@ from integration.servers.server import Place
 NAME = "restore"
 SECONDS = "restore [s]"
 READ = "read [bytes]"
-SPEED = "state a second [bytes/s]"
+SPEED = "state restored per second [bytes/s]"
 TF_GET = "s3fs.get + TensorFlow's hook"
 BARE = "bare parallel read"
 FROM_MEMORY = "TensorFlow alone, from memory"
@@ -49,7 +49,7 @@ GOALS = (
 
 @dataclass(frozen=True)
 class Run:
-    """What is restored."""
+    """What to save and restore."""
 
     make: Callable[[int], Pipeline]
     elements: int
@@ -57,7 +57,7 @@ class Run:
     remote: bool
     saves: int = 5
     steps: int = 3
-    """From save to save."""
+    """Between two saves."""
 
 
 FULL = (
@@ -74,11 +74,11 @@ def measure(quick: bool) -> Iterator[Figure]:
     """Yield the figures, pipeline by pipeline."""
     with places.slow_s3() as remote:
         for number, run in enumerate(QUICK if quick else FULL):
-            yield from apart.run(train_and_restore, run, remote, f"restore-{number}")
+            yield from fresh_process.run(train_and_restore, run, remote, f"restore-{number}")
 
 
 def train_and_restore(run: Run, remote: Place, name: str) -> list[Figure]:
-    """Save, then let everybody restore in turn."""
+    """Save, then let all readers restore in turn."""
     pipeline = run.make(run.elements)
     with places.folder() as folder, raw_session(pipeline) as opened:
         there = open_backend(f"{remote.uri}/{name}", remote.storage_options)
@@ -91,19 +91,19 @@ def train_and_restore(run: Run, remote: Place, name: str) -> list[Figure]:
                 store.save(number)
         (folder / "tensorflow").mkdir()
         prefix = opened.save_as_tensorflow_does(folder / "tensorflow")
-        readers: list[Any] = [*stores, _TensorFlow(opened, prefix), _FromMemory(opened, stores[0].load())]
+        readers: list[Any] = [*stores, _TensorFlow(opened, prefix), _InMemory(opened, stores[0].load())]
         if run.remote:
-            readers += [_Fetched(opened, prefix, remote, name), _Bare(there, stores[-1])]
+            readers += [_Fetched(opened, prefix, remote, name), _BareRead(there, stores[-1])]
         return _take_turns(pipeline.name, readers, run.rounds)
 
 
 def _take_turns(case: str, readers: list[Any], rounds: int) -> list[Figure]:
     figures = []
-    for number, reader in competitors.turns(readers, rounds + 1):
+    for number, reader in candidates.turns(readers, rounds + 1):
         started = time.perf_counter()
         read = reader.restore()
         seconds = time.perf_counter() - started
-        if not number:  # TensorFlow prepares an operation when it is run first
+        if not number:  # TensorFlow prepares an operation on its first run
             continue
         found = {(reader.name, SECONDS): seconds}
         if reader.name in (OURS, OURS_S3, BARE):
@@ -115,18 +115,18 @@ def _take_turns(case: str, readers: list[Any], rounds: int) -> list[Figure]:
 
 
 class _Restorer:
-    """This library, from one place."""
+    """This library, with one backend."""
 
     def __init__(self, name: str, opened: RawSession, backend: Backend) -> None:
         self.name = name
         self.state_bytes = 0
         self._opened = opened
-        self._backend = ObservedBackend(backend)
+        self._backend = TrafficBackend(backend)
         self._store = CheckpointStore.open(self._backend, create=True)
         self._run = self._store.begin_run("main")
 
     def save(self, number: int) -> None:
-        """Save and clean up."""
+        """Save and prune."""
         snapshot = self._opened.iterators.snapshot(self._opened.session)
         info = self._run.save(number, snapshot.states())
         snapshot.release()
@@ -134,13 +134,13 @@ class _Restorer:
         self.state_bytes = info.logical_bytes
 
     def restore(self) -> int:
-        """Restore as a new process would; return how many bytes were read."""
-        self._backend.look()
+        """Restore as a new process would. Return how many bytes that read."""
+        self._backend.take_traffic()
         self._opened.iterators.restore(self._opened.session, self.load())
-        return self._backend.look().downloaded
+        return self._backend.take_traffic().downloaded
 
     def load(self) -> Iterator[StoredState]:
-        """Read what would be restored, as the hook does."""
+        """Load the newest checkpoint, as the hook does."""
         store = CheckpointStore.open(self._backend)
         return store.load(store.history("main")[-1])
 
@@ -160,8 +160,8 @@ class _TensorFlow:
         return 0
 
 
-class _FromMemory:
-    """A state that is in memory already. No restore can do without: decoding and `DeserializeIterator`."""
+class _InMemory:
+    """A state that is already in memory: the decoding and `DeserializeIterator` that no restore can avoid."""
 
     name = FROM_MEMORY
 
@@ -171,7 +171,7 @@ class _FromMemory:
 
     def restore(self) -> int:
         """Restore."""
-        states = (StoredState(name, count, iter(pieces)) for name, count, pieces in self._states)
+        states = (StoredState(name, count, iter(batches)) for name, count, batches in self._states)
         self._opened.iterators.restore(self._opened.session, states)
         return 0
 
@@ -201,8 +201,8 @@ class _Fetched:
         return 0
 
 
-class _Bare:
-    """As many bytes as the state has, read in ranges as large and as many at once as ours: the wire."""
+class _BareRead:
+    """The wire: as many bytes as the state has, in ranges of the same size and with the same concurrency."""
 
     name = BARE
 
@@ -215,7 +215,7 @@ class _Bare:
             backend.put(key, bytes(size))
 
     def restore(self) -> int:
-        """Read everything."""
+        """Read all objects."""
         with ThreadPoolExecutor(CONCURRENCY) as executor:
             return sum(executor.map(self._read, self._keys))
 

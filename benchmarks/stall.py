@@ -1,4 +1,4 @@
-"""How long a save keeps the training thread, and how long it takes until it is stored for good."""
+"""How long a save blocks the training thread, and how long it takes until it is durable."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Optional
 
-from benchmarks import apart, competitors, pipelines, places
-from benchmarks.competitors import (
+from benchmarks import candidates, fresh_process, pipelines, places
+from benchmarks.candidates import (
     FLOOR,
     OURS,
     OURS_S3,
@@ -17,10 +17,10 @@ from benchmarks.competitors import (
     TF_CHECKPOINT,
     TF_HOOK,
     TF_PUT,
-    Competitor,
+    Candidate,
     EagerCheckpoint,
     Floor,
-    HookCompetitor,
+    HookCandidate,
     Ours,
     TensorFlowHook,
 )
@@ -48,74 +48,76 @@ GOALS = (
 
 
 @dataclass(frozen=True)
-class Contest:
-    """Who takes part on which pipeline."""
+class Comparison:
+    """The candidates that save one pipeline in turn."""
 
     make: Callable[[int], Pipeline]
     elements: int
     rounds: int
-    """For ours and for the floor, which differ by less than what a single save varies by."""
+    """For ours and the floor: they differ by less than a single save varies, so they need more rounds."""
     rounds_of_others: int
     who: tuple[str, ...]
 
     @property
     def pipeline(self) -> Pipeline:
-        """The pipeline."""
+        """The pipeline that all of them save."""
         return self.make(self.elements)
 
 
-_EVERYBODY = (FLOOR, OURS, OURS_S3, TF_HOOK, TF_PUT, TF_CHECKPOINT, TF_ASYNC)
+_ALL = (FLOOR, OURS, OURS_S3, TF_HOOK, TF_PUT, TF_CHECKPOINT, TF_ASYNC)
 _LOCAL = (FLOOR, OURS, TF_HOOK, TF_CHECKPOINT, TF_ASYNC)
 _HOOKS = (FLOOR, OURS, TF_HOOK)
 
 FULL = (
-    Contest(pipelines.pictures, 1_000, 9, 3, _EVERYBODY),
-    Contest(pipelines.pictures, 10_000, 5, 2, _HOOKS),
-    Contest(pipelines.tokens, 20_000, 7, 2, _LOCAL),
-    Contest(pipelines.vectors, 100_000, 5, 2, _HOOKS),
-    # TensorFlow takes ten seconds and more to save this one, every time.
-    Contest(pipelines.numbers, 1_000_000, 1, 1, _HOOKS),
-    Contest(pipelines.cached_pictures, 2_000, 9, 3, _HOOKS),
-    Contest(pipelines.pictures, 24_000, 3, 1, _HOOKS),
+    Comparison(pipelines.pictures, 1_000, 9, 3, _ALL),
+    Comparison(pipelines.pictures, 10_000, 5, 2, _HOOKS),
+    Comparison(pipelines.tokens, 20_000, 7, 2, _LOCAL),
+    Comparison(pipelines.vectors, 100_000, 5, 2, _HOOKS),
+    # TensorFlow takes ten seconds or more for every save of this one.
+    Comparison(pipelines.numbers, 1_000_000, 1, 1, _HOOKS),
+    Comparison(pipelines.cached_pictures, 2_000, 9, 3, _HOOKS),
+    Comparison(pipelines.pictures, 24_000, 3, 1, _HOOKS),
 )
 QUICK = (
-    Contest(pipelines.pictures, 200, 2, 1, _EVERYBODY),
-    Contest(pipelines.numbers, 2_000, 2, 1, _HOOKS),
+    Comparison(pipelines.pictures, 200, 2, 1, _ALL),
+    Comparison(pipelines.numbers, 2_000, 2, 1, _HOOKS),
 )
 
 
 def measure(quick: bool) -> Iterator[Figure]:
     """Yield the figures, pipeline by pipeline."""
-    for contest in QUICK if quick else FULL:
+    for comparison in QUICK if quick else FULL:
         with contextlib.ExitStack() as stack:
-            remote = stack.enter_context(places.slow_s3()) if OURS_S3 in contest.who else None
-            yield from apart.run(hold, contest, remote)
+            remote = stack.enter_context(places.slow_s3()) if OURS_S3 in comparison.who else None
+            yield from fresh_process.run(compare, comparison, remote)
 
 
-def hold(contest: Contest, remote: Optional[Place]) -> list[Figure]:
-    """Let everybody save in turn."""
+def compare(comparison: Comparison, remote: Optional[Place]) -> list[Figure]:
+    """Let all candidates save in turn, and return the figures."""
     figures = []
-    pipeline = contest.pipeline
+    pipeline = comparison.pipeline
     with places.folder() as folder:
-        hooks = [_hook(name, folder, remote) for name in contest.who if name not in (TF_CHECKPOINT, TF_ASYNC)]
-        eager = _eager(contest, folder)
-        with competitors.training(pipeline, hooks):
-            everybody: list[Competitor] = [*hooks, *eager]
-            for one in everybody:
-                one.warm_up()
-            for number, one in competitors.turns(everybody, contest.rounds):
-                if number >= contest.rounds_of_others and one.name not in (FLOOR, OURS, OURS_S3):
+        hooks = [
+            _hook(name, folder, remote) for name in comparison.who if name not in (TF_CHECKPOINT, TF_ASYNC)
+        ]
+        eager = _eager(comparison, folder)
+        with candidates.training(pipeline, hooks):
+            everyone: list[Candidate] = [*hooks, *eager]
+            for candidate in everyone:
+                candidate.warm_up()
+            for number, candidate in candidates.turns(everyone, comparison.rounds):
+                if number >= comparison.rounds_of_others and candidate.name not in (FLOOR, OURS, OURS_S3):
                     continue
-                one.save()
-                one.settle()
-                found = ((STALL, one.stalled), (DURABLE, one.durable))
+                candidate.save()
+                candidate.wait_until_durable()
+                found = ((STALL, candidate.stall_seconds), (DURABLE, candidate.durable_seconds))
                 figures += [
-                    Figure(NAME, pipeline.name, one.name, what, number, value) for what, value in found
+                    Figure(NAME, pipeline.name, candidate.name, what, number, value) for what, value in found
                 ]
-    return [one for one in figures if (one.who, one.quantity) != (FLOOR, DURABLE)]
+    return [figure for figure in figures if (figure.who, figure.quantity) != (FLOOR, DURABLE)]
 
 
-def _hook(name: str, folder: Path, remote: Optional[Place]) -> HookCompetitor:
+def _hook(name: str, folder: Path, remote: Optional[Place]) -> HookCandidate:
     if name == FLOOR:
         return Floor()
     if name == OURS:
@@ -128,10 +130,10 @@ def _hook(name: str, folder: Path, remote: Optional[Place]) -> HookCompetitor:
     return TensorFlowHook(TF_PUT, folder / "uploaded", remote)
 
 
-def _eager(contest: Contest, folder: Path) -> list[Competitor]:
-    names = [name for name in (TF_CHECKPOINT, TF_ASYNC) if name in contest.who]
+def _eager(comparison: Comparison, folder: Path) -> list[Candidate]:
+    names = [name for name in (TF_CHECKPOINT, TF_ASYNC) if name in comparison.who]
     if not names:
         return []
-    iterator = iter(contest.pipeline.dataset())
+    iterator = iter(comparison.pipeline.dataset())
     next(iterator)
     return [EagerCheckpoint(name, iterator, folder, name == TF_ASYNC) for name in names]

@@ -1,4 +1,4 @@
-"""Runs the measurements, tells what was found, and writes it down."""
+"""Runs the measurements, prints the results, and writes them to files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MEASUREMENTS = ("stall", "throughput", "upload", "durable", "restore", "memory",
 def run(
     names: Sequence[str], quick: bool, keep: Callable[[list[Figure], list[Ratio]], object]
 ) -> tuple[list[Figure], list[Ratio]]:
-    """Make the measurements of these names; tell and keep what is there whenever one is done."""
+    """Run the named measurements. Print and keep the results after each one."""
     figures: list[Figure] = []
     ratios: list[Ratio] = []
     for name in names:
@@ -42,12 +42,12 @@ def run(
 
 
 def compare(module: ModuleType, figures: Sequence[Figure]) -> list[Ratio]:
-    """Return the ratios that a measurement is about."""
+    """Return the ratios that a measurement has goals for."""
     return [ratio for goal in module.GOALS for ratio in goal.ratios(figures)]
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures were measured on."""
+    """Return a description of this machine."""
     packages = ("tensorflow", "input-checkpoint", "s3fs", "moto")
     return {
         "processors": os.cpu_count(),
@@ -59,15 +59,17 @@ def machine() -> dict[str, Any]:
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description="What the performance claims are measured with.")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: small, and no figures to quote")
-    parser.add_argument("--only", choices=MEASUREMENTS, action="append", help="repeatable")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw figures there")
-    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw there")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table of ratios there")
+    """Run the benchmarks that the command line asks for."""
+    parser = argparse.ArgumentParser(description="Measures the performance of saves and restores.")
+    parser.add_argument("--quick", action="store_true", help="a small smoke run; do not quote its figures")
+    parser.add_argument("--only", choices=MEASUREMENTS, action="append", help="run only this one; repeatable")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw figures to this file")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write the plots to this folder")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the table of ratios to this file"
+    )
     options = parser.parse_args(arguments)
-    # Its messages on missing graphics cards would stand between the tables.
+    # Messages about missing GPUs would appear between the tables.
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
     def keep(figures: list[Figure], ratios: list[Ratio]) -> None:

@@ -1,7 +1,7 @@
-"""Steps per second while states are saved, relative to no saves at all.
+"""Steps per second with saves, relative to training without saves.
 
-Every competitor trains for one save interval at a time, with its save at the beginning and everything that
-the save does behind training within. The intervals of all competitors take turns in one session.
+Every candidate trains for one save interval at a time. The interval starts with the save and includes all of
+its background work. The candidates take turns in one session.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from benchmarks import apart, competitors, pipelines, places
-from benchmarks.competitors import (
+from benchmarks import candidates, fresh_process, pipelines, places
+from benchmarks.candidates import (
     OURS,
     OURS_S3,
     TF_HOOK,
-    HookCompetitor,
+    HookCandidate,
     Ours,
     TensorFlowHook,
     TrainingSession,
@@ -31,62 +31,62 @@ from input_checkpoint.backends.local import LocalBackend
 from integration.servers.server import Place
 
 NAME = "throughput"
-STEPS = "steps a second"
-NOBODY = "no saves"
-LOST = "training lost a save [s]"
-PROCESSOR = "processor time of training's process [s]"
-"""Without that of the emulated storage, which no real one takes from the cores that training runs on."""
+STEPS = "steps per second"
+NO_SAVES = "no saves"
+LOST = "training time lost per save [s]"
+PROCESSOR = "processor time of the training process [s]"
+"""Without that of the emulated storage: a real one uses no cores of the training machine."""
 
 GOALS = (
-    Goal(NAME, STEPS, OURS, NOBODY, 0.97, at_most=False),
-    Goal(NAME, STEPS, OURS_S3, NOBODY, 0.97, at_most=False),
-    Goal(NAME, STEPS, TF_HOOK, NOBODY),
+    Goal(NAME, STEPS, OURS, NO_SAVES, 0.97, at_most=False),
+    Goal(NAME, STEPS, OURS_S3, NO_SAVES, 0.97, at_most=False),
+    Goal(NAME, STEPS, TF_HOOK, NO_SAVES),
     Goal(NAME, LOST, OURS, TF_HOOK),
-    Goal(NAME, PROCESSOR, OURS, NOBODY),
-    Goal(NAME, PROCESSOR, OURS_S3, NOBODY),
-    Goal(NAME, PROCESSOR, TF_HOOK, NOBODY),
+    Goal(NAME, PROCESSOR, OURS, NO_SAVES),
+    Goal(NAME, PROCESSOR, OURS_S3, NO_SAVES),
+    Goal(NAME, PROCESSOR, TF_HOOK, NO_SAVES),
 )
 
 _DEVICE_SECONDS = 0.02
-_LEAST_LOST = 0.001
+_MIN_LOST = 0.001
 _BATCH = 8
 
 
 @dataclass(frozen=True)
-class Course:
-    """What is run."""
+class Workload:
+    """What a step does, and how often to save."""
 
     busy: bool
-    """Whether steps keep the processor busy, or wait for a device."""
+    """True: steps keep the processor busy. False: they wait for a device."""
     elements: int
     interval: float
-    """Seconds from save to save, about."""
+    """Approximate seconds between two saves."""
     rounds: int
 
 
-# Steps that wait for a device vary by less, so that shorter intervals tell as much.
-FULL = (Course(True, 1_000, 8.0, 3), Course(False, 1_000, 4.0, 2))
-QUICK = (Course(True, 200, 1.0, 2), Course(False, 200, 1.0, 2))
+# Steps that wait for a device vary less, so shorter intervals are enough.
+FULL = (Workload(True, 1_000, 8.0, 3), Workload(False, 1_000, 4.0, 2))
+QUICK = (Workload(True, 200, 1.0, 2), Workload(False, 200, 1.0, 2))
 
 
 def measure(quick: bool) -> Iterator[Figure]:
-    """Yield the figures, first of steps that keep the processor busy, then of such that do not."""
+    """Yield the figures: first for steps that keep the processor busy, then for steps that do not."""
     with places.slow_s3() as remote:
-        for course in QUICK if quick else FULL:
-            yield from apart.run(train, course, remote)
+        for workload in QUICK if quick else FULL:
+            yield from fresh_process.run(train, workload, remote)
 
 
-def train(course: Course, remote: Place) -> list[Figure]:
-    """Train, interval by interval."""
+def train(workload: Workload, remote: Place) -> list[Figure]:
+    """Train interval by interval, and return the figures."""
     with places.folder() as folder:
         hooks = [
             Ours(OURS, LocalBackend(str(folder / "ours"))),
-            Ours(OURS_S3, open_backend(f"{remote.uri}/throughput-{course.busy}", remote.storage_options)),
+            Ours(OURS_S3, open_backend(f"{remote.uri}/throughput-{workload.busy}", remote.storage_options)),
             TensorFlowHook(TF_HOOK, folder / "tensorflow"),
         ]
-        pipeline = pipelines.pictures(course.elements, batch=_BATCH)
-        with competitors.training(pipeline, hooks, busy_step if course.busy else light_step) as session:
-            return _take_turns(course, session, hooks, pipeline)
+        pipeline = pipelines.pictures(workload.elements, batch=_BATCH)
+        with candidates.training(pipeline, hooks, busy_step if workload.busy else light_step) as session:
+            return _take_turns(workload, session, hooks, pipeline)
 
 
 def busy_step(batch: Any) -> Any:
@@ -98,7 +98,7 @@ def busy_step(batch: Any) -> Any:
 
 
 def light_step(batch: Any) -> Any:
-    """Return an operation that does next to nothing: the device does the rest."""
+    """Return an operation that does next to nothing, as if a device did the work."""
     return tf.strings.length(batch)
 
 
@@ -107,38 +107,38 @@ def _decode(picture: Any) -> Any:
 
 
 def _take_turns(
-    course: Course, session: TrainingSession, hooks: list[HookCompetitor], pipeline: Pipeline
+    workload: Workload, session: TrainingSession, hooks: list[HookCandidate], pipeline: Pipeline
 ) -> list[Figure]:
-    wait = 0.0 if course.busy else _DEVICE_SECONDS
-    steps = max(3, round(course.interval / _seconds_a_step(session, wait)))
-    kind = "processor" if course.busy else "device"
-    case = f"{pipeline.name}, {kind} steps, {course.interval:.0f} s between saves"
+    wait = 0.0 if workload.busy else _DEVICE_SECONDS
+    steps = max(3, round(workload.interval / _seconds_per_step(session, wait)))
+    kind = "processor" if workload.busy else "device"
+    case = f"{pipeline.name}, {kind} steps, {workload.interval:.0f} s between saves"
     figures = []
-    names = [NOBODY, *(hook.name for hook in hooks)]
+    names = [NO_SAVES, *(hook.name for hook in hooks)]
     by_name = {hook.name: hook for hook in hooks}
     spent: dict[str, list[float]] = {name: [] for name in names}
-    for number, name in competitors.turns(names, course.rounds):
+    for number, name in candidates.turns(names, workload.rounds):
         started, processor = time.perf_counter(), time.process_time()
-        if name == NOBODY:
+        if name == NO_SAVES:
             _train(session, steps, wait)
         else:
             by_name[name].save()
             _train(session, steps - 2, wait)
-            # Whatever is not done by now belongs to this interval as well.
-            by_name[name].settle()
+            # What is still running belongs to this interval as well.
+            by_name[name].wait_until_durable()
         seconds = time.perf_counter() - started
         spent[name].append(seconds)
         figures.append(Figure(NAME, case, name, STEPS, number, steps / seconds))
         figures.append(Figure(NAME, case, name, PROCESSOR, number, time.process_time() - processor))
-    # Of medians, since a single interval varies by more than a save takes.
-    alone = statistics.median(spent.pop(NOBODY))
-    for name, several in spent.items():
-        lost = max(_LEAST_LOST, statistics.median(several) - alone)
+    # Compares medians, because a single interval varies by more than a save takes.
+    without_saves = statistics.median(spent.pop(NO_SAVES))
+    for name, intervals in spent.items():
+        lost = max(_MIN_LOST, statistics.median(intervals) - without_saves)
         figures.append(Figure(NAME, case, name, LOST, 0, lost))
     return figures
 
 
-def _seconds_a_step(session: TrainingSession, wait: float) -> float:
+def _seconds_per_step(session: TrainingSession, wait: float) -> float:
     _train(session, 3, wait)
     started = time.perf_counter()
     _train(session, 10, wait)

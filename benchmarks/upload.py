@@ -1,4 +1,4 @@
-"""What a save uploads, at several intervals between saves: counted, so that no machine matters."""
+"""How many bytes a save uploads, at several intervals between saves. The same on every machine."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Callable
 
-from benchmarks import apart, pipelines
-from benchmarks.competitors import OURS, TF_HOOK
-from benchmarks.observed import ObservedBackend
+from benchmarks import fresh_process, pipelines
+from benchmarks.candidates import OURS, TF_HOOK
 from benchmarks.pipelines import Pipeline
 from benchmarks.raw_session import RawSession, raw_session
 from benchmarks.report import Figure, Goal
+from benchmarks.traffic import TrafficBackend
 from input_checkpoint import CheckpointStore, IteratorState, KeepLast
 from input_checkpoint.backends.memory import MemoryBackend
 from input_checkpoint.format.chunking import digest
 from input_checkpoint.state import Element
 
 NAME = "upload"
-UPLOADED = "uploaded a save [bytes]"
+UPLOADED = "uploaded per save [bytes]"
 PAYLOAD = "new payload"
 ALLOWED = "new payload + 3 % of the state"
 STATE = "the state"
@@ -39,7 +39,7 @@ class Run:
     make: Callable[[int], Pipeline]
     elements: int
     steps: int
-    """From save to save."""
+    """Between two saves."""
     saves: int
 
 
@@ -52,8 +52,8 @@ FULL = (
 QUICK = (Run(pipelines.pictures, 200, 1, 6), Run(pipelines.vectors, 4_000, 1, 4))
 
 
-class Watched:
-    """Notes which payloads are new on their way into a save."""
+class PayloadCounter:
+    """Counts the payload bytes that go into a save, and how many of them are new."""
 
     def __init__(self) -> None:
         self._known: set[bytes] = set()
@@ -61,12 +61,12 @@ class Watched:
         self.new_bytes = self.bytes = 0
 
     def begin(self) -> None:
-        """A save begins: what the one before held is known."""
+        """Start a save. Payloads of the previous save count as known from here on."""
         self._known, self._seen = self._seen, set()
         self.new_bytes = self.bytes = 0
 
     def states(self, states: Iterable[IteratorState]) -> Iterator[IteratorState]:
-        """Pass states on."""
+        """Pass the states on and count their payloads."""
         for state in states:
             yield IteratorState(state.name, self._elements(state.elements))
 
@@ -83,45 +83,45 @@ class Watched:
 def measure(quick: bool) -> Iterator[Figure]:
     """Yield the figures, run by run."""
     runs = QUICK if quick else FULL
-    for figures in apart.run_each(train, [(run,) for run in runs]):
+    for figures in fresh_process.run_each(train, [(run,) for run in runs]):
         yield from figures
 
 
 def train(run: Run) -> list[Figure]:
-    """Save again and again."""
+    """Train, save at every interval, and return the figures."""
     pipeline = run.make(run.elements)
     with raw_session(pipeline) as opened:
         return _save_often(run, pipeline, opened)
 
 
 def _save_often(run: Run, pipeline: Pipeline, opened: RawSession) -> list[Figure]:
-    backend = ObservedBackend(MemoryBackend(f"memory://{uuid.uuid4().hex}"))
+    backend = TrafficBackend(MemoryBackend(f"memory://{uuid.uuid4().hex}"))
     store = CheckpointStore.open(backend, create=True)
     saving = store.begin_run("main")
-    watched = Watched()
+    counter = PayloadCounter()
     case = f"{pipeline.name}, {run.steps} steps of {pipeline.batch}"
     figures: list[Figure] = []
     for number in range(run.saves + 1):
-        watched.begin()
-        backend.look()
+        counter.begin()
+        backend.take_traffic()
         snapshot = opened.iterators.snapshot(opened.session)
-        saving.save(number, watched.states(snapshot.states()))
+        saving.save(number, counter.states(snapshot.states()))
         snapshot.release()
-        uploaded = backend.look().uploaded
+        uploaded = backend.take_traffic().uploaded
         saving.prune(KeepLast(5))
-        if number:  # the first one is full in any case
-            figures += _figures(case, number, uploaded, watched)
+        if number:  # the first save is always a full one
+            figures += _figures(case, number, uploaded, counter)
         opened.draw(run.steps)
     return figures
 
 
-def _figures(case: str, number: int, uploaded: int, watched: Watched) -> list[Figure]:
+def _figures(case: str, number: int, uploaded: int, counter: PayloadCounter) -> list[Figure]:
     found = {
         OURS: uploaded,
-        PAYLOAD: watched.new_bytes,
-        ALLOWED: watched.new_bytes + 0.03 * watched.bytes,
-        STATE: watched.bytes,
-        # All of it, every time; its file holds nothing else.
-        TF_HOOK: watched.bytes,
+        PAYLOAD: counter.new_bytes,
+        ALLOWED: counter.new_bytes + 0.03 * counter.bytes,
+        STATE: counter.bytes,
+        # It writes the whole state every time, and nothing else.
+        TF_HOOK: counter.bytes,
     }
     return [Figure(NAME, case, who, UPLOADED, number, value) for who, value in found.items()]

@@ -1,4 +1,4 @@
-"""The pure parts of the benchmark suite, and its slow link. Nothing here depends on how long it takes."""
+"""The pure parts of the benchmarks, and their slow link. Nothing here depends on timing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import pytest
 
 import input_checkpoint as ic
 from benchmarks import report, slow_link
-from benchmarks.observed import ObservedBackend
 from benchmarks.report import (
     Figure,
     Goal,
@@ -30,6 +29,7 @@ from benchmarks.report import (
     raw,
 )
 from benchmarks.slow_link import Line, Link, Proxy
+from benchmarks.traffic import TrafficBackend
 from input_checkpoint.backends.memory import MemoryBackend
 
 OURS_FASTER = [
@@ -40,13 +40,13 @@ OURS_FASTER = [
 HALF = Goal("restore", "restore [s]", "ours", "theirs", bound=0.5)
 
 
-def test_ratios_are_those_of_one_and_the_same_round() -> None:
+def test_a_ratio_compares_figures_of_the_same_round() -> None:
     (ratio,) = HALF.ratios(OURS_FASTER)
     assert ratio.values == (0.25, 0.5, 0.25)
     assert ratio.median == 0.25
 
 
-def test_a_round_that_only_one_of_the_two_has_is_left_out() -> None:
+def test_a_round_that_only_one_candidate_has_is_ignored() -> None:
     assert paired({0: 1.0, 1: 2.0}, {1: 4.0, 2: 1.0}) == (0.5,)
 
 
@@ -60,12 +60,12 @@ def test_a_round_that_only_one_of_the_two_has_is_left_out() -> None:
         (None, True, ""),
     ],
 )
-def test_the_median_decides(bound: float, at_most: bool, verdict: str) -> None:
+def test_the_median_decides_whether_a_goal_is_met(bound: float, at_most: bool, verdict: str) -> None:
     (ratio,) = Goal("restore", "restore [s]", "ours", "theirs", bound, at_most).ratios(OURS_FASTER)
     assert ratio.verdict == verdict
 
 
-def test_a_goal_is_about_its_own_measurement_quantity_and_cases() -> None:
+def test_a_goal_applies_only_to_its_measurement_quantity_candidates_and_cases() -> None:
     assert Goal("save", "restore [s]", "ours", "theirs").ratios(OURS_FASTER) == []
     assert Goal("restore", "read [bytes]", "ours", "theirs").ratios(OURS_FASTER) == []
     assert Goal("restore", "restore [s]", "ours", "theirs", cases="tokens").ratios(OURS_FASTER) == []
@@ -73,12 +73,12 @@ def test_a_goal_is_about_its_own_measurement_quantity_and_cases() -> None:
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
-def test_the_exponent_of_a_power_is_found(power: float) -> None:
+def test_the_exponent_of_a_power_function_is_its_power(power: float) -> None:
     sizes = [1.0, 10.0, 100.0, 1000.0]
     assert exponent(sizes, [7 * size**power for size in sizes]) == pytest.approx(power)
 
 
-def test_tables_have_a_line_for_each_case_and_columns_that_line_up() -> None:
+def test_tables_have_one_line_per_case_and_aligned_columns() -> None:
     head, ours, theirs = measured_table(OURS_FASTER).splitlines()
     assert ours.split() == ["pictures", "restore", "[s]", "ours", "2", "1", "4", "3"]
     assert theirs.split()[-4:] == ["8", "4", "8", "3"]
@@ -87,11 +87,11 @@ def test_tables_have_a_line_for_each_case_and_columns_that_line_up() -> None:
     assert head.index("ratio of") == row.index("ours")
 
 
-def test_numbers_end_in_line_and_text_begins_in_line() -> None:
+def test_numbers_are_aligned_right_and_text_left() -> None:
     assert aligned([("who", "n"), ("a", "1"), ("long", "1 000")]) == "who       n\na         1\nlong  1 000"
 
 
-def test_markdown_marks_what_is_missed() -> None:
+def test_markdown_highlights_missed_goals() -> None:
     missed = Goal("restore", "restore [s]", "ours", "theirs", bound=0.1)
     met, row = markdown([*HALF.ratios(OURS_FASTER), *missed.ratios(OURS_FASTER)]).splitlines()[2:]
     assert met.endswith("| 0.25 | 0.25 to 0.5 | ≤ 0.5 | met |")
@@ -106,12 +106,12 @@ def test_the_raw_figures_can_be_read_back() -> None:
 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (0.98765, "0.988"), (1234567.8, "1 234 568")])
-def test_numbers_are_short(value: float, text: str) -> None:
+def test_numbers_have_three_significant_digits(value: float, text: str) -> None:
     assert number(value) == text
 
 
 def test_a_line_never_carries_more_than_its_bandwidth() -> None:
-    """Whenever the bytes come: up to any moment no more has left than the time since the first allows."""
+    """However the bytes arrive, no more leave by any moment than the bandwidth allows."""
     chance = random.Random(5)
     line = Line(bandwidth=1000)
     now, carried = 0.0, 0
@@ -119,20 +119,20 @@ def test_a_line_never_carries_more_than_its_bandwidth() -> None:
         now += chance.choice([0.0, 0.0, 0.01, 2.0])
         size = chance.randrange(1, 300)
         carried += size
-        through = line.through_at(now, size)
-        assert through >= now + size / 1000
-        assert carried <= 1000 * through + 1e-6
+        departure = line.departure_time(now, size)
+        assert departure >= now + size / 1000
+        assert carried <= 1000 * departure + 1e-6
 
 
-def test_a_line_that_was_idle_has_saved_nothing_up() -> None:
+def test_an_idle_line_accumulates_no_bandwidth() -> None:
     line = Line(bandwidth=10)
-    assert line.through_at(0.0, 10) == 1.0
-    assert line.through_at(100.0, 10) == 101.0
+    assert line.departure_time(0.0, 10) == 1.0
+    assert line.departure_time(100.0, 10) == 101.0
 
 
-def test_connections_share_the_line() -> None:
+def test_connections_share_the_bandwidth() -> None:
     line = Line(bandwidth=10)
-    assert [line.through_at(0.0, 10) for _ in range(3)] == [1.0, 2.0, 3.0]
+    assert [line.departure_time(0.0, 10) for _ in range(3)] == [1.0, 2.0, 3.0]
 
 
 def received(connection: socket.socket) -> Iterator[bytes]:
@@ -141,7 +141,7 @@ def received(connection: socket.socket) -> Iterator[bytes]:
 
 
 class Echo:
-    """A server that sends back everything it was sent, once it has all of it."""
+    """A server that sends everything back once it has received all of it."""
 
     def __enter__(self) -> int:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -165,7 +165,7 @@ class Echo:
                 connection.sendall(b"".join(received(connection)))
 
 
-async def through_the_link(target_port: int, messages: list[bytes]) -> list[bytes]:
+async def forwarded(target_port: int, messages: list[bytes]) -> list[bytes]:
     server = await Proxy(target_port, Link(latency=0.0, bandwidth=1e9)).serve(0)
     port = server.sockets[0].getsockname()[1]
 
@@ -182,37 +182,37 @@ async def through_the_link(target_port: int, messages: list[bytes]) -> list[byte
     return answers
 
 
-def test_the_link_changes_no_byte() -> None:
+def test_the_link_forwards_bytes_unchanged() -> None:
     messages = [random.Random(seed).randbytes(300_000 * seed + 1) for seed in range(4)]
     with Echo() as port:
-        assert asyncio.run(through_the_link(port, messages)) == messages
+        assert asyncio.run(forwarded(port, messages)) == messages
 
 
 @pytest.fixture
-def observed() -> ObservedBackend:
-    return ObservedBackend(MemoryBackend(f"memory://{uuid.uuid4().hex}"))
+def backend() -> TrafficBackend:
+    return TrafficBackend(MemoryBackend(f"memory://{uuid.uuid4().hex}"))
 
 
-def test_traffic_is_counted(observed: ObservedBackend) -> None:
-    observed.create("a", b"12345")
-    observed.put("b", b"123")
-    observed.get("a", 1, 3)
-    assert len(list(observed.list())) == 2
-    observed.delete(["a", "b"])
-    found = observed.look()
+def test_traffic_is_counted(backend: TrafficBackend) -> None:
+    backend.create("a", b"12345")
+    backend.put("b", b"123")
+    backend.get("a", 1, 3)
+    assert len(list(backend.list())) == 2
+    backend.delete(["a", "b"])
+    found = backend.take_traffic()
     assert (found.writes, found.reads, found.pages, found.listed, found.deletes) == (2, 1, 1, 2, 1)
     assert (found.uploaded, found.downloaded, found.requests) == (8, 2, 5)
-    assert observed.look().requests == 0
+    assert backend.take_traffic().requests == 0
 
 
-def test_a_commit_is_noticed(observed: ObservedBackend) -> None:
-    store = ic.CheckpointStore.open(observed, create=True)
+def test_the_time_of_a_commit_is_recorded(backend: TrafficBackend) -> None:
+    store = ic.CheckpointStore.open(backend, create=True)
     run = store.begin_run("main")
-    assert observed.committed_at == 0
+    assert backend.committed_at == 0
     run.save(1, [ic.IteratorState("one", [(b"key", b"payload")])])
-    assert observed.committed_at > 0
+    assert backend.committed_at > 0
 
 
 @pytest.mark.parametrize("module", [report, slow_link])
-def test_the_examples_are_right(module: ModuleType) -> None:
+def test_the_doctests_pass(module: ModuleType) -> None:
     assert doctest.testmod(module).failed == 0

@@ -383,8 +383,9 @@ def test_decoding_a_table_of_a_million_rows_needs_little_more_memory_than_the_ro
 def test_a_header_larger_than_readers_accept_is_refused_before_anything_is_committed():
     packs = tuple(PackEntry(pack_key(REF, "0123abcd", number), 1, True) for number in range(220_000))
     content = manifest()
-    with pytest.raises(InputCheckpointError, match=r"220000 packs.*pack_bytes"):
+    with pytest.raises(InputCheckpointError, match=r"220000 packs.*pack_bytes") as raised:
         encode_manifest(replace(content.header, packs=packs), content.table.encode())
+    assert raised.value.ref == REF
     fitting = replace(content.header, packs=packs[:120_000])
     assert decode_header(encode_manifest(fitting, b"")).packs == fitting.packs
 

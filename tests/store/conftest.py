@@ -1,4 +1,4 @@
-"""A store on every kind of backend that needs no server."""
+"""A store on every kind of backend that needs no server, and a run in it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,3 @@ def store(backend: Backend) -> CheckpointStore:
 @pytest.fixture
 def run(store: CheckpointStore) -> Run:
     return store.begin_run("main")
-
-
-@pytest.fixture
-def memory() -> MemoryBackend:
-    """For what does not depend on the kind of storage."""
-    return MemoryBackend(f"memory://{uuid.uuid4().hex}")

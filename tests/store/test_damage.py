@@ -1,8 +1,6 @@
-"""Damage and forgery are reported with their place, and never restored."""
+"""Damaged and forged checkpoints are reported with URI and step, and never restored."""
 
 from __future__ import annotations
-
-import tracemalloc
 
 import pytest
 
@@ -16,15 +14,16 @@ from input_checkpoint import (
 )
 from input_checkpoint.checkpoint import PackEntry
 from input_checkpoint.format.keys import manifest_key
+from tests.support.memory import peak_memory
 from tests.support.stores import MIB, STATE, loaded, pack_keys, save, state_of, tamper
 from tests.support.wrappers import Failing
 
 
-def cut(data: bytes) -> bytes:
+def truncate(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
 
-def flip(data: bytes) -> bytes:
+def flip_a_bit(data: bytes) -> bytes:
     return data[:-3] + bytes([data[-3] ^ 0x04]) + data[-2:]
 
 
@@ -32,7 +31,7 @@ def empty(data: bytes) -> bytes:
     return b""
 
 
-def replace_all(data: bytes) -> bytes:
+def replace(data: bytes) -> bytes:
     return b"something else"
 
 
@@ -42,9 +41,9 @@ class TestDamage:
         """A checkpoint that a test is about to damage."""
         return run.save(100, [IteratorState(name, elements) for name, elements in STATE])
 
-    @pytest.mark.parametrize("harm", [cut, flip, empty, replace_all])
+    @pytest.mark.parametrize("harm", [truncate, flip_a_bit, empty, replace])
     @pytest.mark.parametrize("which", ["pack", "manifest"])
-    def test_it_is_reported_with_place_and_step(self, store, backend, damaged, which, harm):
+    def test_it_is_reported_with_uri_and_step(self, store, backend, damaged, which, harm):
         key = manifest_key(damaged.ref) if which == "manifest" else pack_keys(backend)[0]
         backend.put(key, harm(backend.get(key)))
         with pytest.raises(CorruptCheckpointError) as raised:
@@ -52,7 +51,7 @@ class TestDamage:
         assert store.uri in str(raised.value)
         assert "step 100" in str(raised.value)
 
-    def test_a_missing_pack_is_reported_with_place_step_and_pack(self, store, backend, damaged):
+    def test_a_missing_pack_is_reported_with_uri_step_and_pack(self, store, backend, damaged):
         (pack,) = pack_keys(backend)
         backend.delete([pack])
         with pytest.raises(CorruptCheckpointError) as raised:
@@ -65,22 +64,24 @@ class TestDamage:
         with pytest.raises(CorruptCheckpointError, match="step 100"):
             loaded(store, damaged)
 
-    def test_a_chunk_with_another_number_of_elements_than_listed_is_reported(self, store, backend, damaged):
+    def test_a_chunk_with_a_wrong_number_of_elements_is_reported(self, store, backend, damaged):
         tamper(backend, damaged.ref, elements=77)
         with pytest.raises(CorruptCheckpointError, match="step 100"):
             loaded(store, damaged)
 
-    def test_a_claim_of_billions_of_elements_is_refused_without_taking_memory(self, store, backend, damaged):
+    def test_a_claim_of_billions_of_elements_is_refused_without_allocating_memory(
+        self, store, backend, damaged
+    ):
         tamper(backend, damaged.ref, elements=2**32 - 1)
-        tracemalloc.start()
-        with pytest.raises(CorruptCheckpointError, match="step 100"):
-            loaded(store, damaged)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        # Far below billions, and above what a server in this process may take meanwhile.
-        assert peak < 64 * MIB
 
-    def test_storage_that_does_not_answer_is_not_reported_as_damage(self, backend, damaged):
+        def load() -> None:
+            with pytest.raises(CorruptCheckpointError, match="step 100"):
+                loaded(store, damaged)
+
+        # Far below billions of elements, but more than other threads of this process may allocate.
+        assert peak_memory(load) < 64 * MIB
+
+    def test_an_unavailable_storage_is_not_reported_as_damage(self, backend, damaged):
         failing = Failing(backend, "get", "packs/", BackendUnavailableError("no answer"))
         with pytest.raises(BackendUnavailableError):
             loaded(CheckpointStore(failing), damaged)
@@ -91,9 +92,8 @@ class TestDamage:
         assert loaded(store, other) == [("Iterator", state_of(b"200"))]
 
 
-@pytest.mark.parametrize("backend", ["memory", "local"], indirect=True)
 class TestForgery:
-    """A stranger's manifest, whose checksums are right."""
+    """A forged manifest has valid checksums."""
 
     @pytest.fixture
     def ref(self, store, run) -> CheckpointRef:
@@ -102,19 +102,19 @@ class TestForgery:
     @pytest.mark.parametrize(
         "pack",
         [
-            pytest.param("../../elsewhere", id="above"),
+            pytest.param("../../elsewhere", id="in a parent folder"),
             pytest.param("/absolute", id="absolute"),
-            pytest.param("", id="nowhere"),
-            pytest.param("packs/main\x00", id="no name"),
+            pytest.param("", id="empty"),
+            pytest.param("packs/main\x00", id="with a null byte"),
         ],
     )
-    def test_a_forged_manifest_that_names_a_place_outside_is_refused(self, store, backend, ref, pack):
+    def test_a_pack_key_outside_the_store_is_refused(self, store, backend, ref, pack):
         tamper(backend, ref, pack=PackEntry(pack, 100, True), offset=0, stored=10)
         with pytest.raises(CorruptCheckpointError, match="step 100"):
             loaded(store, ref)
 
     @pytest.mark.parametrize("offset", [10**6, 2**60, 2**63, 2**64 - 20])
-    def test_a_forged_manifest_that_points_far_behind_its_pack_is_refused(self, store, backend, ref, offset):
+    def test_an_offset_past_the_end_of_the_pack_is_refused(self, store, backend, ref, offset):
         tamper(backend, ref, pack=PackEntry(pack_keys(backend)[0], 2**61, True), offset=offset)
         with pytest.raises(CorruptCheckpointError, match="step 100"):
             loaded(store, ref)

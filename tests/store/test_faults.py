@@ -1,6 +1,6 @@
-"""Whatever call of a store's life is the last one, or fails, nothing committed is lost or left over.
+"""Whichever call fails or is the last one of a process, nothing committed is lost and no orphan stays.
 
-Here on memory; integration/test_fault_sweep.py does the same on files, with real kills, and at more moments.
+These tests run in memory. integration/test_fault_sweep.py runs on files, with real kills, at more moments.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from tests.support.faults import MOMENTS, Delay, Die, Fail, FaultyBackend, Kille
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_process_may_die_at_any_call(moment: str, tmp_path: Path) -> None:
+def test_nothing_committed_is_lost_if_the_process_dies_at_any_call(moment: str, tmp_path: Path) -> None:
     cycles.die_everywhere("memory", tmp_path, moment)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_any_call_may_fail_once_and_nobody_notices(moment: str, tmp_path: Path) -> None:
+def test_a_single_failure_of_any_call_has_no_effect(moment: str, tmp_path: Path) -> None:
     cycles.be_unavailable_everywhere("memory", tmp_path, moment, every=5)
 
 
-def test_any_call_may_be_forbidden_and_the_caller_is_told(tmp_path: Path) -> None:
+def test_a_permission_error_of_any_call_is_raised(tmp_path: Path) -> None:
     cycles.be_forbidden_everywhere("memory", tmp_path, every=5)
 
 
-def test_slow_calls_change_nothing() -> None:
+def test_slow_calls_change_no_result() -> None:
     backend, cycle = new_backend("memory"), cycles.Cycle()
     cycle.live(FaultyBackend(backend, {number: Delay(0.002) for number in range(200)}))
     assert cycle.restored == cycles.expected(50)
 
 
-def test_a_storage_that_is_away_for_a_while_during_training_is_survived() -> None:
+def test_a_save_succeeds_in_spite_of_a_short_outage() -> None:
     faulty = FaultyBackend(new_backend("memory"))
     store = ic.CheckpointStore.open(faulty, create=True, retry=QUICK)
     run = store.begin_run("main")
-    away = range(len(faulty.calls) + 2, len(faulty.calls) + 12)
-    faulty.plan.update({number: Fail() for number in away})
+    outage = range(len(faulty.calls) + 2, len(faulty.calls) + 12)
+    faulty.plan.update({number: Fail() for number in outage})
     info = run.save(10, cycles.state(10))
     assert cycles.restored(store, info.ref) == cycles.expected(10)
 
 
-def test_a_storage_that_is_away_when_the_store_is_opened_is_an_error_at_once() -> None:
+def test_opening_an_unavailable_store_fails_without_a_retry() -> None:
     faulty = FaultyBackend(new_backend("memory"), {1: Fail()})
     with pytest.raises(ic.BackendUnavailableError):
         ic.CheckpointStore.open(faulty, create=True, retry=ic.RetryPolicy(timeout=3600, initial_delay=10))
@@ -63,7 +63,7 @@ def test_without_a_retry_policy_every_call_is_made_once() -> None:
         store.checkpoints()
 
 
-def test_giving_up_says_how_long_and_how_often_was_tried() -> None:
+def test_the_final_error_states_the_number_of_attempts_and_the_time() -> None:
     faulty = FaultyBackend(new_backend("memory"), {number: Fail() for number in range(10_000)})
     policy = ic.RetryPolicy(timeout=0.3, initial_delay=0.01, max_delay=0.05)
     started = time.monotonic()
@@ -75,7 +75,7 @@ def test_giving_up_says_how_long_and_how_often_was_tried() -> None:
     assert len(faulty.calls) > 3
 
 
-def test_a_give_up_time_of_zero_means_one_attempt() -> None:
+def test_a_timeout_of_zero_means_one_attempt() -> None:
     faulty = FaultyBackend(new_backend("memory"), {1: Fail()})
     with pytest.raises(ic.BackendUnavailableError, match=r"\(tried once in 0\.0 s, then gave up\)"):
         RetryingBackend(faulty, ic.RetryPolicy(timeout=0)).get("key")
@@ -91,35 +91,35 @@ def test_a_give_up_time_of_zero_means_one_attempt() -> None:
         ic.BackendError,
     ],
 )
-def test_a_permanent_error_passes_at_once(error: type[ic.BackendError]) -> None:
+def test_a_permanent_error_is_raised_without_a_retry(error: type[ic.BackendError]) -> None:
     faulty = FaultyBackend(new_backend("memory"), {1: Fail(error=error)})
     with pytest.raises(error, match=r"was made to fail$"):
         RetryingBackend(faulty, QUICK).put("key", b"")
     assert len(faulty.calls) == 1
 
 
-def test_a_listing_that_breaks_off_is_begun_again() -> None:
-    class BreaksOff(FaultyBackend):
+def test_an_interrupted_listing_starts_over() -> None:
+    class InterruptedListing(FaultyBackend):
         def list(self, prefix=""):
             for number, info in enumerate(super().list(prefix)):
                 if number == 1 and len(self.calls) == 1:
-                    raise ic.BackendUnavailableError("broke off")
+                    raise ic.BackendUnavailableError("interrupted")
                 yield info
 
     inner = new_backend("memory")
     for key in ("a", "b", "c"):
         inner.put(key, b"")
-    assert [info.key for info in RetryingBackend(BreaksOff(inner), QUICK).list()] == ["a", "b", "c"]
+    assert [info.key for info in RetryingBackend(InterruptedListing(inner), QUICK).list()] == ["a", "b", "c"]
 
 
-def test_a_create_whose_answer_was_lost_finds_its_own_object() -> None:
+def test_a_create_whose_response_was_lost_finds_its_own_object() -> None:
     inner = new_backend("memory")
     with pytest.raises(ic.ObjectExistsError):
         RetryingBackend(FaultyBackend(inner, {1: Fail("after")}), QUICK).create("key", b"mine")
     assert inner.get("key") == b"mine"
 
 
-def test_each_retry_is_logged_with_operation_key_attempt_and_pause(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_retry_is_logged_with_operation_key_attempt_and_delay(caplog: pytest.LogCaptureFixture) -> None:
     faulty = FaultyBackend(new_backend("memory"), {1: Fail(), 2: Fail()})
     with caplog.at_level(logging.WARNING, "input_checkpoint.backends.retrying"):
         RetryingBackend(faulty, QUICK).put("some/key", b"")
@@ -129,27 +129,27 @@ def test_each_retry_is_logged_with_operation_key_attempt_and_pause(caplog: pytes
     assert "trying again in 0.0 s" in first
 
 
-def test_pauses_grow_are_random_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr("tenacity.nap.time.sleep", pauses.append)
+def test_delays_between_retries_grow_and_are_random_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    delays: list[float] = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", delays.append)
     faulty = FaultyBackend(new_backend("memory"), {number: Fail() for number in range(1, 1200)})
     RetryingBackend(faulty, ic.RetryPolicy(timeout=600, initial_delay=0.2, max_delay=15)).list()
-    assert len(pauses) == 1199
-    assert all(pause <= 0.2 * 2**number for number, pause in enumerate(pauses[:7]))
-    assert 14 < max(pauses) <= 15
-    assert len(set(pauses)) > 1000
+    assert len(delays) == 1199
+    assert all(delay <= 0.2 * 2**number for number, delay in enumerate(delays[:7]))
+    assert 14 < max(delays) <= 15
+    assert len(set(delays)) > 1000
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "arguments",
     [{"timeout": -1}, {"initial_delay": 0}, {"max_delay": 0.1}, {"timeout": float("nan")}],
 )
-def test_a_retry_policy_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+def test_an_invalid_retry_policy_is_refused(arguments: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="got"):
-        ic.RetryPolicy(**wrong)
+        ic.RetryPolicy(**arguments)
 
 
-def test_a_dead_process_does_nothing_more() -> None:
+def test_a_simulated_dead_process_makes_no_more_calls() -> None:
     inner = new_backend("memory")
     faulty = FaultyBackend(inner, {1: Die("after")})
     for key in ("a", "b"):
@@ -158,7 +158,7 @@ def test_a_dead_process_does_nothing_more() -> None:
     assert [info.key for info in inner.list()] == ["a"]
 
 
-def test_a_payload_that_comes_back_after_its_data_was_removed_is_stored_anew() -> None:
+def test_a_payload_that_comes_back_after_its_data_was_removed_is_stored_again() -> None:
     backend = new_backend("memory")
     store = cycles.open_store(backend)
     run = store.begin_run("main")
@@ -169,7 +169,7 @@ def test_a_payload_that_comes_back_after_its_data_was_removed_is_stored_anew() -
     assert cycles.restored(cycles.open_store(backend), info.ref) == [("only", cycles.elements(10))]
 
 
-def test_several_uploads_at_once_may_fail_and_nothing_becomes_visible() -> None:
+def test_nothing_becomes_visible_if_several_uploads_fail_at_once() -> None:
     inner = new_backend("memory")
     faulty = FaultyBackend(inner)
     options = ic.SaveOptions(pack_bytes=OPTIONS.pack_bytes, concurrency=4)

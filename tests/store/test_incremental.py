@@ -1,7 +1,7 @@
-"""Saves cost what has changed, and a restore little more than the state, however many saves there were.
+"""A save uploads little more than what has changed, and a restore reads little more than the state.
 
-Counted in bytes and objects, so that it holds on any machine. integration/test_incremental_at_length.py makes
-as many saves as the benchmark.
+Bytes and objects are counted, so the results are the same on every machine.
+integration/test_incremental_at_length.py makes as many saves as the benchmark.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def test_a_restore_after_many_saves_reads_at_most_one_and_a_half_times_the_state
     assert figures.read <= RESTORE_BAR
 
 
-def test_a_restore_after_many_saves_opens_at_most_four_times_the_objects_of_a_full_save(
+def test_a_restore_after_many_saves_reads_at_most_four_times_the_objects_of_a_full_save(
     figures: Figures,
 ) -> None:
     assert figures.objects <= OBJECTS_BAR
 
 
-def test_the_benchmark_tells_which_bars_were_missed() -> None:
+def test_the_benchmark_lists_the_limits_that_were_exceeded() -> None:
     assert Figures(100, (8, 9), 1.6, 4.1).missed(BAR_TURNOVER) == [
         "a restore reads 1.60 times the state, more than 1.5",
         "a restore reads 4.10 times the objects of a full save, more than 4.0",
@@ -40,11 +40,11 @@ def test_the_benchmark_tells_which_bars_were_missed() -> None:
     ]
 
 
-def test_the_benchmark_prints_bytes_and_counts_what_was_missed(
+def test_the_benchmark_prints_bytes_and_counts_exceeded_limits(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = Figures(full=2_000_000, uploads=(100_000, 180_000), read=1.2, objects=2.0)
     monkeypatch.setattr(incremental, "measure", lambda *args: found)
-    missed_once_a_buffer = incremental.main()
-    assert missed_once_a_buffer == len(incremental.BUFFERS)
+    exceeded = incremental.main()
+    assert exceeded == len(incremental.BUFFERS)
     assert "0.14 MB   7.0%      0.18 MB   9.0%" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What is there is listed, in order, and read once."""
+"""Listings show what is committed, in order, and read each manifest once."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class TestListing:
         assert [info.worker for info in store.checkpoints("worker-1")] == ["worker-1"]
         assert store.workers() == ["chief-0", "worker-1", "worker-10"]
 
-    def test_objects_that_are_no_checkpoints_are_not_listed(self, store, run, backend):
+    def test_other_objects_are_not_listed(self, store, run, backend):
         save(run, 10)
         for key in ("checkpoints/main/notes", "checkpoints/main/00000001/000000000020.manifest.tmp"):
             backend.put(key, b"")
         assert [info.step for info in store.checkpoints()] == [10]
 
-    def test_the_newest_is_the_last_of_the_history(self, store, run):
+    def test_the_newest_checkpoint_is_the_last_of_the_history(self, store, run):
         save(run, 10, 20)
         assert store.newest("main").step == 20
 
-    def test_there_is_no_newest_of_a_worker_that_saved_nothing(self, store, run):
+    def test_a_worker_without_checkpoints_has_no_newest_one(self, store, run):
         with pytest.raises(CheckpointNotFoundError, match=f"{store.uri}.*'main'"):
             store.newest("main")
 
-    def test_what_somebody_else_commits_is_seen_at_once(self, store, run, backend):
+    def test_a_commit_by_another_process_is_seen_at_once(self, store, run, backend):
         assert store.checkpoints() == []
         save(run_in(CheckpointStore(backend), run), 10)
         assert [info.step for info in store.checkpoints()] == [10]
@@ -49,7 +49,7 @@ class TestListing:
         assert reader.checkpoints() == reader.checkpoints()
         assert len(recording.keys("get")) == 2
 
-    def test_what_is_no_longer_there_is_forgotten(self, store, run, backend):
+    def test_a_deleted_checkpoint_is_forgotten(self, store, run, backend):
         first, _ = save(run, 10, 20)
         backend.delete([manifest_key(first)])
         store.checkpoints()
@@ -62,7 +62,7 @@ class TestListing:
             run.prune(KeepLast(2))
         assert len(store._catalog._headers) <= 3
 
-    def test_listing_one_worker_forgets_nothing_of_another(self, memory):
+    def test_listing_one_worker_does_not_forget_the_manifests_of_another(self, memory):
         store = CheckpointStore.open(memory, create=True)
         for worker in ("chief-0", "worker-1"):
             save(store.begin_run(worker), 10)
@@ -74,7 +74,7 @@ class TestListing:
         reader.checkpoints()
         assert len(recording.keys("get")) == read
 
-    def test_a_damaged_manifest_is_left_out_of_the_list(self, store, run, backend):
+    def test_a_checkpoint_with_a_damaged_manifest_is_not_listed(self, store, run, backend):
         first, _ = save(run, 10, 20)
         backend.put(manifest_key(first), b"damaged")
         assert [info.step for info in CheckpointStore(backend).checkpoints()] == [20]

@@ -1,4 +1,4 @@
-"""Opening a store: found or not, made or not, of a format that is known or not."""
+"""A store is opened or created, and an unknown format is refused."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ import pytest
 
 from input_checkpoint import BackendNotFoundError, CheckpointStore, UnsupportedFormatError
 from tests.support.stores import save
-from tests.support.wrappers import LosingAnswers, Recording, contents
+from tests.support.wrappers import LosingResponses, Recording, contents
 
 
 class TestOpening:
-    def test_a_place_without_a_store_is_not_found_and_nothing_is_written(self, backend):
+    def test_a_uri_without_a_store_is_not_found_and_nothing_is_written(self, backend):
         with pytest.raises(BackendNotFoundError, match="no checkpoint store"):
             CheckpointStore.open(backend)
         assert contents(backend) == {}
 
-    def test_a_folder_that_does_not_exist_is_not_made_by_looking(self, tmp_path):
+    def test_opening_does_not_create_a_missing_folder(self, tmp_path):
         with pytest.raises(BackendNotFoundError):
             CheckpointStore.open(str(tmp_path / "nowhere"))
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_store_that_was_made_can_be_opened(self, store, backend):
+    def test_a_created_store_can_be_opened(self, store, backend):
         assert CheckpointStore.open(backend).checkpoints() == []
 
-    def test_making_a_store_again_keeps_what_it_holds(self, store, backend, run):
+    def test_creating_a_store_again_keeps_its_checkpoints(self, store, backend, run):
         save(run, 10)
         assert [info.step for info in CheckpointStore.open(backend, create=True).checkpoints()] == [10]
 
-    def test_a_lost_answer_to_making_a_store_is_no_error(self, backend):
-        CheckpointStore.open(LosingAnswers(backend), create=True)
+    def test_a_lost_response_to_the_creation_is_not_an_error(self, backend):
+        CheckpointStore.open(LosingResponses(backend), create=True)
         assert json.loads(contents(backend)["format.json"]) == {"format": "input-checkpoint", "version": 1}
 
     @pytest.mark.parametrize("create", [False, True])
@@ -46,7 +46,7 @@ class TestOpening:
             b"\xff\x00",
         ],
     )
-    def test_an_unknown_format_is_refused_before_anything_is_touched(self, memory, found, create):
+    def test_an_unknown_format_is_refused_before_any_other_request(self, memory, found, create):
         memory.put("format.json", found)
         memory.put("checkpoints/main/00000001/000000000010.manifest", b"of a later release")
         recording = Recording(memory)
@@ -54,7 +54,7 @@ class TestOpening:
             CheckpointStore.open(recording, create=create)
         assert recording.calls == [("get", "format.json")]
 
-    def test_the_refusal_names_the_place_and_both_versions(self, memory):
+    def test_the_refusal_names_the_uri_and_both_versions(self, memory):
         memory.put("format.json", b'{"format": "input-checkpoint", "version": 7}')
         with pytest.raises(UnsupportedFormatError, match=rf"{memory.uri} .* version 7, .* version 1"):
             CheckpointStore.open(memory)

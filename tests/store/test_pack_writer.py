@@ -1,4 +1,4 @@
-"""Packs are written several at once, in bounded memory."""
+"""Packs are uploaded several at once, in bounded memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from input_checkpoint.format.chunk_table import Location
 from input_checkpoint.store.pack_writer import PackWriter
 from tests.support.wrappers import Failing, Gated, Recording
 
-PIECES = [bytes([number]) * (100 + number) for number in range(40)]
+CHUNKS = [bytes([number]) * (100 + number) for number in range(40)]
 
 
 def pack_key(number: int) -> str:
@@ -25,14 +25,14 @@ def pack_key(number: int) -> str:
 def wait_until(condition) -> None:
     deadline = time.monotonic() + 20
     while not condition():
-        assert time.monotonic() < deadline, "it never happened"
+        assert time.monotonic() < deadline, "the condition was not met within 20 seconds"
         time.sleep(0.005)
 
 
-def write(backend: Backend, pieces, pack_bytes: int = 1000, concurrency: int = 2):
+def write(backend: Backend, chunks, pack_bytes: int = 1000, concurrency: int = 2):
     with PackWriter(backend, pack_key, pack_bytes, concurrency) as writer:
-        places = [writer.add(piece, len(piece)) for piece in pieces]
-        return writer.finish(), places
+        locations = [writer.add(chunk, len(chunk)) for chunk in chunks]
+        return writer.finish(), locations
 
 
 @pytest.fixture
@@ -41,11 +41,11 @@ def memory() -> MemoryBackend:
 
 
 def test_every_chunk_is_stored_where_its_location_says(memory):
-    _, places = write(memory, PIECES)
-    assert [memory.get(place.pack, place.offset, place.offset + place.stored) for place in places] == PIECES
+    _, locations = write(memory, CHUNKS)
+    assert [memory.get(at.pack, at.offset, at.offset + at.stored) for at in locations] == CHUNKS
 
 
-def test_nothing_added_stores_nothing(memory):
+def test_without_chunks_no_pack_is_stored(memory):
     assert write(memory, []) == ({}, [])
     assert list(memory.list()) == []
 
@@ -55,46 +55,46 @@ def test_a_pack_is_closed_once_it_is_full(memory):
     assert list(packs.values()) == [1200, 1200, 400]
 
 
-def test_packs_are_given_with_the_size_they_are_stored_with(memory):
-    packs, _ = write(memory, PIECES)
+def test_finish_returns_the_stored_size_of_each_pack(memory):
+    packs, _ = write(memory, CHUNKS)
     assert {info.key: info.size for info in memory.list()} == packs
 
 
-def test_a_chunk_larger_than_a_pack_has_one_to_itself(memory):
+def test_a_chunk_larger_than_a_pack_gets_its_own_pack(memory):
     packs, _ = write(memory, [bytes(50_000), b"small"], pack_bytes=1000)
     assert list(packs.values()) == [50_000, 5]
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 4])
-def test_with_a_slow_backend_no_more_is_taken_than_the_packs_in_flight_and_one(memory, concurrency):
+def test_a_slow_backend_bounds_the_number_of_packs_in_memory(memory, concurrency):
     gated = Gated(memory)
-    taken: list[int] = []
+    drawn: list[int] = []
 
-    def pieces() -> Iterator[bytes]:
+    def chunks() -> Iterator[bytes]:
         for number in range(50):
-            taken.append(number)
+            drawn.append(number)
             yield bytes(1000)
 
-    writer = threading.Thread(target=write, args=(gated, pieces(), 1000, concurrency))
+    writer = threading.Thread(target=write, args=(gated, chunks(), 1000, concurrency))
     writer.start()
     try:
-        wait_until(lambda: gated.running == concurrency and len(taken) == concurrency + 1)
+        wait_until(lambda: gated.running == concurrency and len(drawn) == concurrency + 1)
         time.sleep(0.1)
-        assert len(taken) == concurrency + 1
+        assert len(drawn) == concurrency + 1
     finally:
         gated.gate.set()
         writer.join()
-    assert len(taken) == 50
+    assert len(drawn) == 50
     assert gated.most_running == concurrency
 
 
-def test_the_failure_of_an_upload_is_raised_at_the_end(memory):
+def test_a_failed_upload_is_raised_by_finish_at_the_latest(memory):
     failing = Failing(memory, "put", pack_key(0), BackendUnavailableError("no answer"))
     with pytest.raises(BackendUnavailableError, match="no answer"):
         write(failing, [bytes(1000)] * 3)
 
 
-def test_the_failure_of_the_last_upload_is_raised(memory):
+def test_a_failure_of_the_last_upload_is_raised(memory):
     failing = Failing(memory, "put", pack_key(2), BackendUnavailableError("no answer"))
     with pytest.raises(BackendUnavailableError, match="no answer"):
         write(failing, [bytes(1000), bytes(1000), b"rest"])
@@ -102,28 +102,28 @@ def test_the_failure_of_the_last_upload_is_raised(memory):
 
 def test_a_failed_upload_stops_a_long_stream_early(memory):
     failing = Failing(memory, "put", pack_key(0), BackendUnavailableError("no answer"))
-    taken: list[int] = []
+    drawn: list[int] = []
     with pytest.raises(BackendUnavailableError):
-        write(failing, (taken.append(number) or bytes(1000) for number in range(10_000)))
-    assert len(taken) < 100
+        write(failing, (drawn.append(number) or bytes(1000) for number in range(10_000)))
+    assert len(drawn) < 100
 
 
-def test_a_stream_that_raises_leaves_no_upload_running(memory):
+def test_no_upload_is_running_after_an_error_in_the_stream(memory):
     recording = Recording(memory)
 
-    def pieces() -> Iterator[bytes]:
+    def chunks() -> Iterator[bytes]:
         yield from [bytes(1000)] * 3
         raise RuntimeError("the stream broke")
 
     with pytest.raises(RuntimeError, match="the stream broke"):
-        write(recording, pieces())
+        write(recording, chunks())
     calls = list(recording.calls)
     time.sleep(0.05)
     assert recording.calls == calls
 
 
-def test_the_location_of_a_chunk_says_where_it_went_and_how_large_it_was(memory):
+def test_the_location_of_a_chunk_gives_its_pack_offset_and_sizes(memory):
     with PackWriter(memory, pack_key) as writer:
-        places = [writer.add(b"abc", 3), writer.add(b"de", 200)]
+        locations = [writer.add(b"abc", 3), writer.add(b"de", 200)]
         assert writer.finish() == {pack_key(0): 5}
-    assert places == [Location(pack_key(0), 0, 3, 3), Location(pack_key(0), 3, 2, 200)]
+    assert locations == [Location(pack_key(0), 0, 3, 3), Location(pack_key(0), 3, 2, 200)]

@@ -1,4 +1,4 @@
-"""What a prune would do is decided by pure functions, with a reason for everything that stays."""
+"""Pure functions decide what a prune removes, and give a reason for everything that stays."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def unneeded(packs, committed=(), needs=NOTHING_NEEDED, released=(), pending=Non
 
 
 class TestCheckpoints:
-    def test_what_a_restart_left_behind_stays_until_the_new_run_has_saved_twice(self):
+    def test_checkpoints_left_behind_by_a_restart_stay_until_the_new_run_has_saved_twice(self):
         once = kept_checkpoints(NEWEST, [*FIRST, SECOND[0]], ReadableHistory((), ()), KeepNothing())
         twice = kept_checkpoints(NEWEST, [*FIRST, *SECOND], ReadableHistory((), ()), KeepNothing())
         assert once[FIRST[2]].startswith("left behind by a restart")
         assert FIRST[2] not in twice
 
-    def test_the_newest_of_the_history_stays_whatever_the_policy_says(self):
+    def test_the_newest_of_the_history_stays_regardless_of_the_policy(self):
         kept = kept_checkpoints(NEWEST, [*FIRST, *SECOND], ReadableHistory((), ()), KeepNothing())
         assert kept == {SECOND[1]: "the newest"}
 
@@ -50,7 +50,7 @@ class TestCheckpoints:
         kept = kept_checkpoints(NEWEST, [*FIRST, *SECOND], history, KeepNothing())
         assert kept[FIRST[0]] == "its manifest cannot be read"
 
-    def test_nothing_goes_while_the_record_of_the_newest_lineage_is_damaged(self):
+    def test_nothing_is_removed_while_the_record_of_the_newest_lineage_is_damaged(self):
         damaged = InferredLineage("main", 2, NEWEST.ancestors)
         kept = kept_checkpoints(damaged, [*FIRST, *SECOND], ReadableHistory((), ()), KeepLast(1))
         assert set(kept) == {*FIRST, *SECOND}
@@ -62,7 +62,7 @@ class TestCheckpoints:
 
 
 class TestPacks:
-    def test_a_pack_whose_checkpoint_was_removed_goes_at_any_age(self):
+    def test_a_pack_whose_checkpoint_was_removed_is_removed_at_any_age(self):
         packs = packs_of(FIRST[0])
         assert unneeded(packs, released=[FIRST[0]]) == list(packs)
 
@@ -73,22 +73,22 @@ class TestPacks:
     def test_a_pack_of_a_remaining_checkpoint_stays(self):
         assert unneeded(packs_of(FIRST[0], age=10 * HOUR), committed=[FIRST[0]]) == []
 
-    def test_a_pack_without_a_checkpoint_goes_once_it_has_the_age_of_an_orphan(self):
+    def test_a_pack_without_a_checkpoint_is_removed_once_it_is_old_enough(self):
         assert unneeded(packs_of(FIRST[0], age=0.9 * HOUR)) == []
         assert unneeded(packs_of(FIRST[0], age=1.1 * HOUR)) != []
 
-    def test_what_a_damaged_manifest_may_name_stays(self):
+    def test_packs_that_a_damaged_manifest_may_name_stay(self):
         needs = PackNeeds((), [FIRST[1]])
         assert unneeded(packs_of(FIRST[0], age=10 * HOUR), needs=needs, released=[FIRST[0]]) == []
         assert unneeded(packs_of(FIRST[2], age=10 * HOUR), needs=needs, released=[FIRST[2]]) != []
 
-    def test_what_the_save_in_progress_has_made_or_builds_on_stays(self):
-        made, built_on, other = packs_of(SECOND[0]), packs_of(FIRST[0]), packs_of(FIRST[1])
+    def test_packs_that_the_save_in_progress_has_written_or_builds_on_stay(self):
+        written, built_on, other = packs_of(SECOND[0]), packs_of(FIRST[0]), packs_of(FIRST[1])
         pending = PendingSave(SECOND[0], "saves/…", frozenset(built_on))
-        packs = {**made, **built_on, **other}
+        packs = {**written, **built_on, **other}
         assert unneeded(packs, released=[*FIRST, *SECOND], pending=pending) == list(other)
 
-    def test_an_object_that_is_no_pack_of_ours_stays(self):
+    def test_an_object_with_an_unknown_key_stays(self):
         assert unneeded({"packs/main/notes.txt": 10 * HOUR}) == []
 
 
@@ -96,26 +96,26 @@ class TestAnnouncements:
     def announcement(self, lineage: int) -> ObjectInfo:
         return ObjectInfo(announcement_key(CheckpointRef("main", lineage, 40), "0123abcd"), 0, None)
 
-    def test_a_save_of_the_newest_run_blocks_a_tool_but_not_the_run_itself(self):
+    def test_a_save_of_the_newest_run_blocks_a_prune_of_the_store_but_not_one_of_the_run_itself(self):
         assert blocks_removal(self.announcement(2), NEWEST, age=0, own_run=False)
         assert not blocks_removal(self.announcement(2), NEWEST, age=0, own_run=True)
 
-    def test_a_save_of_an_older_run_blocks_nobody(self):
+    def test_a_save_of_an_older_run_blocks_no_prune(self):
         assert not blocks_removal(self.announcement(1), NEWEST, age=0, own_run=False)
 
-    def test_a_save_of_a_newer_run_blocks_everybody(self):
+    def test_a_save_of_a_newer_run_blocks_every_prune(self):
         assert blocks_removal(self.announcement(3), NEWEST, age=0, own_run=True)
 
-    def test_a_stale_announcement_blocks_nobody(self):
+    def test_a_stale_announcement_blocks_no_prune(self):
         assert not blocks_removal(self.announcement(2), NEWEST, age=STALE_ANNOUNCEMENT_SECONDS, own_run=False)
 
 
 class TestLineages:
     RECORDS = tuple(lineage_key("main", number) for number in (1, 2, 3))
 
-    def test_a_record_goes_with_the_last_checkpoint_of_its_lineage(self):
+    def test_a_record_is_removed_with_the_last_checkpoint_of_its_lineage(self):
         assert unneeded_lineages(NEWEST, self.RECORDS, SECOND) == [self.RECORDS[0]]
         assert unneeded_lineages(NEWEST, self.RECORDS, [FIRST[0], *SECOND]) == []
 
-    def test_no_record_goes_while_the_newest_one_is_damaged(self):
+    def test_no_record_is_removed_while_the_newest_one_is_damaged(self):
         assert unneeded_lineages(InferredLineage("main", 2, ()), self.RECORDS, SECOND) == []

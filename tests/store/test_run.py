@@ -1,4 +1,4 @@
-"""A run is the right to save and prune a worker's checkpoints, until a newer run begins."""
+"""A run may save and prune a worker's checkpoints until a newer run begins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.wrappers import Recording
 
 
 class TestRun:
-    def test_a_dry_run_shows_what_goes_and_why_the_rest_stays(self, store, run):
+    def test_a_dry_run_reports_what_would_be_removed_and_why_the_rest_stays(self, store, run):
         save(run, 10, 20, 30)
         report = run.prune(KeepLast(2), dry_run=True)
         assert [ref.step for ref in report.removed] == [10]
@@ -25,14 +25,14 @@ class TestRun:
         assert run.prune(KeepLast(2)) == planned
         assert planned.removed_bytes > 0
 
-    def test_a_report_is_json(self, run):
+    def test_a_prune_report_can_be_written_as_json(self, run):
         save(run, 10, 20)
         report = json.loads(json.dumps(run.prune(KeepLast(1)).to_dict()))
         assert report["removed"] == [{"worker": "main", "lineage": 1, "step": 10}]
         assert report["kept"] == [{"worker": "main", "lineage": 1, "step": 20, "reason": "one of the last 1"}]
         assert len(report["removed_packs"]) == 1
 
-    def test_a_run_that_was_superseded_may_not_prune(self, store, run):
+    def test_a_superseded_run_cannot_prune(self, store, run):
         save(run, 10, 20)
         store.begin_run("main")
         with pytest.raises(WriterSupersededError) as raised:
@@ -40,7 +40,7 @@ class TestRun:
         assert raised.value.uri == store.uri
         assert len(store.checkpoints()) == 2
 
-    def test_a_run_begins_with_the_listing_that_its_caller_has_read(self, store, run, backend):
+    def test_a_run_that_begins_with_a_listing_does_not_list_again(self, store, run, backend):
         (ref,) = save(run, 10)
         listing = store.list_worker("main")
         recording = Recording(backend)
@@ -62,7 +62,7 @@ class TestStore:
     def test_a_store_shows_its_uri(self, store):
         assert repr(store) == f"CheckpointStore({store.uri!r})"
 
-    def test_a_store_is_closed_at_the_end_of_its_block(self, backend, monkeypatch):
+    def test_a_store_is_closed_at_the_end_of_its_with_block(self, backend, monkeypatch):
         closed = []
         monkeypatch.setattr(backend, "close", lambda: closed.append(True))
         with CheckpointStore.open(backend, create=True) as store:

@@ -1,11 +1,10 @@
-"""What a save uploads, keeps in memory and leaves behind when it fails."""
+"""What a save uploads, how much memory it uses, and what it leaves behind when it fails."""
 
 from __future__ import annotations
 
 import random
 import threading
 import time
-import tracemalloc
 import uuid
 from collections.abc import Iterator
 
@@ -17,6 +16,7 @@ from input_checkpoint.backends.memory import MemoryBackend
 from input_checkpoint.format.keys import manifest_key
 from input_checkpoint.state import Element
 from tests.support.faults import Fail, FaultyBackend
+from tests.support.memory import peak_memory
 from tests.support.stores import run_in
 from tests.support.wrappers import BeforeWrites, Failing, Recording
 
@@ -24,16 +24,11 @@ SMALL = ic.SaveOptions(pack_bytes=1 << 16, concurrency=1, compress=False)
 
 
 class WithoutPacks(MemoryBackend):
-    """Forgets the data, so that only the memory of the save itself is measured."""
+    """Discards packs, so that only the memory of the save itself is measured."""
 
     def put(self, key, data):
         if not key.startswith("packs/"):
             super().put(key, data)
-
-
-@pytest.fixture
-def memory() -> MemoryBackend:
-    return MemoryBackend(f"memory://{uuid.uuid4().hex}")
 
 
 def state(*elements: Element) -> list[ic.IteratorState]:
@@ -48,17 +43,17 @@ class TestUploads:
     @pytest.mark.parametrize(
         ("payload_bytes", "share"), [(200, 0.30), (500, 0.14), (1000, 0.08), (1024, 0.08), (2000, 0.07)]
     )
-    def test_at_5_percent_turnover(self, payload_bytes, share):
+    def test_a_save_after_5_percent_turnover_uploads_a_small_share_of_the_state(self, payload_bytes, share):
         figures = measure(0.05, saves=12, elements=8000, element_bytes=payload_bytes)
         assert max(figures.uploads) <= share * 8000 * payload_bytes
 
-    def test_the_manifest_of_a_million_tiny_elements_is_small(self, memory):
+    def test_the_manifest_of_many_tiny_elements_is_small(self, memory):
         store = ic.CheckpointStore.open(memory, create=True)
         elements = ((b"Iterator::Shuffle:buffer::%d" % n, b"%08d" % n) for n in range(200_000))
         info = store.begin_run("main").save(1, [ic.IteratorState("Iterator", elements)])
         assert len(memory.get(manifest_key(info.ref))) < 0.025 * info.logical_bytes
 
-    def test_keys_are_compressed_though_payloads_do_not_shrink(self, memory):
+    def test_keys_are_compressed_even_if_payloads_do_not_shrink(self, memory):
         store = ic.CheckpointStore.open(memory, create=True)
         chance = random.Random(1)
         count, payload_bytes = 2000, 3000
@@ -69,7 +64,7 @@ class TestUploads:
         assert info.logical_bytes > 1.15 * count * payload_bytes
         assert info.stored_bytes < 1.02 * count * payload_bytes
 
-    def test_elements_that_are_the_same_are_stored_once(self, memory):
+    def test_identical_elements_are_stored_once(self, memory):
         store = ic.CheckpointStore.open(memory, create=True, options=SMALL)
         run = store.begin_run("main")
         info = run.save(1, state(*[large(n % 3) for n in range(3000)]))
@@ -95,7 +90,7 @@ class TestOrder:
         info = run_in(observed, run).save(1, [ic.IteratorState("Iterator", elements())])
         assert [state.in_order() for state in store.load(info)] == [[(b"key", b"payload")]]
 
-    def test_what_encoding_raises_at_once_takes_the_announcement_back(self, memory):
+    def test_an_encoding_error_at_the_start_withdraws_the_announcement(self, memory):
         def elements() -> Iterator[Element]:
             raise OSError("the session is gone")
             yield
@@ -115,28 +110,26 @@ class TestMemory:
         for number in range(self.COUNT):
             yield b"%d" % number, b"%08d%08d" % (number, generation) + rest
 
-    def test_many_payloads_that_are_all_new_take_little_at_every_save(self, monkeypatch):
+    def test_every_save_of_many_new_payloads_uses_little_memory(self, monkeypatch):
         monkeypatch.setattr("input_checkpoint.store.chunk_index.MAX_OLDER_CHUNKS", 0)
         backend = WithoutPacks(f"memory://{uuid.uuid4().hex}")
         store = ic.CheckpointStore.open(backend, create=True, options=SMALL)
         run = store.begin_run("main")
-        tracemalloc.start()
-        try:
+
+        def save_three_times() -> None:
             for step in range(3):
-                info = run.save(step, [ic.IteratorState("Iterator", self.elements(step))])
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-        manifests = 5 * len(
-            backend.get(manifest_key(info.ref))
-        )  # three in the store, one twice in the making
+                run.save(step, [ic.IteratorState("Iterator", self.elements(step))])
+
+        peak = peak_memory(save_three_times)
+        # Three are in the store, and one is in memory twice while it is encoded.
+        manifests = 5 * len(backend.get(manifest_key(ic.CheckpointRef("main", 1, 2))))
         buffers = 4 * SMALL.pack_bytes + (1 << 20)
         two_states = 2 * self.COUNT
         assert peak < manifests + buffers + 80 * two_states
 
 
 class TestFailure:
-    def test_nothing_is_built_on_a_save_that_was_not_committed(self, memory):
+    def test_no_save_builds_on_one_that_was_not_committed(self, memory):
         failing = Failing(memory, "create", "checkpoints/main/00000001/000000000001", ic.BackendError("no"))
         store = ic.CheckpointStore.open(failing, create=True, options=SMALL, retry=None)
         run = store.begin_run("main")
@@ -146,25 +139,23 @@ class TestFailure:
         run.save(2, state(large(1), large(2)))
         assert store.verify().ok
 
-    def test_a_storage_that_was_waited_for_in_vain_is_not_waited_for_again(self, memory):
-        patience = 0.4
+    def test_a_failed_save_does_not_wait_for_an_unavailable_storage_again(self, memory):
+        timeout = 0.4
         faulty = FaultyBackend(memory)
-        policy = ic.RetryPolicy(timeout=patience, initial_delay=0.01, max_delay=0.02)
+        policy = ic.RetryPolicy(timeout=timeout, initial_delay=0.01, max_delay=0.02)
         store = ic.CheckpointStore.open(faulty, create=True, options=SMALL, retry=policy)
         run = store.begin_run("main")
-        # Away for good once the save is announced.
+        # Unavailable from the moment that the save is announced.
         faulty.plan.update({len(faulty.calls) + number: Fail() for number in range(2, 10_000)})
         started = time.monotonic()
         with pytest.raises(ic.BackendUnavailableError):
             run.save(1, state(large(1)))
-        assert time.monotonic() - started < 1.7 * patience
+        assert time.monotonic() - started < 1.7 * timeout
         assert not [call for call in faulty.calls if call.startswith("delete")]
 
-    def test_the_announcement_of_a_save_that_found_the_storage_away_is_removed_by_the_next_clean_up(
-        self, memory
-    ):
+    def test_the_announcement_of_a_save_that_failed_in_an_outage_is_removed_by_the_next_prune(self, memory):
         failing = Failing(
-            memory, "put", "packs/main/00000001/000000000001", ic.BackendUnavailableError("away")
+            memory, "put", "packs/main/00000001/000000000001", ic.BackendUnavailableError("no answer")
         )
         store = ic.CheckpointStore.open(failing, create=True, options=SMALL, retry=None)
         run = store.begin_run("main")
@@ -176,7 +167,7 @@ class TestFailure:
         assert report.kept
         assert list(memory.list("saves/")) == []
 
-    def test_a_save_that_fails_for_another_reason_takes_its_announcement_back(self, memory):
+    def test_a_save_that_fails_for_another_reason_withdraws_its_announcement(self, memory):
         recording = Recording(memory)
         failing = Failing(recording, "put", "packs/", ic.BackendPermissionError("no"))
         store = ic.CheckpointStore.open(failing, create=True, options=SMALL, retry=None)
@@ -184,7 +175,9 @@ class TestFailure:
             store.begin_run("main").save(1, state(large(1)))
         assert list(memory.list("saves/")) == []
 
-    def test_a_checkpoint_of_more_packs_than_a_manifest_can_name_is_not_committed(self, memory, monkeypatch):
+    def test_a_checkpoint_with_more_packs_than_a_manifest_can_list_is_not_committed(
+        self, memory, monkeypatch
+    ):
         monkeypatch.setattr("input_checkpoint.format.manifest._MAX_HEADER_BYTES", 4000)
         options = ic.SaveOptions(pack_bytes=1)
         store = ic.CheckpointStore.open(memory, create=True, options=options)

@@ -1,6 +1,6 @@
-"""Whatever happens to a store, in whatever order: history is one line, and nothing comes back wrong.
+"""Whatever happens to a store, in any order, its history is linear and nothing is restored wrongly.
 
-A small model says what must be true. integration/test_store_at_length.py looks much further.
+A small model predicts what must be true. integration/test_store_at_length.py explores much longer sequences.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ State = list[tuple[str, list[Element]]]
 
 @dataclass
 class Writer:
-    """A process that trains, or that was superseded and does not know it."""
+    """A process that trains, or that was superseded and has not noticed."""
 
     backend: FaultyBackend
     store: ic.CheckpointStore
@@ -46,19 +46,19 @@ class Model:
     """What must be true of the store."""
 
     parents: dict[int, Optional[CheckpointRef]] = field(default_factory=dict)
-    """Of every lineage, from old to new."""
+    """Parent of every lineage, from old to new."""
     saved: dict[CheckpointRef, State] = field(default_factory=dict)
-    """What was committed and not removed."""
+    """State of every checkpoint that was committed and not removed."""
     named: dict[CheckpointRef, set[str]] = field(default_factory=dict)
-    """The keys that each of them consists of."""
+    """Keys that each of these checkpoints consists of."""
     damaged: set[str] = field(default_factory=set)
 
     @property
     def newest(self) -> int:
         return max(self.parents)
 
-    def line(self) -> list[CheckpointRef]:
-        """The history, by following each restart to the checkpoint that it began from."""
+    def history(self) -> list[CheckpointRef]:
+        """Follow each restart back to the checkpoint that it began from."""
         found: list[CheckpointRef] = []
         number, last_step = max(self.parents, default=None), None
         while number is not None:
@@ -72,14 +72,14 @@ class Model:
         return bool(self.named[ref] & self.damaged)
 
 
-def without_chance(key: str) -> str:
-    """A key without its random part, so that Hypothesis can play a scene again."""
+def without_random_part(key: str) -> str:
+    """A key without its random part, so that Hypothesis can replay an example."""
     return re.sub(r"(?<=\d{12}-)[0-9a-f]{8}", "*", key)
 
 
 payloads = st.builds(
     lambda seed, size: random.Random(seed).randbytes(size),
-    # Few, so that a payload often comes back after nothing has needed it for a while.
+    # Few seeds, so that a payload often comes back after no checkpoint has needed it for a while.
     st.integers(0, 3),
     st.sampled_from([0, 40, 2047, 2048, 7000]),
 )
@@ -91,10 +91,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.inner = MemoryBackend(f"memory://{uuid.uuid4().hex}")
         self.model = Model()
         self.writer: Optional[Writer] = None
-        self.zombies: list[Writer] = []
+        self.superseded: list[Writer] = []
         self.start(None)
 
-    # What a writer does.
+    # What the newest run does.
 
     @precondition(lambda self: self.writer)
     @rule(drawn=st.lists(payloads, max_size=5), forget=st.integers(0, 9), stride=st.integers(1, 30))
@@ -109,7 +109,7 @@ class StoreMachine(RuleBasedStateMachine):
         call=st.integers(1, 12),
         moment=st.sampled_from(["before", "after"]),
     )
-    def die_in_the_middle_of_a_save(self, drawn: list[bytes], call: int, moment: str) -> None:
+    def die_during_a_save(self, drawn: list[bytes], call: int, moment: str) -> None:
         writer = self.advance(drawn, 3, 10)
         writer.backend.plan[len(writer.backend.calls) + call] = Die(moment)
         with contextlib.suppress(Killed):
@@ -125,10 +125,10 @@ class StoreMachine(RuleBasedStateMachine):
         call=st.integers(1, 12),
         n=st.integers(1, 3),
         moment=st.sampled_from(["before", "after"]),
-        by_the_writer=st.booleans(),
+        by_the_run=st.booleans(),
     )
-    def a_prune_comes_in_the_middle_of_a_save(
-        self, drawn: list[bytes], call: int, n: int, moment: str, by_the_writer: bool
+    def a_prune_runs_during_a_save(
+        self, drawn: list[bytes], call: int, n: int, moment: str, by_the_run: bool
     ) -> None:
         writer = self.advance(drawn, 3, 10)
         ref = CheckpointRef(WORKER, writer.run.lineage.number, writer.step)
@@ -136,7 +136,7 @@ class StoreMachine(RuleBasedStateMachine):
         def prune() -> None:
             if any(info.key == manifest_key(ref) for info in self.inner.list()):
                 self.committed(ref, writer.state)
-            if by_the_writer:
+            if by_the_run:
                 self.prune_by(writer.run.prune, n)
             else:
                 self.prune_by(open_store(self.inner).prune, n)
@@ -148,70 +148,70 @@ class StoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.writer)
     @rule(n=st.integers(1, 4))
-    def the_writer_prunes(self, n: int) -> None:
+    def the_run_prunes(self, n: int) -> None:
         assert self.writer
         self.prune_by(self.writer.run.prune, n)
 
-    # What others do.
+    # What other processes do.
 
     @rule(n=st.integers(1, 4))
-    def a_tool_prunes(self, n: int) -> None:
+    def another_process_prunes(self, n: int) -> None:
         self.prune_by(open_store(self.inner).prune, n)
 
     @rule(data=st.data(), back=st.integers(0, 3))
     def restart_from_the_newest_or_an_older_step(self, data: st.DataObject, back: int) -> None:
-        readable = [ref for ref in self.model.line() if not self.model.may_be_unreadable(ref)]
+        readable = [ref for ref in self.model.history() if not self.model.may_be_unreadable(ref)]
         self.start(readable[max(0, len(readable) - 1 - back)] if readable else None)
 
     @precondition(lambda self: self.model.saved)
     @rule(data=st.data())
     def restart_from_a_step_that_was_left_behind(self, data: st.DataObject) -> None:
-        behind = sorted(set(self.model.saved) - set(self.model.line()))
+        behind = sorted(set(self.model.saved) - set(self.model.history()))
         readable = [ref for ref in behind if not self.model.may_be_unreadable(ref)]
         if readable:
             self.start(data.draw(st.sampled_from(readable)))
 
-    @precondition(lambda self: self.zombies)
+    @precondition(lambda self: self.superseded)
     @rule(data=st.data(), drawn=st.lists(payloads, max_size=3))
-    def a_zombie_saves(self, data: st.DataObject, drawn: list[bytes]) -> None:
-        zombie = data.draw(st.sampled_from(self.zombies))
+    def a_superseded_run_saves(self, data: st.DataObject, drawn: list[bytes]) -> None:
+        writer = data.draw(st.sampled_from(self.superseded))
         before = self.keys()
-        zombie.step += 10
-        state = [("zombie", [(b"%d" % number, payload) for number, payload in enumerate(drawn)])]
+        writer.step += 10
+        state = [("superseded", [(b"%d" % number, payload) for number, payload in enumerate(drawn)])]
         try:
-            zombie.run.save(zombie.step, self.streams(state))
+            writer.run.save(writer.step, self.streams(state))
         except ic.WriterSupersededError:
             pass
         else:
-            raise AssertionError("a superseded writer has saved")
+            raise AssertionError("a superseded run has saved")
         assert before <= self.keys()
         assert all(key.startswith("packs/") for key in self.keys() - before)
 
-    @precondition(lambda self: self.zombies)
+    @precondition(lambda self: self.superseded)
     @rule(data=st.data(), n=st.integers(1, 2))
-    def a_zombie_prunes(self, data: st.DataObject, n: int) -> None:
-        zombie = data.draw(st.sampled_from(self.zombies))
+    def a_superseded_run_prunes(self, data: st.DataObject, n: int) -> None:
+        writer = data.draw(st.sampled_from(self.superseded))
         before = self.keys()
         try:
-            zombie.run.prune(ic.KeepLast(n), orphan_age=0)
+            writer.run.prune(ic.KeepLast(n), orphan_age=0)
         except ic.WriterSupersededError:
             pass
         else:
-            raise AssertionError("a superseded writer has pruned")
+            raise AssertionError("a superseded run has pruned")
         assert self.keys() == before
 
     @precondition(lambda self: self.model.saved)
-    @rule(data=st.data(), how=st.sampled_from(["flip", "cut", "delete"]))
+    @rule(data=st.data(), how=st.sampled_from(["flip", "truncate", "delete"]))
     def an_object_is_damaged(self, data: st.DataObject, how: str) -> None:
-        alive = sorted(set().union(*self.model.named.values()) & self.keys(), key=without_chance)
-        if not alive:
+        stored = sorted(set().union(*self.model.named.values()) & self.keys(), key=without_random_part)
+        if not stored:
             return
-        key = alive[data.draw(st.integers(0, len(alive) - 1))]
+        key = stored[data.draw(st.integers(0, len(stored) - 1))]
         content = self.inner.get(key)
         position = int(data.draw(st.floats(0, 0.999)) * len(content))
         if how == "delete" and key.startswith("packs/"):
             self.inner.delete([key])
-        elif how == "cut" and content:
+        elif how == "truncate" and content:
             self.inner.put(key, content[:position])
         elif content:
             self.inner.put(
@@ -219,15 +219,15 @@ class StoreMachine(RuleBasedStateMachine):
             )
         self.model.damaged.add(key)
 
-    # What must be true at any time.
+    # What must always be true.
 
     @invariant()
-    def history_is_the_line(self) -> None:
+    def the_history_is_that_of_the_model(self) -> None:
         if hasattr(self, "model"):
-            assert open_store(self.inner).history(WORKER) == self.model.line()
+            assert open_store(self.inner).history(WORKER) == self.model.history()
 
     @invariant()
-    def every_checkpoint_comes_back_as_it_was_or_not_at_all(self) -> None:
+    def every_checkpoint_is_restored_as_it_was_saved_or_not_at_all(self) -> None:
         if not hasattr(self, "model"):
             return
         store = open_store(self.inner)
@@ -239,14 +239,14 @@ class StoreMachine(RuleBasedStateMachine):
                 assert self.model.may_be_unreadable(ref)
                 assert ref in problems
             else:
-                # A pack of the wrong size is reported, also if this one does not need what is missing.
+                # A pack of the wrong size is reported even if the checkpoint does not need the missing part.
                 assert "bytes instead of" in problems.get(ref, "bytes instead of")
 
-    # How it is done.
+    # How the rules work.
 
     def start(self, parent: Optional[CheckpointRef]) -> None:
         if self.writer:
-            self.zombies.append(self.writer)
+            self.superseded.append(self.writer)
         backend = FaultyBackend(self.inner)
         store = open_store(backend)
         state = restored(store, parent) if parent else [("first", []), ("second", [])]
@@ -255,7 +255,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.writer = Writer(backend, store, run, parent.step if parent else 0, state)
 
     def advance(self, drawn: list[bytes], forget: int, stride: int) -> Writer:
-        """Train for some steps: old elements leave the buffer, new ones come."""
+        """Train for some steps. Old elements leave the buffer, and new ones enter it."""
         writer = self.writer
         assert writer
         writer.step += stride
@@ -273,18 +273,18 @@ class StoreMachine(RuleBasedStateMachine):
 
     def prune_by(self, prune: Callable[..., ic.PruneReport], n: int) -> None:
         model = self.model
-        present, line = set(model.saved), model.line()
+        present, history = set(model.saved), model.history()
         report = prune(ic.KeepLast(n), orphan_age=0)
         removed = set(report.removed)
         assert removed | set(report.kept) == present
         assert not removed & set(report.kept)
-        # Which of the damaged ones still count depends on what the pruner has read before.
-        intact = [ref for ref in line if not model.may_be_unreadable(ref)]
-        certain = [ref for ref in line[-n:] if ref in intact]
-        assert not removed & {*certain, *line[-1:]}
-        if len(intact) == len(line):
-            assert removed & set(line) == set(line[:-n])
-        behind = present - set(line)
+        # Which damaged checkpoints still count depends on what the pruning process has read before.
+        intact = [ref for ref in history if not model.may_be_unreadable(ref)]
+        certain = [ref for ref in history[-n:] if ref in intact]
+        assert not removed & {*certain, *history[-1:]}
+        if len(intact) == len(history):
+            assert removed & set(history) == set(history[:-n])
+        behind = present - set(history)
         own = [ref for ref in present if ref.lineage == model.newest]
         assert removed & behind == (behind if len(own) >= 2 else set())
         for ref in removed:
@@ -311,6 +311,6 @@ BRIEF = settings(
 )
 
 
-@pytest.mark.timeout(600)  # for shrinking, should it ever fail
+@pytest.mark.timeout(600)  # for shrinking, if it ever fails
 class TestStore(StoreMachine.TestCase):
     settings = BRIEF

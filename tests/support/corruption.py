@@ -11,7 +11,7 @@ from input_checkpoint.format.keys import CheckpointRef, parse_checkpoint_key
 from tests.support import cycles
 
 
-def damaged_store() -> Backend:
+def intact_store() -> Backend:
     """Return the backend of an intact store with two lineages that share packs."""
     inner = cycles.new_backend("memory")
     store = cycles.open_store(inner)
@@ -78,7 +78,7 @@ def swaps(backend: Backend) -> Iterator[Case]:
 
 def check_that_no_damage_goes_unnoticed(cases: Callable[[Backend], Iterator[Case]]) -> int:
     """Check that each case either loads correctly or raises, and that verify() predicts which."""
-    inner = damaged_store()
+    inner = intact_store()
     intact = {info.key: inner.get(info.key) for info in inner.list()}
     checkpoints = [ref for ref in map(parse_checkpoint_key, intact) if ref]
     assert len(checkpoints) == 5

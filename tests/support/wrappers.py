@@ -108,7 +108,7 @@ class Failing(Wrapped):
             raise self._error
 
 
-class LosingAnswers(Wrapped):
+class LosingResponses(Wrapped):
     """Loses the response to each create, retries and finds its own object. See `Backend.create`."""
 
     def after(self, verb: str, key: str) -> None:

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +85,6 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert str(folder) in said
     assert "Give this user" in said
-
-
-@pytest.fixture
-def memory() -> MemoryBackend:
-    return MemoryBackend(f"memory://{uuid.uuid4().hex}")
 
 
 class TestProbe:

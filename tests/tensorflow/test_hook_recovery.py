@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from pathlib import Path
 from typing import Any, Optional
 
@@ -24,11 +23,6 @@ Steps = list[list[int]]
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Steps:
     return uninterrupted(shuffled_ids, 40, tmp_path_factory.mktemp("reference"))
-
-
-@pytest.fixture
-def memory() -> MemoryBackend:
-    return MemoryBackend(f"memory://{uuid.uuid4().hex}")
 
 
 def preempted(step: int) -> FailAt:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-import uuid
 from pathlib import Path
 from typing import Any, Callable
 
@@ -35,11 +34,6 @@ class AtStep(tf.estimator.SessionRunHook):
         action = self._actions.get(int(run_context.session.run(self._global_step)))
         if action:
             action()
-
-
-@pytest.fixture
-def memory() -> MemoryBackend:
-    return MemoryBackend(f"memory://{uuid.uuid4().hex}")
 
 
 def committed(backend: ic.Backend) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -62,11 +61,6 @@ class Mistaken(RetentionPolicy):
 
     def keep(self, checkpoints):
         raise ZeroDivisionError("a mistake")
-
-
-@pytest.fixture
-def memory() -> MemoryBackend:
-    return MemoryBackend(f"memory://{uuid.uuid4().hex}")
 
 
 @pytest.fixture

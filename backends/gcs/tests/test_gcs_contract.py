@@ -1,4 +1,4 @@
-"""The GCS backend keeps the contract, also across a crash of the server."""
+"""The GCS backend keeps the contract, even if the server crashes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from integration.servers.fake_gcs import FakeGcs
 
 
 class TestGcsBackend(BackendContract):
-    """Looks around the backend with plain HTTP."""
+    """Checks what is stored with plain HTTP requests."""
 
     race_rounds = 5
     listed_keys = 90
@@ -83,13 +83,13 @@ class TestGcsBackend(BackendContract):
     def test_list_requests_a_page_when_it_is_needed(self, backend, monkeypatch):
         for number in range(30):
             backend.put(f"{number:02d}", b"")
-        asked = []
-        monkeypatch.setattr(json_api, "page", lambda *args: asked.append(args) or page(*args))
+        requested = []
+        monkeypatch.setattr(json_api, "page", lambda *args: requested.append(args) or page(*args))
         listing = backend.list()
         assert [next(listing).key for _ in range(20)] == [f"{number:02d}" for number in range(20)]
-        assert len(asked) == 1
+        assert len(requested) == 1
         assert len(list(listing)) == 10
-        assert len(asked) == 2
+        assert len(requested) == 2
 
     def test_list_returns_when_each_object_was_stored(self, backend):
         backend.put("first", b"")
@@ -109,7 +109,7 @@ class TestGcsBackend(BackendContract):
 
 class TestServerThatIsKilled:
     def test_a_backend_works_again_after_the_server_restarts(self, tmp_path, hasty, fake_gcs):
-        # `fake_gcs` is asked for so that this is skipped, too, where there is no program for it.
+        # The fixture `fake_gcs` skips this test where the server is not available.
         server = FakeGcs(tmp_path)
         place = server.place("run")
         with server.running():

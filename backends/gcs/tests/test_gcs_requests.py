@@ -1,4 +1,4 @@
-"""What is sent to Cloud Storage: no more requests than needed, each with what makes it safe."""
+"""Each operation sends as few requests as possible, with the conditions and checksums that make them safe."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STORED = resource(name="run/key", generation="1")
 
 
 def parts(request: Received) -> tuple[dict[str, str], bytes]:
-    """Return what an upload says of the object, and the object, as a MIME parser reads them."""
+    """Return the metadata and the content of an upload, as a MIME parser reads them."""
     head = f"Content-Type: {request.headers['content-type']}\r\n\r\n"
     about, content = email.message_from_bytes(head.encode() + request.body).get_payload()
     return json.loads(about.get_payload()), content.get_payload(decode=True)

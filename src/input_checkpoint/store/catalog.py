@@ -235,7 +235,7 @@ class Catalog:
             raise CorruptCheckpointError(
                 f"{self.backend.uri}: {what} is damaged{where}: {error}",
                 uri=self.backend.uri,
-                key=key,
+                key=error.key or key,
                 ref=ref,
             ) from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from input_checkpoint.backends.base import Backend
-from input_checkpoint.errors import ObjectExistsError, WriterSupersededError
+from input_checkpoint.errors import CorruptCheckpointError, ObjectExistsError, WriterSupersededError
 from input_checkpoint.format.keys import manifest_key
 from input_checkpoint.format.manifest import Header, decode_header, encode_manifest
 from input_checkpoint.store.fencing import Fence, describe_process
@@ -20,6 +20,7 @@ def commit(backend: Backend, fence: Fence, header: Header, table: bytes) -> None
 
     Raises:
         WriterSupersededError: a newer run has begun, or another process has committed this step.
+        CorruptCheckpointError: this step has been committed already, and its manifest is damaged.
         BackendError: the storage failed. Nothing became visible, unless only the response was lost.
     """
     manifest = encode_manifest(header, table)
@@ -33,7 +34,15 @@ def commit(backend: Backend, fence: Fence, header: Header, table: bytes) -> None
 
 def _check_own(backend: Backend, key: str, header: Header) -> None:
     """Raise unless the manifest was created by this save, whose first response was lost."""
-    stored = decode_header(backend.get(key))
+    try:
+        stored = decode_header(backend.get(key))
+    except CorruptCheckpointError as error:
+        raise CorruptCheckpointError(
+            f"{backend.uri}: checkpoint {header.ref} exists already and is damaged ({key}): {error}",
+            uri=backend.uri,
+            key=key,
+            ref=header.ref,
+        ) from error
     if stored.write_id != header.write_id:
         raise WriterSupersededError(
             f"{backend.uri}: {header.ref} was committed by another process "

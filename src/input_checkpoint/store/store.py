@@ -17,7 +17,7 @@ from input_checkpoint.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
 )
-from input_checkpoint.format.keys import FORMAT_KEY, pin_key
+from input_checkpoint.format.keys import FORMAT_KEY, manifest_key, pin_key
 from input_checkpoint.format.lineage import (
     Lineage,
     infer_lineage,
@@ -380,7 +380,10 @@ class CheckpointStore:
         if not self._catalog.holds(ref):
             self.unpin(ref)
             raise CheckpointNotFoundError(
-                f"{self.uri}: checkpoint {ref} does not exist, so it cannot be pinned", uri=self.uri, ref=ref
+                f"{self.uri}: checkpoint {ref} does not exist, so it cannot be pinned",
+                uri=self.uri,
+                key=manifest_key(ref),
+                ref=ref,
             )
 
     def unpin(self, checkpoint: Union[CheckpointInfo, CheckpointRef]) -> None:

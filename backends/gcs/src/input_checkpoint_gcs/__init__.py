@@ -1,4 +1,4 @@
-"""Google Cloud Storage backend for input-checkpoint, over gcsfs."""
+"""Google Cloud Storage backend for input-checkpoint, with the options of gcsfs."""
 
 from input_checkpoint_gcs.backend import GcsBackend, open_gcs
 

@@ -86,7 +86,7 @@ class GcsBackend(ObjectStoreBackend):
             return
         # Report an unavailable service first, so that the caller tries again.
         index, cause = min(failures.items(), key=lambda failure: not is_unavailable(failure[1]))
-        operation = Operation("delete", self.uri, names[index][len(self._prefix) :])
+        operation = Operation("delete", self.uri, names[index][len(self.prefix) :])
         error = explain(cause, operation)
         raise type(error)(
             f"{error} ({len(failures)} of {len(names)} deletions failed.)", uri=error.uri, key=error.key
@@ -130,7 +130,7 @@ class GcsBackend(ObjectStoreBackend):
         if error.status != 404 or error.reason:
             return error
         try:
-            self._client.call(json_api.page(self._bucket, self._prefix, None, max_results=1))
+            self._client.call(json_api.page(self._bucket, self.prefix, None, max_results=1))
         except GcsError as answer:
             return GcsError(404, BUCKET_IS_MISSING, answer.message) if answer.status == 404 else answer
         return GcsError(404, OBJECT_IS_MISSING, error.message)

@@ -24,22 +24,23 @@ def open_session(settings: GcsSettings) -> AuthorizedSession:
     # Otherwise requests takes a password from ~/.netrc in place of the token.
     session.trust_env = False
     session.proxies.update(settings.proxies)
-    adapter = _Adapter(settings.timeouts.stall)
+    adapter = _Adapter(_tls_context(settings.endpoint), settings.timeouts.stall)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     return session
 
 
 class _Adapter(HTTPAdapter):
-    """Trusts what this machine trusts, and lets a server pause while it reads an upload.
+    """Has its own TLS settings, and lets a server pause while it reads an upload.
 
     Args:
+        tls: the TLS settings.
         stall: seconds that the server may accept no data.
     """
 
-    def __init__(self, stall: float) -> None:
+    def __init__(self, tls: ssl.SSLContext, stall: float) -> None:
+        self._tls = tls
         self._pools = _pool_classes(stall)
-        self._tls = _tls_context()
         super().__init__(pool_maxsize=_POOL_SIZE)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
@@ -52,12 +53,12 @@ class _Adapter(HTTPAdapter):
         return manager
 
 
-def _tls_context() -> ssl.SSLContext:
-    # The authorities of the operating system and of SSL_CERT_FILE; requests alone would ignore both.
+def _tls_context(endpoint: str) -> ssl.SSLContext:
+    # It trusts the authorities of the operating system and of SSL_CERT_FILE. requests alone ignores both.
     context = ssl.create_default_context()
-    # Only newer versions of google-auth know client certificates. So do only newer versions of gcsfs.
+    # Older versions of google-auth, and of gcsfs, do not support client certificates.
     load_client_certificate = getattr(mtls, "load_default_client_cert", None)
-    if load_client_certificate is not None:
+    if load_client_certificate is not None and endpoint.startswith("https://"):
         load_client_certificate(context)
     return context
 

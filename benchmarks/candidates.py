@@ -1,7 +1,7 @@
-"""Everybody who saves an input pipeline, side by side on one and the same pipeline.
+"""The ways to save an input pipeline that the benchmarks compare, all on the same pipeline.
 
-Those that are hooks share one monitored session. Each is let save only when it is its turn, and the time that
-it keeps the training thread is taken: in the call after the step of the save, and in the one before the next.
+The hooks share one monitored session. Each one saves only when it is its turn. Its stall is the time that it
+spends on the training thread: in `after_run` of the step that it saves, and in `before_run` of the next one.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import s3fs
 import tensorflow as tf
 
 import input_checkpoint as ic
-from benchmarks.observed import ObservedBackend
 from benchmarks.pipelines import Pipeline
+from benchmarks.traffic import TrafficBackend
 from input_checkpoint import CheckpointInputPipelineHook
 from input_checkpoint.tensorflow.iterators import external_state_policy_number
 from integration.servers.server import Place
@@ -34,52 +34,52 @@ TF_CHECKPOINT = "tf.train.Checkpoint"
 TF_ASYNC = "tf.train.Checkpoint, async"
 
 
-class Competitor(abc.ABC):
+class Candidate(abc.ABC):
     """One way to save the state of an input pipeline."""
 
     name: str
-    stalled: float = 0.0
-    """Seconds for which the last save kept the training thread."""
-    durable: float = 0.0
-    """Seconds from the beginning of the last save until it was stored for good."""
+    stall_seconds: float = 0.0
+    """For how long the last save blocked the training thread."""
+    durable_seconds: float = 0.0
+    """From the start of the last save until it was durable."""
 
     @abc.abstractmethod
     def save(self) -> None:
-        """Save now. Returns when training may go on."""
+        """Save now. Return when training can continue."""
 
     def warm_up(self) -> None:
-        """Save once untold: TensorFlow prepares an operation when it is run first."""
+        """Save once without measuring: TensorFlow prepares an operation on its first run."""
         self.save()
-        self.settle()
+        self.wait_until_durable()
 
-    def settle(self) -> None:  # noqa: B027 - most have nothing left to do
-        """Wait for what goes on in the background."""
+    def wait_until_durable(self) -> None:  # noqa: B027 - most save synchronously
+        """Wait for the background work of the last save."""
 
 
-class HookCompetitor(Competitor, tf.estimator.SessionRunHook):  # type: ignore[misc]  # untyped base
-    """A hook in a session of its own or shared with others."""
+class HookCandidate(Candidate, tf.estimator.SessionRunHook):  # type: ignore[misc]  # untyped base
+    """A hook in a training session that it may share with other hooks."""
 
     def __init__(self, name: str, hook: Any) -> None:
         self.name = name
         self.hook = hook
         self.session: Optional[TrainingSession] = None
-        self._its_turn = False
+        self._is_its_turn = False
         self._seconds = 0.0
-        self._began = 0.0
+        self._started_at = 0.0
 
     def save(self) -> None:
-        """See `Competitor.save`: takes one step, saves, and gets ready for the next."""
+        """See `Candidate.save`. Trains a step, saves, and trains one more, which waits for the snapshot."""
         assert self.session is not None
         self._seconds = 0.0
-        self._its_turn = True
+        self._is_its_turn = True
         self.session.step()
-        self._its_turn = False
+        self._is_its_turn = False
         self.session.step()
-        self.stalled = self._seconds
-        self.durable = self._seconds
+        self.stall_seconds = self._seconds
+        self.durable_seconds = self._seconds
 
     def warm_up(self) -> None:
-        """See `Competitor.warm_up`: hooks have saved when training began; `Floor` warms up for all."""
+        """See `Candidate.warm_up`. Does nothing: hooks save at the start, and `Floor` does the rest."""
 
     def begin(self) -> None:
         """Called by TensorFlow."""
@@ -98,48 +98,48 @@ class HookCompetitor(Competitor, tf.estimator.SessionRunHook):  # type: ignore[m
 
     def after_run(self, run_context: Any, run_values: Any) -> None:
         """Called by TensorFlow."""
-        if not self._its_turn:
+        if not self._is_its_turn:
             return
-        self._began = started = time.perf_counter()
+        self._started_at = started = time.perf_counter()
         self.hook.after_run(run_context, run_values)
         self._seconds += time.perf_counter() - started
 
     def end(self, session: Any) -> None:
-        """Called by TensorFlow. A last save is not made."""
+        """Called by TensorFlow. Makes no final save."""
 
 
-class Ours(HookCompetitor):
+class Ours(HookCandidate):
     """This library's hook.
 
     Args:
-        name: of the competitor.
-        backend: where to.
+        name: name in the results.
+        backend: where the hook saves to.
         retention: as in the hook.
     """
 
     def __init__(
         self, name: str, backend: ic.Backend, retention: Optional[ic.RetentionPolicy] = None
     ) -> None:
-        self.backend = ObservedBackend(backend)
+        self.backend = TrafficBackend(backend)
         hook = CheckpointInputPipelineHook.for_session(
             backend=self.backend, save_steps=1, resume="latest", retention=retention or ic.KeepLast(2)
         )
         super().__init__(name, hook)
 
-    def settle(self) -> None:
-        """See `Competitor.settle`."""
-        # The hook itself waits only when training ends.
+    def wait_until_durable(self) -> None:
+        """See `Candidate.wait_until_durable`."""
+        # The hook itself waits only at the end of training.
         self.hook._current_writer.wait()
-        self.durable = self.backend.committed_at - self._began
+        self.durable_seconds = self.backend.committed_at - self._started_at
 
 
-class TensorFlowHook(HookCompetitor):
+class TensorFlowHook(HookCandidate):
     """TensorFlow's hook of the same name, which saves into the model directory.
 
     Args:
-        name: of the competitor.
+        name: name in the results.
         folder: the model directory.
-        remote: where each save is uploaded to afterwards, if at all.
+        remote: where to upload each save afterwards. None uploads nothing.
     """
 
     def __init__(self, name: str, folder: Path, remote: Optional[Place] = None) -> None:
@@ -156,7 +156,7 @@ class TensorFlowHook(HookCompetitor):
     def after_run(self, run_context: Any, run_values: Any) -> None:
         """Called by TensorFlow."""
         super().after_run(run_context, run_values)
-        if not self._its_turn or self._remote is None:
+        if not self._is_its_turn or self._remote is None:
             return
         started = time.perf_counter()
         files = [str(path) for path in self.newest_files()]
@@ -173,41 +173,41 @@ class TensorFlowHook(HookCompetitor):
         return prefix
 
 
-class Floor(HookCompetitor):
-    """What no save can do without, and nothing else."""
+class Floor(HookCandidate):
+    """The part that no save can avoid: taking the state into memory."""
 
     def __init__(self) -> None:
         super().__init__(FLOOR, SerializeHook())
 
     def warm_up(self) -> None:
-        """See `Competitor.warm_up`.
+        """See `Candidate.warm_up`.
 
-        Hooks saved when the buffers were empty. This one takes the first full state, which finds memory that
-        nobody has used yet: of a million elements it takes half as long as all that come after.
+        The hooks have saved empty buffers so far. This takes the first full state, which gets memory that the
+        process has never used: with a million elements it takes half as long as every later one.
         """
         self.save()
 
 
 class SerializeHook(tf.estimator.SessionRunHook):  # type: ignore[misc]  # untyped base
-    """Takes the state into memory and throws it away: no save can take less of the training thread."""
+    """Takes the state into memory and discards it: no save can block the training thread for less."""
 
     def begin(self) -> None:
         """Called by TensorFlow."""
         resources = v1.get_default_graph().get_collection("iterators")
-        self._ops = [serialize_op(one) for one in resources]
+        self._ops = [serialize_op(resource) for resource in resources]
 
     def after_run(self, run_context: Any, run_values: Any) -> None:
         """Called by TensorFlow."""
         run_context.session.run(self._ops)
 
 
-class EagerCheckpoint(Competitor):
+class EagerCheckpoint(Candidate):
     """``tf.train.Checkpoint`` of an iterator in an eager loop.
 
     Args:
-        name: of the competitor.
-        iterator: the loop's.
-        folder: where to.
+        name: name in the results.
+        iterator: the iterator that the loop draws from.
+        folder: where to save to.
         in_background: TensorFlow's ``enable_async``.
     """
 
@@ -217,24 +217,24 @@ class EagerCheckpoint(Competitor):
         self._checkpoint = tf.train.Checkpoint(iterator=iterator)
         self._options = tf.train.CheckpointOptions(enable_async=in_background)
         self._prefix = str(folder / ("async" if in_background else "plain"))
-        self._began = 0.0
+        self._started_at = 0.0
 
     def save(self) -> None:
-        """See `Competitor.save`."""
+        """See `Candidate.save`."""
         next(self._iterator)
-        self._began = started = time.perf_counter()
+        self._started_at = started = time.perf_counter()
         self._checkpoint.write(self._prefix, options=self._options)
-        self.stalled = self.durable = time.perf_counter() - started
+        self.stall_seconds = self.durable_seconds = time.perf_counter() - started
 
-    def settle(self) -> None:
-        """See `Competitor.settle`."""
+    def wait_until_durable(self) -> None:
+        """See `Candidate.wait_until_durable`."""
         if self._options.enable_async:
             self._checkpoint.sync()
-            self.durable = time.perf_counter() - self._began
+            self.durable_seconds = time.perf_counter() - self._started_at
 
 
 class TrainingSession:
-    """A session that draws from a pipeline, with competitors as its hooks."""
+    """A session that draws from a pipeline, with the candidates as its hooks."""
 
     def __init__(self, session: Any, train_op: Any, iterator: Any, graph: Any) -> None:
         self._session = session
@@ -244,17 +244,17 @@ class TrainingSession:
 
     def step(self) -> None:
         """Train one step."""
-        # TensorFlow's hook asks whether it is in a graph.
+        # TensorFlow's hook checks that there is a default graph.
         with self.graph.as_default():
             self._session.run(self._train_op)
 
     def raw_session(self) -> Any:
-        """Return TensorFlow's session, without the hooks."""
+        """Return the underlying TensorFlow session, which runs no hooks."""
         return self._session._tf_sess()
 
 
 def serialize_op(resource: Any) -> Any:
-    """Return the operation that takes an iterator's state into memory, and throws it away."""
+    """Return the operation that takes an iterator's state into memory and discards it."""
     policy = external_state_policy_number("fail")
     return tf.raw_ops.SerializeIterator(resource_handle=resource, external_state_policy=policy).op
 
@@ -262,22 +262,22 @@ def serialize_op(resource: Any) -> Any:
 def consumed(batch: Any) -> Any:
     """Return an operation that needs every byte of a batch.
 
-    TensorFlow finds out what is not needed: of ``tf.size(batch)``, whose shape is known, it makes a pipeline
-    of empty elements, and so a state of next to nothing.
+    TensorFlow optimizes away what nobody uses. With ``tf.size(batch)``, whose shape is known, it would make a
+    pipeline of empty elements, whose state is next to nothing.
     """
     return tf.reduce_sum(tf.strings.length(batch) if batch.dtype == tf.string else batch)
 
 
 @contextlib.contextmanager
 def training(
-    pipeline: Pipeline, hooks: Sequence[HookCompetitor], train: Any = None
+    pipeline: Pipeline, hooks: Sequence[HookCandidate], train: Any = None
 ) -> Iterator[TrainingSession]:
-    """Open a session, fill the buffers, and let every competitor make its first save.
+    """Open a session, fill the buffers, and let every candidate make its first save.
 
     Args:
-        pipeline: to draw from.
-        hooks: the competitors.
-        train: makes a step's operation from a batch; None makes `consumed` of it.
+        pipeline: what to draw from.
+        hooks: the candidates.
+        train: returns the operation of one step, given a batch. Defaults to `consumed`.
     """
     with v1.Graph().as_default() as graph:
         iterator = v1.data.make_initializable_iterator(pipeline.dataset())
@@ -286,7 +286,7 @@ def training(
         with tf.control_dependencies([(train or consumed)(iterator.get_next())]):
             train_op = step.assign_add(1).op
         session = v1.train.MonitoredSession(hooks=hooks)
-    # Outside of the graph, since others use TensorFlow eagerly meanwhile.
+    # Outside the graph, because other candidates use TensorFlow eagerly in the meantime.
     with session:
         opened = TrainingSession(session, train_op, iterator, graph)
         for hook in hooks:
@@ -294,19 +294,19 @@ def training(
         for _ in range(pipeline.batches_to_fill):
             opened.step()
         for hook in hooks:
-            hook.settle()
+            hook.wait_until_durable()
         yield opened
         for hook in hooks:
-            hook.settle()
+            hook.wait_until_durable()
 
 
-def turns(competitors: Sequence[Any], rounds: int) -> Iterator[tuple[int, Any]]:
-    """Yield every competitor in every round, each of them first as often as the others.
+def turns(candidates: Sequence[Any], rounds: int) -> Iterator[tuple[int, Any]]:
+    """Yield every candidate in every round. Each one is first equally often.
 
-    >>> [who for _, who in turns(["a", "b"], 2)]
+    >>> [candidate for _, candidate in turns(["a", "b"], 2)]
     ['a', 'b', 'b', 'a']
     """
     for number in range(rounds):
-        first = number % len(competitors)
-        for competitor in [*competitors[first:], *competitors[:first]]:
-            yield number, competitor
+        first = number % len(candidates)
+        for candidate in [*candidates[first:], *candidates[:first]]:
+            yield number, candidate

@@ -1,0 +1,39 @@
+"""Runs each measurement in a fresh process, so that it inherits no memory and no TensorFlow state."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, Callable, TypeVar
+
+from input_checkpoint.parallel import map_ordered
+
+_Result = TypeVar("_Result")
+
+# Each process is forked from one that has imported everything and run nothing, because importing TensorFlow
+# takes longer than many of the measurements.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["benchmarks.candidates"])
+
+
+def run(work: Callable[..., _Result], *arguments: Any) -> _Result:
+    """Call a module-level function in a fresh process and return its result."""
+    with ProcessPoolExecutor(1, _CONTEXT, _silence_warnings) as executor:
+        return executor.submit(work, *arguments).result()
+
+
+def run_each(
+    work: Callable[..., _Result], calls: Iterable[tuple[Any, ...]], concurrency: int = 2
+) -> Iterator[_Result]:
+    """Call the function once per tuple of arguments, several at a time. Only for what is not timed."""
+    return map_ordered(lambda arguments: run(work, *arguments), calls, concurrency)
+
+
+def _silence_warnings() -> None:
+    # TensorFlow warns about every API that TensorFlow 2 deprecated.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    # And about datasets in graphs, which the benchmarks use throughout.
+    warnings.filterwarnings("ignore", "To make it possible to preserve tf.data options")
