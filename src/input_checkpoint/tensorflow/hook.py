@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Optional
 
 from input_checkpoint.tensorflow.session_hook import SessionHook
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
 # Estimator reads the global step in train() only, and keeps the operation in this collection:
 # tensorflow/python/training/training_util.py, GLOBAL_STEP_READ_KEY.
 _READ_IN_TRAINING = "global_step_read_op_cache"
+
+_MIN_MODELS = 3
+"""One whose input is being uploaded, one whose input waits for that, and the pair to go back to."""
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointInputPipelineHook(SessionHook):
@@ -52,12 +58,19 @@ class CheckpointInputPipelineHook(SessionHook):
             None: not at all.
         probe: write, read, list and delete a small object now, so that a problem with the storage shows
             before training begins. True by default.
+        adopt: resume from the input state of another training that the store holds, which is refused
+            otherwise. False by default.
+        on_save_failure: ``'raise'`` (default): a save that the storage fails stops training. ``'warn'``:
+            training continues, until so many saves in a row have failed as ``max_failed_saves`` says.
+        max_failed_saves: at least 1; 3 by default.
 
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: both or neither of ``save_steps`` and ``save_secs`` are given (RunConfig included), a
             value is not allowed, or the backend lies inside the model directory.
         BackendError: the backend cannot be used.
+
+    `DifferentRunError` is raised when training begins, if the store holds the input state of another one.
 
     Example:
         ```python
@@ -85,6 +98,7 @@ class CheckpointInputPipelineHook(SessionHook):
         if options.get("save_steps") is None and options.get("save_secs") is None:
             options["save_steps"] = config.save_checkpoints_steps
             options["save_secs"] = config.save_checkpoints_secs
+        _check_models_kept(config.keep_checkpoint_max)
         super().__init__(
             model_dir=estimator.model_dir,
             worker=_worker_name(config),
@@ -99,6 +113,17 @@ class CheckpointInputPipelineHook(SessionHook):
             raise ValueError(
                 "CheckpointInputPipelineHook checkpoints training input: do not pass it to predict()"
             )
+
+
+def _check_models_kept(keep_checkpoint_max: Optional[int]) -> None:
+    """Warn if too few model checkpoints are kept for a model to go back to after a crash."""
+    if keep_checkpoint_max and keep_checkpoint_max < _MIN_MODELS:
+        logger.warning(
+            "RunConfig(keep_checkpoint_max=%d) may leave no model checkpoint whose input is stored after a "
+            "crash. Keep at least %d.",
+            keep_checkpoint_max,
+            _MIN_MODELS,
+        )
 
 
 def _worker_name(config: Any) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Optional
 
 import tensorflow as tf
+from google.protobuf import text_format
 
 from input_checkpoint.format.chunking import digest
 
@@ -86,7 +88,16 @@ def make_latest(model_dir: str, checkpoints: ModelCheckpoints, step: int) -> Non
     """Make the checkpoint of ``step`` the one that TensorFlow restores. No checkpoint is removed."""
     others = [path for other, path in checkpoints.paths.items() if other != step]
     paths = [_relative(path, model_dir) for path in (*others, checkpoints.paths[step])]
-    tf.compat.v1.train.update_checkpoint_state(_absolute(model_dir), paths[-1], paths)
+    state = tf.compat.v1.train.generate_checkpoint_state_proto(_absolute(model_dir), paths[-1], paths)
+    replace_file(f"{_absolute(model_dir)}/checkpoint", text_format.MessageToString(state))
+
+
+def replace_file(path: str, text: str) -> None:
+    """Write a file so that a reader sees either the old content or the new one."""
+    aside = f"{path}.{uuid.uuid4().hex[:8]}"
+    with tf.io.gfile.GFile(aside, "w") as file:
+        file.write(text)
+    tf.io.gfile.rename(aside, path, overwrite=True)
 
 
 def step_of(path: str) -> Optional[int]:

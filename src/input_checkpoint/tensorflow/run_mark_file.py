@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from typing import Optional
 
 import tensorflow as tf
 
+from input_checkpoint.tensorflow.model_checkpoints import replace_file
 from input_checkpoint.training.run_mark import MARK_NAME, RunMark, decode_mark, encode_mark
 
 logger = logging.getLogger(__name__)
@@ -24,12 +24,9 @@ def read_mark(model_dir: str) -> Optional[RunMark]:
 
 def write_mark(model_dir: str, mark: RunMark) -> None:
     """Replace the mark of a model directory. A directory that cannot be written is only warned about."""
-    aside = f"{_path(model_dir)}.{uuid.uuid4().hex[:8]}"
     try:
         tf.io.gfile.makedirs(model_dir)
-        with tf.io.gfile.GFile(aside, "w") as file:
-            file.write(encode_mark(mark))
-        tf.io.gfile.rename(aside, _path(model_dir), overwrite=True)
+        replace_file(_path(model_dir), encode_mark(mark))
     except tf.errors.OpError as error:
         logger.warning(
             "%s could not be written (%s): a store of another training would not be noticed there.",

@@ -16,6 +16,7 @@ from input_checkpoint.tensorflow.iterators import GraphIterators, external_state
 from input_checkpoint.tensorflow.model_checkpoints import default_backend_uri, latest_model_step
 from input_checkpoint.tensorflow.model_link import ModelLink
 from input_checkpoint.training.background_saver import BackgroundSaver
+from input_checkpoint.training.progress import Progress
 from input_checkpoint.training.resuming import Resumer
 from input_checkpoint.training.settings import TrainingSettings
 from input_checkpoint.training.source import InputSource
@@ -79,7 +80,8 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
             backend, settings.storage_options, create=True, retry=settings.retry, probe=settings.probe
         )
         self._settings = settings
-        self._resumer = Resumer(self._store, settings.worker, settings.resume)
+        self._progress = Progress(self._store.uri, tf.get_logger())
+        self._resumer = Resumer(self._store, settings.worker, settings.resume, self._progress)
         self._link = ModelLink(self._store, settings)
         self._saver: Optional[BackgroundSaver] = None
         self._schedule = settings.schedule
@@ -244,7 +246,14 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
             settings.worker, restored, listing=listing, run_id=self._link.run_id, start_step=step
         )
         self._link.run_begun(run)
-        return BackgroundSaver(run, self._link.retention, when_busy=settings.when_busy)
+        self._progress.begun(settings, listing, restored)
+        return BackgroundSaver(
+            run,
+            self._link.retention,
+            when_busy=settings.when_busy,
+            tolerated_failures=settings.tolerated_failures,
+            progress=self._progress,
+        )
 
     def _check_pipeline(self, info: CheckpointInfo) -> None:
         """Raise `PipelineMismatchError` if a checkpoint was saved from another pipeline."""

@@ -8,15 +8,14 @@ import time
 from typing import Callable, Optional
 
 from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef, SaveContext
-from input_checkpoint.errors import InputCheckpointError, SnapshotLostError
+from input_checkpoint.errors import BackendError, InputCheckpointError, SnapshotLostError
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.store.run import Run
 from input_checkpoint.training.background_prune import BackgroundPrune
+from input_checkpoint.training.progress import Progress
 from input_checkpoint.training.source import InputSource, Snapshot
 
 logger = logging.getLogger(__name__)
-
-BUSY_MODES = ("wait", "skip")
 
 
 class BackgroundSaver:
@@ -31,12 +30,24 @@ class BackgroundSaver:
         retention: applied after each commit.
         when_busy: what `submit` does while the previous save is running: ``'wait'`` for it, or ``'skip'`` the
             new one.
+        tolerated_failures: how many saves in a row may fail because of the storage before that is raised.
+        progress: told of every save; None: logs to this module's logger.
     """
 
-    def __init__(self, run: Run, retention: RetentionPolicy, when_busy: str = "wait") -> None:
+    def __init__(
+        self,
+        run: Run,
+        retention: RetentionPolicy,
+        when_busy: str = "wait",
+        tolerated_failures: int = 0,
+        progress: Optional[Progress] = None,
+    ) -> None:
         self._run = run
         self._retention = retention
         self._when_busy = when_busy
+        self._tolerated_failures = tolerated_failures
+        self._progress = progress or Progress(run.uri, logger)
+        self._failures = 0
         self._thread: Optional[threading.Thread] = None
         self._snapshot_taken = threading.Event()
         self._failure: Optional[BaseException] = None
@@ -131,27 +142,32 @@ class BackgroundSaver:
             logger.warning("Input checkpoint for step %d in %s abandoned: %s", step, self._run.uri, error)
             return
         except BaseException as error:
-            # Whatever it is, it is raised in the training thread: a save must not fail silently.
-            logger.error("Input checkpoint for step %d in %s failed.", step, self._run.uri)
-            self._failure = error
+            self._fail(step, error)
             return
         finally:
             # Last, so that whoever waits for the snapshot finds the failure.
             taken.set()
-        logger.info(
-            "Saved input checkpoint for step %d to %s: %d elements, %.1f MB in %.2f s "
-            "(training paused for at most %.3f s).",
-            step,
-            self._run.uri,
-            info.elements,
-            info.logical_bytes / 1e6,
-            time.monotonic() - started,
-            paused,
-        )
+        self._failures = 0
+        self._progress.saved(info, paused, time.monotonic() - started)
         self._pruning.request()
 
+    def _fail(self, step: int, error: BaseException) -> None:
+        """Take note of a failed save. It is raised in the training thread, unless it may be tolerated."""
+        self._failures += 1
+        if isinstance(error, BackendError) and self._failures <= self._tolerated_failures:
+            logger.warning(
+                "Input checkpoint for step %d in %s failed (%d in a row; %d are tolerated): %s",
+                step,
+                self._run.uri,
+                self._failures,
+                self._tolerated_failures,
+                error,
+            )
+            return
+        logger.error("Input checkpoint for step %d in %s failed.", step, self._run.uri)
+        self._failure = error
+
     def _save(self, step: int, snapshot: Snapshot, context: Callable[[], SaveContext]) -> CheckpointInfo:
-        logger.info("Saving input checkpoint for step %d to %s.", step, self._run.uri)
         try:
             info = self._run.save(step, snapshot.states(), context)
         finally:

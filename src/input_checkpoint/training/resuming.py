@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import Optional
 
@@ -11,6 +12,7 @@ from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointEr
 from input_checkpoint.store.catalog import WorkerListing
 from input_checkpoint.store.store import CheckpointStore
 from input_checkpoint.training.evidence import ModelEvidence, NoModel, is_refuted
+from input_checkpoint.training.progress import Progress
 from input_checkpoint.training.resume_plan import ResumePlan, plan_resume, starts_here
 from input_checkpoint.training.source import InputSource
 
@@ -26,12 +28,16 @@ class Resumer:
         store: where the input checkpoints are.
         worker: name of the worker.
         mode: one of `resume_plan.MODES`.
+        progress: told of every restore; None: logs to this module's logger.
     """
 
-    def __init__(self, store: CheckpointStore, worker: str, mode: str) -> None:
+    def __init__(
+        self, store: CheckpointStore, worker: str, mode: str, progress: Optional[Progress] = None
+    ) -> None:
         self._store = store
         self._worker = worker
         self._mode = mode
+        self._progress = progress or Progress(store.uri, logger)
         self._has_resumed = False
 
     @property
@@ -100,6 +106,7 @@ class Resumer:
         return None
 
     def _restore(self, source: InputSource, ref: CheckpointRef, model: ModelEvidence) -> None:
+        started = time.monotonic()
         checkpoint = self._store.read(ref)
         if self.mode != "latest" and is_refuted(checkpoint.info, model):
             raise CheckpointNotFoundError(
@@ -109,6 +116,7 @@ class Resumer:
                 ref=ref,
             )
         source.restore(checkpoint.states)
+        self._progress.restored(checkpoint.info, time.monotonic() - started)
 
     def _log_outcome(
         self, restored: Optional[CheckpointRef], step: int, history: Sequence[CheckpointRef]
@@ -116,7 +124,6 @@ class Resumer:
         if restored is None:
             self._log_fresh_start(step, history)
             return
-        logger.info("Restored the input from %s, checkpoint %s.", self._store.uri, restored)
         if restored.step < step:
             logger.warning(
                 "The model is at step %d, but the newest usable input checkpoint is of step %d: "

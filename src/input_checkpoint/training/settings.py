@@ -15,7 +15,6 @@ from input_checkpoint.backends.retrying import DEFAULT_RETRY_POLICY, RetryPolicy
 from input_checkpoint.format.keys import check_worker
 from input_checkpoint.retention.by_count import KeepLast
 from input_checkpoint.retention.policy import RetentionPolicy
-from input_checkpoint.training.background_saver import BUSY_MODES
 from input_checkpoint.training.resume_plan import check_mode
 from input_checkpoint.training.schedule import SaveSchedule
 
@@ -33,7 +32,11 @@ class TrainingOptions(TypedDict, total=False):
     retry: Optional[RetryPolicy]
     probe: bool
     adopt: bool
+    on_save_failure: str
+    max_failed_saves: int
 
+
+BUSY_MODES = ("wait", "skip")
 
 _DEFAULT_RETENTION = KeepLast(5)
 
@@ -60,18 +63,29 @@ class TrainingSettings:
     retry: Optional[RetryPolicy] = DEFAULT_RETRY_POLICY
     probe: bool = True
     adopt: bool = False
+    on_save_failure: str = "raise"
+    max_failed_saves: int = 3
 
     def __post_init__(self) -> None:
         check_mode(self.resume)
         check_worker(self.worker)
         if self.when_busy not in BUSY_MODES:
             raise ValueError(f"when_busy must be 'wait' or 'skip', got {self.when_busy!r}")
+        if self.on_save_failure not in ("raise", "warn"):
+            raise ValueError(f"on_save_failure must be 'raise' or 'warn', got {self.on_save_failure!r}")
+        if self.max_failed_saves < 1:
+            raise ValueError(f"max_failed_saves must be at least 1, got {self.max_failed_saves}")
         _check_retention(self.retention)
         if self.retry is not None and not isinstance(self.retry, RetryPolicy):
             raise TypeError(f"retry must be a RetryPolicy or None, got {self.retry!r}")
         if self.backend is not None and self.model_dir is not None:
             check_outside_model_dir(self.backend, self.model_dir)
         _ = self.schedule  # raises if it is not valid
+
+    @property
+    def tolerated_failures(self) -> int:
+        """How many saves in a row may fail before training stops."""
+        return self.max_failed_saves - 1 if self.on_save_failure == "warn" else 0
 
     @property
     def schedule(self) -> SaveSchedule:

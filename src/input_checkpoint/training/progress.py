@@ -1,0 +1,80 @@
+"""What a run tells its user as it goes: one line when it begins, and one for each save and restore."""
+
+from __future__ import annotations
+
+import logging
+from typing import Optional
+
+from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
+from input_checkpoint.store.catalog import WorkerListing
+from input_checkpoint.training.settings import TrainingSettings
+
+
+class Progress:
+    """Logs at level INFO, where the integration's own framework reports as well.
+
+    Args:
+        uri: of the store, without secrets.
+        logger: of the framework, such as ``tf.get_logger()``.
+    """
+
+    def __init__(self, uri: str, logger: logging.Logger) -> None:
+        self._uri = uri
+        self._logger = logger
+
+    def begun(
+        self, settings: TrainingSettings, listing: WorkerListing, restored: Optional[CheckpointRef]
+    ) -> None:
+        """Say where a run saves, how often, what it keeps, what it found and what it resumes from."""
+        history = listing.history
+        found = f"{len(history)} checkpoints, up to step {history[-1].step}" if history else "no checkpoints"
+        source = "the beginning of the input" if restored is None else f"step {restored.step}"
+        self._logger.info(
+            "Input checkpoints of worker %s go to %s every %s, keeping %r. Found %s there; starting from %s.",
+            settings.worker,
+            self._uri,
+            _interval(settings),
+            settings.retention,
+            found,
+            source,
+        )
+
+    def restored(self, info: CheckpointInfo, seconds: float) -> None:
+        """Say that the input was restored."""
+        self._logger.info(
+            "Restored the input to step %d from %s: %s in %.2f s.",
+            info.step,
+            self._uri,
+            format_bytes(info.logical_bytes),
+            seconds,
+        )
+
+    def saved(self, info: CheckpointInfo, paused: float, seconds: float) -> None:
+        """Say that the input was saved, and what of it had to be uploaded."""
+        self._logger.info(
+            "Saved the input of step %d to %s: %s of %s new, training paused for %.3f s, stored in %.2f s.",
+            info.step,
+            self._uri,
+            format_bytes(info.stored_bytes),
+            format_bytes(info.logical_bytes),
+            paused,
+            seconds,
+        )
+
+
+def format_bytes(count: int) -> str:
+    """Return a size as people read it.
+
+    >>> format_bytes(83_600_000), format_bytes(1_500), format_bytes(12)
+    ('83.6 MB', '1.5 KB', '12 bytes')
+    """
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"
+
+
+def _interval(settings: TrainingSettings) -> str:
+    if settings.save_steps is not None:
+        return f"{settings.save_steps} steps"
+    return f"{settings.save_secs:g} s"
