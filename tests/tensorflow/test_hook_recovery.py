@@ -97,7 +97,7 @@ def test_a_save_that_outlasts_its_session_is_still_committed(
     tmp_path: Path, reference: Steps, memory: MemoryBackend, caplog: pytest.LogCaptureFixture
 ) -> None:
     hook = hook_for(tmp_path / "model", slow_upload_of(10, memory, 4))
-    with caplog.at_level(logging.INFO, "input_checkpoint"):
+    with caplog.at_level(logging.INFO):
         train_in_session(tmp_path / "model", [hook, preempted(11)], grace=1)
     assert "Saved input checkpoint for step 10" in caplog.text
     assert "failed" not in caplog.text

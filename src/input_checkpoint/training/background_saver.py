@@ -168,6 +168,7 @@ class BackgroundSaver:
         self._failure = error
 
     def _save(self, step: int, snapshot: Snapshot, context: Callable[[], SaveContext]) -> CheckpointInfo:
+        logger.info("Saving input checkpoint for step %d to %s.", step, self._run.uri)
         try:
             info = self._run.save(step, snapshot.states(), context)
         finally:

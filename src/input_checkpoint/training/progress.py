@@ -42,9 +42,9 @@ class Progress:
     def restored(self, info: CheckpointInfo, seconds: float) -> None:
         """Say that the input was restored."""
         self._logger.info(
-            "Restored the input to step %d from %s: %s in %.2f s.",
-            info.step,
+            "Restored the input from %s to step %d: %s in %.2f s.",
             self._uri,
+            info.step,
             format_bytes(info.logical_bytes),
             seconds,
         )
@@ -52,7 +52,8 @@ class Progress:
     def saved(self, info: CheckpointInfo, paused: float, seconds: float) -> None:
         """Say that the input was saved, and what of it had to be uploaded."""
         self._logger.info(
-            "Saved the input of step %d to %s: %s of %s new, training paused for %.3f s, stored in %.2f s.",
+            "Saved input checkpoint for step %d to %s: %s of %s new, training paused for %.3f s, "
+            "stored in %.2f s.",
             info.step,
             self._uri,
             format_bytes(info.stored_bytes),
