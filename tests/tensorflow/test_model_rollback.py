@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-import uuid
+import logging
 from pathlib import Path
 from typing import Any, Optional
 
 import pytest
 import tensorflow as tf
 
-from input_checkpoint import CheckpointStore
+import input_checkpoint as ic
 from input_checkpoint.backends.memory import MemoryBackend
 from input_checkpoint.tensorflow.model_checkpoints import latest_model_step
 from input_checkpoint.tensorflow.model_rollback import ModelState, roll_back_model
 from input_checkpoint.training.settings import TrainingSettings
+from tests.support.hooked_training import (
+    Steps,
+    drop_input,
+    keep_only_model,
+    preempted,
+    session_hook,
+    slow_upload,
+    train,
+    train_in_session,
+)
 from tests.support.stores import save
+from tests.support.training import make_estimator, shuffled_ids, trained_on
 from tests.support.wrappers import Recording
 
 
 @pytest.fixture
-def recording() -> Recording:
+def recording(memory: MemoryBackend) -> Recording:
     """A store that has input checkpoints of steps 10 and 20, and no calls recorded."""
-    memory = MemoryBackend(f"memory://{uuid.uuid4().hex}")
-    save(CheckpointStore.open(memory, create=True).begin_run("main"), 10, 20)
+    save(ic.CheckpointStore.open(memory, create=True).begin_run("main"), 10, 20)
     return Recording(memory)
 
 
@@ -44,7 +54,7 @@ def roll_back(
     **settings: Any,
 ) -> Optional[ModelState]:
     directory = None if model_dir is None else str(model_dir)
-    store = CheckpointStore(recording)
+    store = ic.CheckpointStore(recording)
     chosen = TrainingSettings(model_dir=directory, save_steps=10, **settings)
     return roll_back_model(store, chosen, mode, restored_step)
 
@@ -96,3 +106,57 @@ def test_a_restored_step_other_than_the_latest_model_needs_no_listing(recording,
     assert roll_back(recording, model_dir, restored_step=20) is None
     assert recording.calls == []
     assert latest_model_step(str(model_dir)) == 30
+
+
+def test_a_model_newer_than_the_newest_input_checkpoint_goes_back_to_the_newest_pair(
+    tmp_path: Path, reference: Steps, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path / "model", 40)
+    drop_input(tmp_path / "model", 30, 40)
+    with caplog.at_level(logging.WARNING, "input_checkpoint"):
+        train(tmp_path / "model", 30)
+    assert "Going back to step 20" in caplog.text
+    assert trained_on(tmp_path / "model") == reference[:50]
+
+
+def test_a_model_that_was_trained_further_without_the_hook_stays_where_it_is(
+    tmp_path: Path, reference: Steps, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path / "model", 20)
+    make_estimator(tmp_path / "model").train(shuffled_ids, steps=30)
+    with caplog.at_level(logging.WARNING, "input_checkpoint"):
+        train(tmp_path / "model", 10)
+    assert "30 steps of data will be seen again" in caplog.text
+    assert trained_on(tmp_path / "model") == reference[:20] + reference[:30] + reference[20:30]
+
+
+def test_a_newer_model_without_a_pair_is_logged_and_no_data_is_lost(
+    tmp_path: Path, reference: Steps, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path / "model", 40)
+    drop_input(tmp_path / "model", 30, 40)
+    keep_only_model(tmp_path / "model", 40)
+    with caplog.at_level(logging.WARNING, "input_checkpoint"):
+        train(tmp_path / "model", 30)
+    assert "20 steps of data will be seen again" in caplog.text
+    assert trained_on(tmp_path / "model") == reference[:40] + reference[20:50]
+
+
+def test_a_model_saved_just_before_the_error_goes_back_to_the_newest_pair(
+    tmp_path: Path, reference: Steps, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error comes when the model's saver has seen step 20 and our hook has not."""
+    estimator = make_estimator(tmp_path / "model")
+    hook = ic.CheckpointInputPipelineHook(estimator)
+    with caplog.at_level(logging.WARNING, "input_checkpoint"):
+        estimator.train(shuffled_ids, hooks=[preempted(20), hook], steps=30)
+    assert "Going back to step 10" in caplog.text
+    assert trained_on(tmp_path / "model") == reference[:30]
+
+
+def test_a_model_whose_input_save_was_skipped_goes_back_to_the_newest_pair(
+    tmp_path: Path, reference: Steps, memory: MemoryBackend
+) -> None:
+    hook = session_hook(tmp_path / "model", slow_upload(10, memory, 3), when_busy="skip")
+    train_in_session(tmp_path / "model", [hook, preempted(25)], grace=30)
+    assert trained_on(tmp_path / "model") == reference[:30]
