@@ -2,6 +2,6 @@
 
 import sys
 
-from demo.tour import main
+from demo.run import main
 
 sys.exit(main())

@@ -1,6 +1,6 @@
-"""Prints, as JSON, what the models in some model directories have been trained on.
+"""Prints, as JSON, the examples that the models in some model directories were trained on.
 
-A process of its own, since it needs TensorFlow and the rest of the demo does not.
+It runs as a separate process, because it needs TensorFlow and the rest of the demo does not.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tensorflow as tf
 
 
 def main() -> None:
-    """Print the ``history`` of each model directory given: one row of example ids per step."""
+    """Print the ``history`` of each given model directory: one row of example ids per step."""
     print(json.dumps([tf.train.load_variable(folder, "history").tolist() for folder in sys.argv[1:]]))
 
 

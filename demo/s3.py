@@ -1,4 +1,4 @@
-"""A throw-away S3 server on a free loopback port, inside this process."""
+"""A temporary S3 server on a free loopback port, in this process."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ BUCKET = "demo"
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[dict[str, Any]]:
-    """Run the server with one empty bucket. Gives the ``storage_options`` for it."""
-    # It would log each request to the terminal.
+    """Run the server with one empty bucket. Yield the ``storage_options`` for it."""
+    # It would log every request to the terminal.
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

@@ -1,4 +1,4 @@
-"""One scenario: start the training, kill it as planned, start it again, until its last step is reached."""
+"""One scenario: start training, kill it as planned, and restart it until it reaches the last step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOG_TAIL = 25
 
 _STEP = re.compile(r"loss = .*, step = (\d+)")
 _MODEL_RESTORED = re.compile(r"Restoring parameters from .*model\.ckpt-(\d+)")
-_MODEL_TURNED_BACK = re.compile(r"The model was saved at step (\d+), but training stopped")
+_MODEL_ROLLED_BACK = re.compile(r"The model was saved at step (\d+), but training stopped")
 
 # What the model and the Estimator write; anything else in the model directory is input state.
 _MODEL_FILES = re.compile(r"checkpoint$|checkpoint\.tmp|model\.ckpt-|graph\.pbtxt|events\.out\.tfevents\.")
@@ -28,10 +28,10 @@ _MODEL_FILES = re.compile(r"checkpoint$|checkpoint\.tmp|model\.ckpt-|graph\.pbtx
 
 @dataclass(frozen=True)
 class Hook:
-    """A way to checkpoint the input, and how its log lines tell what it is doing."""
+    """A way to checkpoint the input, and the log lines that show what it is doing."""
 
     name: str
-    """As ``demo.train --hook`` knows it."""
+    """The value of ``demo.train --hook``."""
     saving: re.Pattern[str]
     saved: re.Pattern[str]
     restored: re.Pattern[str]
@@ -56,13 +56,14 @@ NO_HOOK = Hook("none", saving=_NEVER, saved=_NEVER, restored=_NEVER)
 
 @dataclass(frozen=True)
 class Kill:
-    """When to kill the training."""
+    """When to kill training."""
 
     mid_save: bool
-    """While the input of ``step`` (or of the next step that is saved) is being saved; else between saves."""
+    """True: during a save of the input. False: between saves."""
     step: int
+    """At this step or, during a save, at the first save from this step on."""
     delay: float
-    """Seconds between seeing the moment in the log and the kill."""
+    """Seconds between the log line that shows the moment and the kill."""
 
     def __str__(self) -> str:
         where = "mid-save of" if self.mid_save else "mid-step"
@@ -79,7 +80,7 @@ class Plan:
 
     @classmethod
     def draw(cls, seed: int) -> Plan:
-        """Return the plan of ``seed``: always the same kinds of kills, at moments drawn at random."""
+        """Return a plan with the same kinds of kills for every seed, at random moments."""
         draw = random.Random(seed)
         steps, every = 200, 50
 
@@ -87,7 +88,7 @@ class Plan:
             return Kill(True, number * every, draw.uniform(0, 0.1))
 
         def mid_step(number: int) -> Kill:
-            # Late in the interval, when the background save of its beginning is usually through.
+            # Late in the interval, when the background save is usually done.
             return Kill(False, number * every + draw.randrange(every - 15, every - 5), draw.uniform(0, 0.03))
 
         kills = (mid_save(1), mid_step(1), mid_step(2), mid_save(3))
@@ -100,12 +101,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One training: where, with which hook, and what happens to it."""
+    """One training run with its restarts: where, with which hook, and when it is killed."""
 
     title: str
     hook: Hook
     folder: Path
-    """For the model directory and the log."""
+    """Contains the model directory and the log."""
     data: Path
     """The npz file with the examples."""
     plan: Plan
@@ -119,7 +120,7 @@ class Scenario:
 
     @property
     def log(self) -> Path:
-        """What all runs of the training have written."""
+        """The output of all runs."""
         return self.folder / "training.log"
 
     def command(self) -> list[str]:
@@ -137,38 +138,38 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a scenario."""
+    """The result of a scenario."""
 
     title: str
     runs: int
     kills: int
     mid_save: int
-    """How many of the kills came while a save of the input was in flight."""
-    turned_back: int
-    """How often the library took the model back to the newest step that had both checkpoints."""
+    """How many of the kills killed a save of the input in flight."""
+    rolled_back: int
+    """How often the library rolled the model back to the newest step that has both checkpoints."""
     input_uri: str
-    """Where the input state lives; empty if it is not saved."""
+    """Where the input state is saved. Empty if it is not saved."""
     state_bytes_in_model_dir: int
 
 
 class ScenarioError(Exception):
-    """A training did not do what the scenario needs of it."""
+    """Training did not go as the scenario planned."""
 
 
 @dataclass
-class Watch:
-    """What the log of one run has told so far."""
+class RunProgress:
+    """The progress of one run, read from its log."""
 
     hook: Hook
     step: int = -1
     saving: Optional[int] = None
-    """Step of the save of the input in flight, or None."""
+    """The step whose input is being saved, or None."""
     model_from: int = 0
     input_from: int = 0
-    turned_back_from: Optional[int] = None
+    rolled_back_from: Optional[int] = None
 
     def read(self, line: str) -> None:
-        """Take in one line."""
+        """Read one line of the log."""
         if match := _STEP.search(line):
             self.step = int(match.group(1))
         elif match := self.hook.saving.search(line):
@@ -179,63 +180,63 @@ class Watch:
             self.model_from = int(match.group(1))
         elif match := self.hook.restored.search(line):
             self.input_from = int(match.group(1))
-        elif match := _MODEL_TURNED_BACK.search(line):
-            self.turned_back_from = int(match.group(1))
+        elif match := _MODEL_ROLLED_BACK.search(line):
+            self.rolled_back_from = int(match.group(1))
 
     def is_time_for(self, kill: Kill) -> bool:
-        """Whether the moment of ``kill`` has come."""
+        """Return whether it is the moment for this kill."""
         if kill.mid_save:
             return self.saving is not None and self.saving >= kill.step
         return self.saving is None and self.step >= kill.step
 
-    def beginning(self) -> str:
-        """Say where the run took up."""
+    def describe_start(self) -> str:
+        """Return where the run resumed."""
         if self.step < 0:
-            return "with nothing left to do"
-        if self.turned_back_from is None:
-            return f"from model step {self.model_from}, input step {self.input_from}"
+            return "had nothing left to do"
+        if self.rolled_back_from is None:
+            return f"started from model step {self.model_from}, input step {self.input_from}"
         return (
-            f"from model step {self.model_from} (turned back from {self.turned_back_from}), "
+            f"started from model step {self.model_from} (rolled back from {self.rolled_back_from}), "
             f"input step {self.input_from}"
         )
 
-    def ending(self) -> str:
-        """Say where the run was when it was killed."""
+    def describe_end(self) -> str:
+        """Return where the run was when it was killed."""
         if self.saving is None:
             return f"between saves, at step {self.step}"
-        return f"at step {self.step}, while the input of step {self.saving} was being saved"
+        return f"at step {self.step}, during the save of step {self.saving}"
 
 
-def play(scenario: Scenario, tell: Callable[[str], None]) -> Outcome:
+def run_scenario(scenario: Scenario, report: Callable[[str], None]) -> Outcome:
     """Train to the last step, through all kills of the plan.
 
     Args:
-        scenario: what to do.
-        tell: is given a short line for each thing that happens.
+        scenario: what to run.
+        report: called with one line of text after each run.
 
     Raises:
-        ScenarioError: the training failed by itself, hung, or ended before the last kill.
+        ScenarioError: training failed, hung, or ended before the last kill.
     """
     scenario.folder.mkdir(parents=True)
-    watches = []
+    runs = []
     for number, kill in enumerate((*scenario.plan.kills, None), start=1):
-        watch = _run(scenario, kill)
-        watches.append(watch)
-        end = f"killed {watch.ending()}" if kill else "reached the last step"
-        tell(f"run {number} {watch.beginning()}: {end}")
+        progress = _run(scenario, kill)
+        runs.append(progress)
+        end = f"killed {progress.describe_end()}" if kill else "reached the last step"
+        report(f"run {number} {progress.describe_start()}: {end}")
     return Outcome(
         title=scenario.title,
-        runs=len(watches),
+        runs=len(runs),
         kills=len(scenario.plan.kills),
-        mid_save=sum(watch.saving is not None for watch in watches),
-        turned_back=sum(watch.turned_back_from is not None for watch in watches),
+        mid_save=sum(run.saving is not None for run in runs),
+        rolled_back=sum(run.rolled_back_from is not None for run in runs),
         input_uri=_input_uri(scenario),
         state_bytes_in_model_dir=input_bytes_in(scenario.model_dir),
     )
 
 
 def input_bytes_in(model_dir: Path) -> int:
-    """Return the size of everything in the model directory that the model itself has not written."""
+    """Return the size of everything in the model directory that does not belong to the model."""
     files = [path for path in model_dir.rglob("*") if path.is_file()]
     return sum(
         path.stat().st_size for path in files if not _MODEL_FILES.match(str(path.relative_to(model_dir)))
@@ -248,50 +249,52 @@ def _input_uri(scenario: Scenario) -> str:
     return str(scenario.model_dir) if scenario.hook is TENSORFLOW else ""
 
 
-def _run(scenario: Scenario, kill: Optional[Kill]) -> Watch:
-    """Start the training once, and kill it if told so."""
-    watch = Watch(scenario.hook)
-    with scenario.log.open("a") as log, _started(scenario) as process:
+def _run(scenario: Scenario, kill: Optional[Kill]) -> RunProgress:
+    """Start training once, and kill it at the given moment, if any."""
+    progress = RunProgress(scenario.hook)
+    with scenario.log.open("a") as log, _start(scenario) as process:
         guard = threading.Timer(_TIME_LIMIT, process.kill)
         guard.start()
         try:
-            hit = _follow(process, watch, kill, log)
+            killed = _follow(process, progress, kill, log)
             process.wait()
         finally:
             guard.cancel()
             process.kill()
-    _check(scenario, process.returncode, kill, hit)
-    return watch
+    _check(scenario, process.returncode, kill, killed)
+    return progress
 
 
-def _started(scenario: Scenario) -> subprocess.Popen[str]:
+def _start(scenario: Scenario) -> subprocess.Popen[str]:
     return subprocess.Popen(
         scenario.command(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
 
 
-def _follow(process: subprocess.Popen[str], watch: Watch, kill: Optional[Kill], log: IO[str]) -> bool:
-    """Read the log to its end. Returns whether the moment of the kill came."""
+def _follow(
+    process: subprocess.Popen[str], progress: RunProgress, kill: Optional[Kill], log: IO[str]
+) -> bool:
+    """Read the log to its end and kill at the right moment. Return whether that moment came."""
     assert process.stdout is not None
-    hit = False
+    killed = False
     for line in process.stdout:
         log.write(line)
-        watch.read(line)
-        if kill is not None and not hit and watch.is_time_for(kill):
+        progress.read(line)
+        if kill is not None and not killed and progress.is_time_for(kill):
             time.sleep(kill.delay)
             process.kill()
-            hit = True
-    return hit
+            killed = True
+    return killed
 
 
-def _check(scenario: Scenario, returncode: int, kill: Optional[Kill], hit: bool) -> None:
-    if returncode == (-signal.SIGKILL if hit else 0) and hit == (kill is not None):
+def _check(scenario: Scenario, returncode: int, kill: Optional[Kill], killed: bool) -> None:
+    if returncode == (-signal.SIGKILL if killed else 0) and killed == (kill is not None):
         return
     if returncode == 0:
         what = f"ended before the kill {kill}"
     elif returncode == -signal.SIGKILL:
-        what = f"took more than {_TIME_LIMIT:.0f} s"
+        what = f"took longer than {_TIME_LIMIT:.0f} s"
     else:
         what = f"failed with exit code {returncode}"
     tail = "\n".join(scenario.log.read_text().splitlines()[-_LOG_TAIL:])
-    raise ScenarioError(f"{scenario.title}: the training {what}. End of {scenario.log}:\n{tail}")
+    raise ScenarioError(f"{scenario.title}: training {what}. End of {scenario.log}:\n{tail}")

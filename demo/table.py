@@ -1,4 +1,4 @@
-"""What the demo found, as text. Pure: nothing here runs, reads or writes anything."""
+"""Compares histories and formats the results of the demo. Everything here is pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from demo.scenario import Outcome
 
 History = Sequence[Sequence[int]]
-"""The ids of the examples of each step. A negative id stands for an example that was never given."""
+"""The example ids of each step. A negative id means that there was no example."""
 
 _HEAD = (
     "scenario",
@@ -21,27 +21,27 @@ _HEAD = (
     "repeated",
     "steps off",
     "in model dir",
-    "input state lives in",
+    "input state",
 )
 _TEXT_COLUMNS = {0, len(_HEAD) - 1}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model's history against that of the uninterrupted one."""
+    """The history of a model compared with that of the uninterrupted run."""
 
     expected: int
     seen: int
     lost: int
-    """Examples that are missing, each as often as it is."""
+    """Missing examples. One that is missing twice counts twice."""
     repeated: int
-    """Examples that came more often than they should."""
+    """Surplus examples: how many more times they were seen than they should be."""
     steps_off: int
-    """Steps trained on other examples, or in another order, than the uninterrupted run's."""
+    """Steps that were trained on other examples, or in another order, than in the uninterrupted run."""
 
     @property
     def exact(self) -> bool:
-        """Whether the two cannot be told apart."""
+        """Whether both histories are the same."""
         return self.lost == self.repeated == self.steps_off == 0
 
 
@@ -52,7 +52,7 @@ def compare(history: History, reference: History) -> Comparison:
     Comparison(expected=4, seen=4, lost=2, repeated=2, steps_off=1)
     """
     expected, seen = _count(reference), _count(history)
-    # A step that only one of the two has is a step that differs.
+    # A step that only one of the two has counts as different.
     steps_off = abs(len(history) - len(reference)) + sum(
         list(row) != list(wanted) for row, wanted in zip(history, reference)
     )
@@ -66,7 +66,7 @@ def compare(history: History, reference: History) -> Comparison:
 
 
 def render(rows: Sequence[tuple[Outcome, Comparison]]) -> str:
-    """Return the table: one line for each scenario."""
+    """Return the table, with one line per scenario."""
     cells = [_HEAD, *(_cells(outcome, comparison) for outcome, comparison in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(_HEAD))]
     lines = ["  ".join(_align(row, widths)).rstrip() for row in cells]

@@ -1,7 +1,6 @@
-"""The training program of the demo: what a user of the library would write.
+"""The training program of the demo, as a user of the library would write it.
 
-It trains a small network on scikit-learn's handwritten digits. Run again after a crash, it goes on from where
-it was.
+It trains a small network on scikit-learn's handwritten digits. When it runs again after a crash, it resumes.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ SEED = 7
 
 
 def input_fn(data: str) -> Any:
-    """Return the pictures, shuffled anew in every epoch by a buffer that holds all of them."""
+    """Return the pictures, reshuffled in every epoch by a buffer that holds all of them."""
     digits = np.load(data)
     number = len(digits["label"])
     examples = tf.data.Dataset.from_tensor_slices(
@@ -34,7 +33,7 @@ def input_fn(data: str) -> Any:
             "label": digits["label"].astype("int32"),
         }
     )
-    # Enlarged before the shuffle, so that its buffer weighs what one of real pictures would.
+    # Enlarged before the shuffle, so that the buffer is as large as one of real pictures.
     return examples.map(enlarge).shuffle(number, reshuffle_each_iteration=True).repeat().batch(BATCH)
 
 
@@ -44,12 +43,12 @@ def enlarge(example: dict[str, Any]) -> dict[str, Any]:
 
 
 def model_fn(features: dict[str, Any], mode: str, params: dict[str, Any]) -> Any:
-    """Return the network. Its variable ``history`` tells which examples each step was trained on."""
+    """Return the network. Its variable ``history`` records the examples that each step was trained on."""
     hidden = tf.keras.layers.Dense(128, "relu")(tf.reshape(features["picture"], [-1, SIDE * SIDE]))
     logits = tf.keras.layers.Dense(10)(hidden)
     loss = v1.losses.sparse_softmax_cross_entropy(features["label"], logits)
     step = v1.train.get_or_create_global_step()
-    # A variable of the model: when the model goes back to an older checkpoint, its history does too.
+    # Part of the model: when the model is rolled back to an older checkpoint, so is its history.
     history = v1.get_variable(
         "history",
         [params["steps"], BATCH],
@@ -58,15 +57,15 @@ def model_fn(features: dict[str, Any], mode: str, params: dict[str, Any]) -> Any
         trainable=False,
         use_resource=True,
     )
-    remember = history.scatter_update(tf.IndexedSlices(features["id"], step.read_value()))
-    # The step counts up after its examples are noted, or they would land in the next step's row.
-    with tf.control_dependencies([remember]):
+    record = history.scatter_update(tf.IndexedSlices(features["id"], step.read_value()))
+    # Record the examples before the step is incremented, or they would land in the row of the next step.
+    with tf.control_dependencies([record]):
         train_op = v1.train.AdamOptimizer().minimize(loss, step)
     return tf.estimator.EstimatorSpec(mode, loss=loss, train_op=train_op)
 
 
 def input_hooks(estimator: Any, args: argparse.Namespace) -> list[Any]:
-    """Return the hook that saves and resumes the input, as the arguments say."""
+    """Return the hook that the arguments ask for, which saves and resumes the input."""
     if args.hook == "tensorflow":
         return [tf.data.experimental.CheckpointInputPipelineHook(estimator)]
     if args.hook == "ours":
@@ -79,9 +78,9 @@ def input_hooks(estimator: Any, args: argparse.Namespace) -> list[Any]:
 
 
 def main() -> None:
-    """Train until the last step."""
+    """Train to the last step."""
     args = parse_arguments()
-    # TensorFlow's logger has a handler of its own: with the one below, its lines would come twice.
+    # TensorFlow's logger has its own handler. Together with the one below, every line would appear twice.
     tf.get_logger().handlers.clear()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     config = tf.estimator.RunConfig(
@@ -97,13 +96,13 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True, help="npz file with arrays picture and label")
+    parser.add_argument("--data", required=True, help="npz file with the arrays picture and label")
     parser.add_argument("--model-dir", required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--save-every", type=int, required=True)
     parser.add_argument("--hook", choices=["ours", "tensorflow", "none"], default="ours")
-    parser.add_argument("--backend", help="URI of the input's checkpoints")
-    parser.add_argument("--storage-options", type=json.loads, help="JSON, handed to the storage")
+    parser.add_argument("--backend", help="URI of the input checkpoints")
+    parser.add_argument("--storage-options", type=json.loads, help="storage options as JSON")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""The servers that the suite runs over, chosen by the environment variable ``INTEGRATION``."""
+"""The servers that the suite runs on. The environment variable ``INTEGRATION`` selects some of them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ SERVERS: dict[str, type[Server]] = {kind.name: kind for kind in (Moto, Ceph, Fak
 
 
 def chosen_servers() -> list[str]:
-    """Return the names in ``INTEGRATION``, or all. One that nobody knows is an error, not nothing to do."""
+    """Return the names in ``INTEGRATION``, or all names. An unknown name is an error."""
     names = [name for name in os.environ.get("INTEGRATION", "").replace(",", " ").split() if name]
     unknown = sorted(set(names) - set(SERVERS))
     if unknown:
-        raise pytest.UsageError(f"INTEGRATION names {', '.join(unknown)}; known: {', '.join(SERVERS)}")
+        raise pytest.UsageError(
+            f"unknown server in INTEGRATION: {', '.join(unknown)}. Choose from {', '.join(SERVERS)}."
+        )
     return names or list(SERVERS)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what asks for a server over each one, on one worker, so that it is started once."""
+    """Run each test that needs a server on all of them, grouped so that each server starts once."""
     if "server" not in metafunc.fixturenames:
         return
     names = chosen_servers()
@@ -50,5 +52,5 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def place(server: Server) -> Place:
-    """An empty place on the server."""
+    """An empty location on the server."""
     return server.place(uuid.uuid4().hex)

@@ -1,4 +1,4 @@
-"""Writers in several processes that all want the same keys at the same moment."""
+"""Writers in several processes that create the same keys at the same moment."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from integration.servers.server import Place
 
 PROCESSES = 4
 THREADS = 4
-_SECONDS_TO_COME = 100
+_BARRIER_TIMEOUT = 100
 
 
 @dataclass(frozen=True)
 class Win:
-    """One writer that was told that it had created a key."""
+    """A writer whose `create` of a key succeeded."""
 
     key: str
     data_begins_with: bytes
 
 
 def race(place: Place, keys: Sequence[str], size: int) -> list[Win]:
-    """Let 16 writers in 4 processes create each key at once; return those who were told that they did."""
+    """Let 16 writers in 4 processes create each key at the same moment. Return those that succeeded."""
     context = multiprocessing.get_context("spawn")
-    line = context.Barrier(PROCESSES * THREADS)
+    barrier = context.Barrier(PROCESSES * THREADS)
     results = context.Queue()
     racers = [
-        context.Process(target=_race, args=(place, keys, size, number, line, results))
+        context.Process(target=_race, args=(place, keys, size, number, barrier, results))
         for number in range(PROCESSES)
     ]
     for racer in racers:
         racer.start()
-    wins = [win for _ in racers for win in results.get(timeout=10 * _SECONDS_TO_COME)]
+    wins = [win for _ in racers for win in results.get(timeout=10 * _BARRIER_TIMEOUT)]
     for racer in racers:
         racer.join()
         assert racer.exitcode == 0
@@ -47,7 +47,7 @@ def _race(
     keys: Sequence[str],
     size: int,
     process: int,
-    line: Barrier,
+    barrier: Barrier,
     results: multiprocessing.Queue[list[Win]],
 ) -> None:
     backend = open_backend(place.uri, place.storage_options)
@@ -57,7 +57,7 @@ def _race(
         for key in keys:
             name = f"process {process} thread {thread} key {key};".encode()
             data = name.ljust(size, b".")
-            line.wait(_SECONDS_TO_COME)
+            barrier.wait(_BARRIER_TIMEOUT)
             try:
                 backend.create(key, data)
             except ObjectExistsError:

@@ -1,4 +1,4 @@
-"""tests/test_corruption.py, with each object damaged at many places in turn."""
+"""tests/store/test_corruption.py, with every object damaged at many positions in turn."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tests.support.corruption import check_that_no_damage_goes_unnoticed
 pytestmark = pytest.mark.timeout(1800)
 
 
-def test_a_flipped_bit_is_noticed_wherever_it_is() -> None:
+def test_a_flipped_bit_is_detected_at_every_position() -> None:
     assert check_that_no_damage_goes_unnoticed(partial(corruption.flips, most=120)) > 2000
 
 
-def test_an_object_cut_short_is_noticed_wherever_it_ends() -> None:
+def test_a_truncated_object_is_detected_at_every_length() -> None:
     assert check_that_no_damage_goes_unnoticed(partial(corruption.truncations, most=60)) > 1000

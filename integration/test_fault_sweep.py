@@ -1,6 +1,6 @@
-"""Every call of a store's life is once the last one, fails once, and is once forbidden; and real kills.
+"""Faults at every backend call of a store: death, an outage, a denial, and SIGKILL.
 
-tests/test_faults.py holds the fast part.
+tests/store/test_faults.py has the fast part.
 """
 
 from __future__ import annotations
@@ -29,23 +29,25 @@ KINDS = ("memory", "local")
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_process_may_die_at_any_call(kind: str, moment: str, tmp_path: Path) -> None:
+def test_nothing_committed_is_lost_when_the_process_dies_at_any_call(
+    kind: str, moment: str, tmp_path: Path
+) -> None:
     cycles.die_everywhere(kind, tmp_path, moment)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_call_may_fail_once_and_nobody_notices(kind: str, moment: str, tmp_path: Path) -> None:
+def test_a_single_failure_of_any_call_has_no_effect(kind: str, moment: str, tmp_path: Path) -> None:
     cycles.be_unavailable_everywhere(kind, tmp_path, moment)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_call_may_be_forbidden_and_the_caller_is_told(kind: str, tmp_path: Path) -> None:
+def test_a_denial_of_any_call_is_reported_to_the_caller(kind: str, tmp_path: Path) -> None:
     cycles.be_forbidden_everywhere(kind, tmp_path)
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_process_may_be_killed_for_good_at_any_call(moment: str, tmp_path: Path) -> None:
+def test_nothing_committed_is_lost_by_sigkill_at_any_call(moment: str, tmp_path: Path) -> None:
     calls = cycles.calls_of(cycles.Cycle().live, cycles.new_backend("local", tmp_path))
     for number, call in enumerate(calls, 1):
         if call.split()[0] in ("create", "put", "delete"):
@@ -57,7 +59,7 @@ def test_a_process_may_be_killed_for_good_at_any_call(moment: str, tmp_path: Pat
             cycles.check_that_nothing_committed_is_lost(inner, progress.cycle)
 
 
-def test_a_process_may_be_killed_for_good_at_any_change_of_the_file_system(tmp_path: Path) -> None:
+def test_nothing_committed_is_lost_by_sigkill_at_any_file_system_change(tmp_path: Path) -> None:
     number = 0
     while True:
         number += 1
@@ -70,8 +72,8 @@ def test_a_process_may_be_killed_for_good_at_any_change_of_the_file_system(tmp_p
 
 
 @pytest.mark.parametrize("orphan_age", [0, 3600])
-def test_a_clean_up_at_any_moment_of_a_save_takes_nothing_away_from_it(orphan_age: float) -> None:
-    for number, moment in points_of(save_next):
+def test_a_prune_at_any_moment_of_a_save_removes_nothing_that_it_needs(orphan_age: float) -> None:
+    for number, moment in fault_points(save_next):
         inner = three_saves()
         faulty = FaultyBackend(inner)
         save = save_next(faulty)
@@ -85,12 +87,12 @@ def test_a_clean_up_at_any_moment_of_a_save_takes_nothing_away_from_it(orphan_ag
 
 
 @pytest.mark.parametrize("orphan_age", [0, 3600])
-def test_a_save_at_any_moment_of_a_clean_up_loses_nothing(orphan_age: float) -> None:
+def test_a_save_at_any_moment_of_a_prune_loses_nothing(orphan_age: float) -> None:
     def prune_of(backend: Backend) -> Callable[[], object]:
         store = cycles.open_store(backend)
         return lambda: store.prune(ic.KeepLast(1), orphan_age=orphan_age)
 
-    for number, moment in points_of(prune_of):
+    for number, moment in fault_points(prune_of):
         inner = three_saves()
         save = save_next(inner)
         faulty = FaultyBackend(inner)
@@ -100,9 +102,9 @@ def test_a_save_at_any_moment_of_a_clean_up_loses_nothing(orphan_age: float) -> 
         check_newest(inner, 40)
 
 
-def test_a_save_that_began_before_and_ends_after_any_moment_of_a_clean_up_loses_nothing() -> None:
-    """The clean-up runs at one call of the save, up to its own n-th call; the rest of it after the save."""
-    for number, moment in points_of(save_next):
+def test_a_save_that_overlaps_any_part_of_a_prune_loses_nothing() -> None:
+    """A prune runs during one call of the save and dies at its n-th call. Another runs after the save."""
+    for number, moment in fault_points(save_next):
         for dies_at in range(1, 14):
             inner = three_saves()
             faulty = FaultyBackend(inner)
@@ -121,13 +123,13 @@ def test_a_save_that_began_before_and_ends_after_any_moment_of_a_clean_up_loses_
 
 
 class Progress:
-    """How far a child has come, in memory that outlives it."""
+    """The progress of a child process, in memory that outlives it."""
 
     def __init__(self) -> None:
         self._shared = mmap.mmap(-1, 16)
         self.killed = False
 
-    def tell(self, cycle: cycles.Cycle) -> None:
+    def record(self, cycle: cycles.Cycle) -> None:
         self._shared[:] = struct.pack("qq", cycle.begun, cycle.committed)
 
     @property
@@ -140,17 +142,17 @@ class Progress:
 def live_in_a_child(inner: Backend, disturbed: Callable[[Backend], Backend]) -> Progress:
     progress = Progress()
 
-    class Telling(cycles.Cycle):
+    class RecordingCycle(cycles.Cycle):
         def __setattr__(self, name: str, value: object) -> None:
             super().__setattr__(name, value)
             if len(vars(self)) > 2:
-                progress.tell(self)
+                progress.record(self)
 
     child = os.fork()
     if not child:
         code = 1
         try:
-            Telling().live(disturbed(inner))
+            RecordingCycle().live(disturbed(inner))
             code = 0
         finally:
             os._exit(code)
@@ -161,7 +163,7 @@ def live_in_a_child(inner: Backend, disturbed: Callable[[Backend], Backend]) -> 
 
 
 def killed_at_change(backend: Backend, number: int) -> Backend:
-    """Kill this process just before it changes the backend's folder for the n-th time."""
+    """Kill this process just before it changes the folder of the backend for the n-th time."""
     assert isinstance(backend, LocalBackend)
     folder = backend.uri
     changes = 0
@@ -190,14 +192,14 @@ def three_saves() -> Backend:
 
 
 def save_next(backend: Backend) -> Callable[[], object]:
-    """A restarted run that is about to save. What it builds on may be pruned under its hands."""
+    """Return a save of a restarted run. The data that it builds on may be pruned in the meantime."""
     store = cycles.open_store(backend)
     run = store.begin_run(cycles.WORKER, store.newest(cycles.WORKER).ref)
     run.save(35, cycles.state(35))
     return lambda: run.save(40, cycles.state(40))
 
 
-def points_of(prepare: Callable[[Backend], Callable[[], object]]) -> Iterator[tuple[int, str]]:
+def fault_points(prepare: Callable[[Backend], Callable[[], object]]) -> Iterator[tuple[int, str]]:
     faulty = FaultyBackend(three_saves())
     work = prepare(faulty)
     before = len(faulty.calls)

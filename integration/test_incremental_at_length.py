@@ -1,4 +1,4 @@
-"""tests/test_incremental.py, for as many saves as the benchmark makes, at every turnover."""
+"""tests/store/test_incremental.py, with as many saves as the benchmark, at every turnover."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from benchmarks.incremental import BUFFERS, SAVES, TURNOVERS, measure
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("turnover", TURNOVERS)
 @pytest.mark.parametrize(("elements", "element_bytes"), BUFFERS)
-def test_no_bar_is_missed_after_many_saves(turnover: float, elements: int, element_bytes: int) -> None:
+def test_uploads_and_reads_stay_within_their_limits_after_many_saves(
+    turnover: float, elements: int, element_bytes: int
+) -> None:
     saves = SAVES if turnover < 1 else 10
     assert measure(turnover, saves, elements, element_bytes).missed(turnover) == []

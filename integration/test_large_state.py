@@ -1,4 +1,4 @@
-"""States that are larger than TensorFlow can encode in one piece, with bounded memory."""
+"""States that are too large for TensorFlow to encode in one piece, with bounded memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(mode: str, store: Path) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(600)
-def test_a_state_of_more_than_2_gib_is_saved_and_restored_and_saving_takes_little_memory(
+def test_a_state_of_more_than_2_gib_is_saved_in_bounded_memory_and_restored(
     tmp_path: Path,
 ) -> None:
     saved = run("save", tmp_path)

@@ -1,4 +1,4 @@
-"""A run is copied from one real storage to another and resumes there."""
+"""A run is copied to another storage and resumes there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ELEMENT_BYTES = 100_000
 
 
 @pytest.mark.timeout(300)
-def test_training_killed_on_the_local_disk_goes_on_from_its_copy_on_the_server(
+def test_training_killed_on_the_local_disk_resumes_from_its_copy_on_the_server(
     place: Place, tmp_path: Path
 ) -> None:
     train(tmp_path / "reference", "none", 30)
@@ -29,7 +29,7 @@ def test_training_killed_on_the_local_disk_goes_on_from_its_copy_on_the_server(
 
 
 @pytest.mark.timeout(300)
-def test_three_checkpoints_that_share_most_of_their_data_cost_the_target_what_they_cost_the_source(
+def test_a_copy_of_checkpoints_that_share_data_takes_no_more_bytes_than_the_original(
     server: Server, place: Place, tmp_path: Path
 ) -> None:
     source = ic.CheckpointStore.open(place.uri, place.storage_options, create=True)

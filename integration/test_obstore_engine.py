@@ -1,4 +1,4 @@
-"""Whatever holds for a real server over fsspec holds over obstore as well, where there is that engine."""
+"""The tests of the server contract and the race, with obstore as the engine."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pytest
 from input_checkpoint import open_backend
 from input_checkpoint.backends.obstore import ObstoreBackend
 
-# These run here once more, over the place below.
+# These tests run here again, on the location below.
 from integration.servers.server import Place, Server
 from integration.test_server_contract import (  # noqa: F401
     TestContract,
     backend,
-    test_the_probe_of_the_hook_passes,
+    test_the_probe_passes_and_leaves_nothing_behind,
 )
 from integration.test_server_race import (  # noqa: F401
-    test_fifty_small_objects_are_created_by_one_writer_each,
-    test_objects_larger_than_any_clients_threshold_for_parts_are_created_by_one_writer_each,
+    test_each_object_large_enough_for_a_multipart_upload_has_exactly_one_creator,
+    test_each_of_fifty_small_objects_has_exactly_one_creator,
 )
 
 pytestmark = [
@@ -35,11 +35,11 @@ def place(server: Server) -> Place:
     return dataclasses.replace(plain, storage_options={**plain.storage_options, "engine": "obstore"})
 
 
-def test_it_is_the_engine_that_is_used(place: Place) -> None:
+def test_obstore_is_the_engine_in_use(place: Place) -> None:
     assert isinstance(open_backend(place.uri, place.storage_options), ObstoreBackend)
 
 
-def test_both_engines_find_what_the_other_stored(place: Place) -> None:
+def test_each_engine_reads_what_the_other_stored(place: Place) -> None:
     plain = {name: value for name, value in place.storage_options.items() if name != "engine"}
     ours, theirs = open_backend(place.uri, place.storage_options), open_backend(place.uri, plain)
     ours.create("by/obstore", b"1")

@@ -1,4 +1,4 @@
-"""Every real server keeps the contract, by way of its plugin."""
+"""Every server, through its plugin, meets the backend contract."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ class TestContract(BackendContract):
         return backend
 
 
-def test_the_probe_of_the_hook_passes(backend: Backend) -> None:
+def test_the_probe_passes_and_leaves_nothing_behind(backend: Backend) -> None:
     probe(backend)
     assert list(backend.list()) == []

@@ -1,4 +1,4 @@
-"""A state of 1 GB goes to every real server and comes back, with little memory."""
+"""Every server stores and returns a state of 1 GB, with bounded memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(mode: str, place: Place) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(600)
-def test_it_is_saved_and_restored_and_saving_takes_little_memory(place: Place) -> None:
+def test_a_state_of_1_gb_is_saved_in_bounded_memory_and_restored(place: Place) -> None:
     saved = run("save", place)
     restored = run("restore", place)
     assert restored["next"] == saved["next"]

@@ -1,4 +1,4 @@
-"""A server that is killed in the middle of a save: nothing is lost, and nothing wrong comes back."""
+"""The server is killed during a save: no committed checkpoint is lost or damaged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def fresh_state() -> list[Element]:
 
 
 def interrupted(state: list[Element], event: Callable[[], None]) -> Iterator[Element]:
-    """The elements; ``event`` happens in their middle, when packs are already on their way."""
+    """Yield the elements, and call ``event`` halfway, when packs are already being uploaded."""
     for number, element in enumerate(state):
         if number == ELEMENTS // 2:
             event()
@@ -31,37 +31,37 @@ def interrupted(state: list[Element], event: Callable[[], None]) -> Iterator[Ele
 
 
 def kill(server: Server) -> None:
-    server.settle()
+    server.wait_until_durable()
     server.kill()
 
 
-def opened(place: Place, patience: float) -> CheckpointStore:
-    retry = RetryPolicy(timeout=patience, max_delay=2)
+def opened(place: Place, timeout: float) -> CheckpointStore:
+    retry = RetryPolicy(timeout=timeout, max_delay=2)
     return CheckpointStore.open(place.uri, place.storage_options, create=True, retry=retry)
 
 
 @pytest.mark.timeout(300)
-def test_a_save_outlasts_a_server_that_is_killed_and_comes_back(server: Server, place: Place) -> None:
-    store = opened(place, patience=120)
+def test_a_save_survives_a_restart_of_the_server(server: Server, place: Place) -> None:
+    store = opened(place, timeout=120)
     run = store.begin_run("main")
     state = fresh_state()
-    coming_back = threading.Timer(3, server.start)
+    restart = threading.Timer(3, server.start)
 
     def outage() -> None:
         kill(server)
-        coming_back.start()
+        restart.start()
 
     info = run.save(10, [IteratorState("Iterator", interrupted(state, outage))])
-    coming_back.join()
+    restart.join()
     assert [found.in_order() for found in store.load(info)] == [state]
     assert store.verify().problems == {}
 
 
 @pytest.mark.timeout(300)
-def test_a_save_to_a_server_that_stays_away_fails_clearly_and_the_one_before_it_is_safe(
+def test_a_save_to_a_server_that_stays_down_fails_clearly_and_earlier_checkpoints_are_safe(
     server: Server, place: Place
 ) -> None:
-    store = opened(place, patience=5)
+    store = opened(place, timeout=5)
     run = store.begin_run("main")
     before, lost, after = fresh_state(), fresh_state(), fresh_state()
     safe = run.save(10, [IteratorState("Iterator", before)])

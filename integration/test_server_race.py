@@ -1,4 +1,4 @@
-"""Of 16 writers in several processes that create one key, exactly one wins, on every real server."""
+"""On every server, exactly one of 16 concurrent writers in several processes creates a key."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def assert_one_winner_each(place: Place, keys: list[str], wins: list[Win], size:
 
 
 @pytest.mark.timeout(300)
-def test_fifty_small_objects_are_created_by_one_writer_each(place: Place) -> None:
+def test_each_of_fifty_small_objects_has_exactly_one_creator(place: Place) -> None:
     keys = [f"race/{number:02d}" for number in range(50)]
     wins = race(place, keys, size=100)
     assert_one_winner_each(place, keys, wins, size=100)
 
 
 @pytest.mark.timeout(300)
-def test_objects_larger_than_any_clients_threshold_for_parts_are_created_by_one_writer_each(
+def test_each_object_large_enough_for_a_multipart_upload_has_exactly_one_creator(
     place: Place,
 ) -> None:
     keys = [f"race/{number}" for number in range(3)]

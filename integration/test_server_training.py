@@ -1,4 +1,4 @@
-"""Training that is killed in a save and in a step sees what an undisturbed one sees, on every real server."""
+"""On every server, training that is killed during a save and a step sees the same examples as without."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
 
 
 @pytest.mark.timeout(400)
-def test_an_estimator_that_is_killed_and_resumed_sees_the_same_examples(
+def test_an_estimator_that_is_killed_and_resumes_sees_the_same_examples(
     place: Place, tmp_path: Path, reference: list[list[int]]
 ) -> None:
     model_dir = tmp_path / "model"

@@ -1,4 +1,4 @@
-"""What only OpenSSH shows of the SFTP backend: its restrictions, its refusals, and how it freezes."""
+"""The SFTP backend on OpenSSH: restricted keys, refused logins, jump hosts, and frozen servers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.operations import outcome
 
 pytestmark = [
     pytest.mark.xdist_group("sshd"),
-    pytest.mark.skipif("sshd" not in chosen_servers(), reason="INTEGRATION leaves sshd out"),
+    pytest.mark.skipif("sshd" not in chosen_servers(), reason="INTEGRATION does not include sshd"),
 ]
 HALF_A_MINUTE = 30
 UPLOADS = 8
@@ -50,7 +50,7 @@ Opener = Callable[..., Backend]
 
 @pytest.fixture(scope="module")
 def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    """One that allows the user's key anything."""
+    """A server that does not restrict the user's key."""
     server = Sshd(tmp_path_factory.mktemp("sshd"))
     with server.running():
         yield server
@@ -64,12 +64,12 @@ def place(sshd: Sshd) -> Place:
 
 @pytest.fixture
 def opened(place: Place) -> Iterator[Opener]:
-    """Open a backend on ``place``, with storage_options different from the usual ones."""
-    with contextlib.ExitStack() as until_the_end:
+    """A function that opens a backend on ``place``, with some storage options changed."""
+    with contextlib.ExitStack() as stack:
 
         def open_it(**options: Any) -> Backend:
             backend = open_backend(place.uri, {**place.storage_options, **options})
-            until_the_end.callback(backend.close)
+            stack.callback(backend.close)
             return backend
 
         yield open_it
@@ -80,11 +80,11 @@ def new_key(path: Path) -> None:
 
 
 class TestRestrictedKey:
-    def test_one_that_may_only_use_sftp_is_enough(self, sshd: Sshd, opened: Opener) -> None:
+    def test_a_key_that_allows_only_sftp_is_sufficient(self, sshd: Sshd, opened: Opener) -> None:
         sshd.restrict('restrict,command="internal-sftp"')
         probe(opened())
 
-    def test_one_that_may_only_read_reads_and_is_told_that_it_may_not_write(
+    def test_a_read_only_key_reads_and_gets_a_clear_error_for_writes(
         self, sshd: Sshd, opened: Opener
     ) -> None:
         opened().put("key", b"data")
@@ -100,7 +100,7 @@ class TestRestrictedKey:
             with pytest.raises(BackendPermissionError, match="read-only"):
                 write()
 
-    def test_one_without_hard_links_is_told_so(self, sshd: Sshd, opened: Opener) -> None:
+    def test_a_key_without_hard_links_gets_a_clear_error(self, sshd: Sshd, opened: Opener) -> None:
         sshd.restrict('restrict,command="internal-sftp -P hardlink"')
         backend = opened()
         backend.put("key", b"data")
@@ -108,13 +108,13 @@ class TestRestrictedKey:
             backend.create("new", b"data")
         assert not isinstance(raised.value, BackendUnavailableError)
 
-    def test_one_that_may_not_use_sftp_is_told_so(self, sshd: Sshd, opened: Opener) -> None:
+    def test_a_key_that_forbids_sftp_gets_a_clear_error(self, sshd: Sshd, opened: Opener) -> None:
         sshd.restrict('restrict,command="/bin/false"')
         with pytest.raises(BackendError, match="does not offer SFTP") as raised:
             opened().get("key")
         assert not isinstance(raised.value, BackendUnavailableError)
 
-    def test_one_whose_login_prints_something_is_told_so(self, sshd: Sshd, opened: Opener) -> None:
+    def test_a_login_that_prints_something_gets_a_clear_error(self, sshd: Sshd, opened: Opener) -> None:
         sshd.restrict('restrict,command="echo Welcome to this server"')
         with pytest.raises(BackendError, match="login script") as raised:
             opened().get("key")
@@ -123,14 +123,12 @@ class TestRestrictedKey:
 
 class TestLogin:
     @pytest.mark.parametrize("user", ["root", "nobody-of-that-name"])
-    def test_with_a_wrong_key_is_a_matter_of_permission(
-        self, opened: Opener, tmp_path: Path, user: str
-    ) -> None:
+    def test_a_wrong_key_is_a_permission_error(self, opened: Opener, tmp_path: Path, user: str) -> None:
         new_key(tmp_path / "key")
         with pytest.raises(BackendPermissionError, match="refused the login"):
             opened(username=user, key_filename=str(tmp_path / "key")).get("key")
 
-    def test_with_more_wrong_keys_than_are_listened_to_is_a_matter_of_permission(
+    def test_more_wrong_keys_than_the_server_accepts_are_a_permission_error(
         self, opened: Opener, tmp_path: Path
     ) -> None:
         names = [str(tmp_path / str(number)) for number in range(8)]
@@ -139,25 +137,23 @@ class TestLogin:
         with pytest.raises(BackendPermissionError, match="refused the login"):
             opened(key_filename=names).get("key")
 
-    def test_with_a_password_where_only_keys_are_taken_is_a_matter_of_permission(
-        self, opened: Opener
-    ) -> None:
+    def test_a_password_where_only_keys_are_accepted_is_a_permission_error(self, opened: Opener) -> None:
         with pytest.raises(BackendPermissionError, match="refused the login") as raised:
             opened(key_filename=None, password="hunter2").get("key")
         assert "hunter2" not in str(raised.value)
 
-    def test_at_a_server_with_no_algorithm_in_common_is_no_matter_of_patience(self, opened: Opener) -> None:
+    def test_no_algorithm_in_common_is_not_retried(self, opened: Opener) -> None:
         with pytest.raises(BackendError, match="no algorithm in common") as raised:
             opened(kex_algs="diffie-hellman-group17-sha512").get("key")
         assert not isinstance(raised.value, BackendUnavailableError)
 
-    def test_at_a_server_whose_key_is_not_known_is_refused(self, opened: Opener) -> None:
+    def test_an_unknown_host_key_is_refused(self, opened: Opener) -> None:
         with pytest.raises(BackendPermissionError, match=r"ssh-ed25519 SHA256:.*is unknown"):
             opened(known_hosts=os.devnull).get("key")
 
 
-class TestConfigurationOfSsh:
-    """As in ``~/.ssh/config``."""
+class TestSshConfiguration:
+    """Settings as in ``~/.ssh/config``."""
 
     @pytest.fixture
     def jump_host(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
@@ -182,15 +178,15 @@ class TestConfigurationOfSsh:
         options = {"config": str(tmp_path / "config"), "allow_agent": False}
         return open_backend(f"sftp://Store{sshd.data}/{uuid.uuid4().hex}", options)
 
-    def test_of_terminals_is_not_heeded(self, sshd: Sshd, tmp_path: Path) -> None:
+    def test_terminal_settings_are_ignored(self, sshd: Sshd, tmp_path: Path) -> None:
         more = "RequestTTY force\nRemoteCommand tmux\nForwardAgent yes"
         backend = self.open(tmp_path, sshd, self.host("Store", sshd, more=more))
         probe(backend)
         backend.close()
 
-    def test_leads_over_a_jump_host(self, sshd: Sshd, jump_host: Sshd, tmp_path: Path) -> None:
-        way = self.host("Store", sshd, more="ProxyJump jump"), self.host("jump", jump_host)
-        backend = self.open(tmp_path, sshd, *way)
+    def test_connections_go_through_a_jump_host(self, sshd: Sshd, jump_host: Sshd, tmp_path: Path) -> None:
+        hosts = self.host("Store", sshd, more="ProxyJump jump"), self.host("jump", jump_host)
+        backend = self.open(tmp_path, sshd, *hosts)
         probe(backend)
         assert jump_host.sessions()
         jump_host.kill()
@@ -200,9 +196,11 @@ class TestConfigurationOfSsh:
         probe(backend)
         backend.close()
 
-    def test_leads_over_a_jump_host_that_freezes(self, sshd: Sshd, jump_host: Sshd, tmp_path: Path) -> None:
-        way = self.host("Store", sshd, more="ProxyJump jump"), self.host("jump", jump_host)
-        backend = self.open(tmp_path, sshd, *way)
+    def test_a_jump_host_that_freezes_is_unavailable(
+        self, sshd: Sshd, jump_host: Sshd, tmp_path: Path
+    ) -> None:
+        hosts = self.host("Store", sshd, more="ProxyJump jump"), self.host("jump", jump_host)
+        backend = self.open(tmp_path, sshd, *hosts)
         backend.put("key", b"data")
         for process in jump_host.sessions():
             process.send_signal(signal.SIGSTOP)
@@ -211,20 +209,20 @@ class TestConfigurationOfSsh:
         assert backend.get("key") == b"data"
         backend.close()
 
-    def test_leads_over_a_jump_host_that_lets_nobody_through(
+    def test_a_jump_host_that_allows_no_forwarding_gets_a_clear_error(
         self, sshd: Sshd, jump_host: Sshd, tmp_path: Path
     ) -> None:
         jump_host.restrict("restrict")
-        way = self.host("Store", sshd, more="ProxyJump jump"), self.host("jump", jump_host)
-        backend = self.open(tmp_path, sshd, *way)
+        hosts = self.host("Store", sshd, more="ProxyJump jump"), self.host("jump", jump_host)
+        backend = self.open(tmp_path, sshd, *hosts)
         with pytest.raises(BackendError, match="jump host refuses to forward") as raised:
             backend.get("key")
         assert not isinstance(raised.value, BackendUnavailableError)
 
 
-@pytest.mark.parametrize("most", [1, 2])
-def test_a_server_that_allows_fewer_sessions_is_made_do_with(tmp_path: Path, most: int) -> None:
-    sshd = Sshd(tmp_path, f"MaxSessions {most}")
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_limit_on_sessions_is_respected(tmp_path: Path, limit: int) -> None:
+    sshd = Sshd(tmp_path, f"MaxSessions {limit}")
     with sshd.running():
         place = sshd.place("run")
         backend = open_backend(place.uri, place.storage_options)
@@ -234,7 +232,7 @@ def test_a_server_that_allows_fewer_sessions_is_made_do_with(tmp_path: Path, mos
         backend.close()
 
 
-class TestServerThatFreezes:
+class TestFrozenServer:
     @pytest.fixture
     def freeze(self, sshd: Sshd) -> Iterator[Callable[[], None]]:
         frozen = []
@@ -257,7 +255,7 @@ class TestServerThatFreezes:
         assert isinstance(error, BackendUnavailableError)
         assert backend.get("key") == b"data"  # over a new connection
 
-    def test_with_more_under_way_than_the_network_holds_is_unavailable(
+    def test_is_unavailable_with_more_data_in_flight_than_the_network_buffers(
         self, opened: Opener, freeze: Callable[[], None]
     ) -> None:
         backend = opened(timeout=3)
@@ -272,14 +270,14 @@ class TestServerThatFreezes:
             assert [type(upload.result()) for upload in uploads] == [BackendUnavailableError] * UPLOADS
 
 
-class TestSlowLine:
-    """To the server, not from it."""
+class TestSlowUplink:
+    """Slow toward the server, fast from it."""
 
-    BYTES_A_SECOND = 2 << 20
+    BYTES_PER_SECOND = 2 << 20
 
     @pytest.fixture
     def port(self, sshd: Sshd) -> Iterator[int]:
-        """One that leads to the server over such a line."""
+        """A local port that forwards to the server over a slow uplink."""
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
             listener.bind(("127.0.0.1", 0))
@@ -288,9 +286,9 @@ class TestSlowLine:
             yield listener.getsockname()[1]
 
     def relay(self, listener: socket.socket, port: int) -> None:
-        here, _ = listener.accept()
-        there = socket.create_connection(("127.0.0.1", port))
-        for source, target, pause in ((here, there, 1 / self.BYTES_A_SECOND), (there, here, 0)):
+        client, _ = listener.accept()
+        server = socket.create_connection(("127.0.0.1", port))
+        for source, target, pause in ((client, server, 1 / self.BYTES_PER_SECOND), (server, client, 0)):
             threading.Thread(target=self.pump, args=(source, target, pause), daemon=True).start()
 
     def pump(self, source: socket.socket, target: socket.socket, pause: float) -> None:
@@ -299,7 +297,7 @@ class TestSlowLine:
                 time.sleep(pause * len(data))
                 target.sendall(data)
 
-    def test_is_not_taken_for_one_that_is_dead(
+    def test_is_not_mistaken_for_a_dead_connection(
         self, sshd: Sshd, port: int, place: Place, tmp_path: Path
     ) -> None:
         known = (sshd.folder / "known_hosts").read_text()
@@ -314,16 +312,16 @@ class TestSlowLine:
         backend.close()
 
 
-def test_a_writer_that_is_killed_in_an_upload_leaves_nothing_under_the_name(
+def test_a_writer_that_is_killed_during_an_upload_creates_no_object(
     sshd: Sshd, place: Place, opened: Opener
 ) -> None:
     backend = opened()
     backend.put("before", b"data")
     child = subprocess.Popen([sys.executable, "-c", WRITER, place.uri, json.dumps(place.storage_options)])
     folder = sshd.data / place.uri.rpartition("/")[2]
-    until = time.monotonic() + 60
+    deadline = time.monotonic() + 60
     while sum(path.stat().st_size for path in folder.iterdir()) < 20 << 20:
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     child.kill()
     child.wait()

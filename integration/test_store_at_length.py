@@ -1,4 +1,4 @@
-"""tests.store.test_stateful.py, for many more and longer stories."""
+"""tests/store/test_stateful.py, with more and longer sequences of operations."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from tests.store.test_saving_and_loading import TestMemory, TestSavingAndLoading
 from tests.store.test_verifying import TestVerifying
 from tests.support.s3_server import S3Server
 
-# The same tests and fixtures, over the backend below.
+# The same tests and fixtures, on the backend below.
 __all__ = [
     "TestCommit",
     "TestDamage",
@@ -42,7 +42,7 @@ __all__ = [
 
 @pytest.fixture(scope="module")
 def s3_session() -> AioSession:
-    """One for all tests: a session reads megabytes of API descriptions before its first call."""
+    """One session for all tests, because each reads megabytes of API descriptions first."""
     return AioSession()
 
 

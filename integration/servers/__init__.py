@@ -1,1 +1,1 @@
-"""Storage servers on loopback that the integration tests start, kill and stop themselves."""
+"""Storage servers on loopback that the integration tests start, kill and stop."""

@@ -16,14 +16,14 @@ from integration.servers.server import MissingServerError, Place, Process, Serve
 
 _INSTALLED = Path(__file__).parents[2] / ".servers/azurite/node_modules/azurite"
 _CONTAINER = "container"
-_WRITES_ITS_INDEX_EVERY = 5  # autosaveInterval in LokiBlobMetadataStore.ts
-# The same for every Azurite: https://learn.microsoft.com/azure/storage/common/storage-connect-azurite
+_INDEX_SAVE_INTERVAL = 5  # seconds; autosaveInterval in LokiBlobMetadataStore.ts
+# The same for every installation: https://learn.microsoft.com/azure/storage/common/storage-connect-azurite
 _ACCOUNT = "devstoreaccount1"
 _ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
 
 class Azurite(Server):
-    """Keeps objects in files, so that they are there again after a `kill` and a `start`."""
+    """Keeps objects in files, so they survive `kill` and `start`."""
 
     name = "azurite"
     two_engines = True
@@ -34,7 +34,7 @@ class Azurite(Server):
 
     @property
     def connection_string(self) -> str:
-        """How to log in."""
+        """The connection string to log in with."""
         return (
             f"DefaultEndpointsProtocol=http;AccountName={_ACCOUNT};AccountKey={_ACCOUNT_KEY};"
             f"BlobEndpoint=http://127.0.0.1:{self.port}/{_ACCOUNT};"
@@ -51,16 +51,16 @@ class Azurite(Server):
             try:
                 client.create_container(_CONTAINER)
             except ResourceExistsError:
-                return  # from the start before
+                return  # created by an earlier start
 
     def kill(self) -> None:
         """See `Server.kill`."""
         if self._process is not None:
             self._process.kill()
 
-    def settle(self) -> None:
-        """See `Server.settle`. What it has acknowledged is in its index, and that only in memory at first."""
-        time.sleep(_WRITES_ITS_INDEX_EVERY + 2)
+    def wait_until_durable(self) -> None:
+        """See `Server.wait_until_durable`. Azurite keeps its index in memory and writes it at intervals."""
+        time.sleep(_INDEX_SAVE_INTERVAL + 2)
 
     def place(self, name: str) -> Place:
         """See `Server.place`."""
@@ -74,12 +74,12 @@ class Azurite(Server):
 def _node() -> str:
     node = shutil.which("node")
     if node is None:
-        raise MissingServerError("Azurite needs Node.js, which is not installed.")
+        raise MissingServerError("Azurite needs Node.js, which is not installed. Install nodejs and npm.")
     return node
 
 
 def _package() -> Path:
     package = Path(os.environ.get("AZURITE", _INSTALLED))
     if not package.is_dir():
-        raise MissingServerError(f"Azurite is not in {package}. Run: make servers")
+        raise MissingServerError(f"Azurite is not installed in {package}. Run: make servers")
     return package

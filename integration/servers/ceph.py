@@ -1,4 +1,4 @@
-"""Ceph RADOS Gateway: a production S3 server, with a cluster of one monitor and one disk behind it."""
+"""Ceph RADOS Gateway: a production S3 server, on a cluster of one monitor and one disk."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ debug_rgw = 1
 
 
 class Ceph(Server):
-    """`kill` ends the gateway, which is what clients talk to; the cluster behind it stays up."""
+    """`kill` kills the gateway, which clients talk to. The cluster behind it stays up."""
 
     name = "ceph"
     two_engines = True
@@ -83,13 +83,15 @@ class Ceph(Server):
         """See `Server.start`."""
         missing = [program for program in _PROGRAMS if shutil.which(program) is None]
         if missing:
-            raise MissingServerError(f"Ceph is missing ({', '.join(missing)}). Run: make servers")
+            raise MissingServerError(
+                f"Ceph is not installed ({', '.join(missing)} missing). Run: make servers"
+            )
         fresh = not self._cluster
         if fresh:
             self._start_cluster()
         gateway = Process(["radosgw", "-f", "-n", "client.rgw"], self.folder / "rgw.log", **self._environment)
         self._gateway.append(gateway)
-        gateway.wait_until(self._answers)
+        gateway.wait_until(self._responds)
         if fresh:
             user = ["--uid=test", "--display-name=test", f"--access-key={_KEY}", f"--secret-key={_SECRET}"]
             self._run("radosgw-admin", "user", "create", *user)
@@ -164,13 +166,13 @@ class Ceph(Server):
         monitor.wait_until(lambda: self._succeeds("ceph", "-s"))
 
     def _start_disk(self) -> None:
-        number = self._ask("ceph", "osd", "new", str(uuid.uuid4())).strip()
-        self._ask("ceph", "osd", "crush", "add", f"osd.{number}", "1.0", "host=h", "root=default")
-        identity = json.loads(self._ask("ceph", "osd", "dump", "-f", "json"))["osds"][0]["uuid"]
+        number = self._query("ceph", "osd", "new", str(uuid.uuid4())).strip()
+        self._query("ceph", "osd", "crush", "add", f"osd.{number}", "1.0", "host=h", "root=default")
+        identity = json.loads(self._query("ceph", "osd", "dump", "-f", "json"))["osds"][0]["uuid"]
         self._run("ceph-osd", "-i", number, "--mkfs", "--osd-uuid", identity)
         disk = Process(["ceph-osd", "-f", "-i", number], self.folder / "osd.log", **self._environment)
         self._cluster.append(disk)
-        disk.wait_until(lambda: '"up":1' in self._ask("ceph", "osd", "dump", "-f", "json"))
+        disk.wait_until(lambda: '"up":1' in self._query("ceph", "osd", "dump", "-f", "json"))
 
     @property
     def _environment(self) -> dict[str, str]:
@@ -197,8 +199,8 @@ class Ceph(Server):
             return False
         return True
 
-    def _ask(self, *command: str) -> str:
-        """Ask the cluster, again if need be: 16.2 says 'wrong fsid' until the monitor map has arrived."""
+    def _query(self, *command: str) -> str:
+        """Query the cluster, with retries: Ceph 16.2 says 'wrong fsid' until it has the monitor map."""
         for _ in range(5):
             try:
                 return self._run(*command)
@@ -207,7 +209,7 @@ class Ceph(Server):
                 time.sleep(0.3)
         raise last
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=2):
                 return True

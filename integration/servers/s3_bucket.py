@@ -1,4 +1,4 @@
-"""The bucket that the places of an S3 server are in."""
+"""The bucket that contains all locations of an S3 server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from integration.servers.server import Place
 
 
 def make_bucket(place: Place) -> None:
-    """Make the bucket of a place unless it is there."""
+    """Create the bucket of a location unless it exists."""
     filesystem = s3fs.S3FileSystem(skip_instance_cache=True, **place.storage_options)
     bucket = filesystem.split_path(place.uri)[0]
     if not filesystem.exists(bucket):

@@ -1,4 +1,4 @@
-"""What every server of the integration suite can do."""
+"""The interface of the servers in the integration suite."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from typing import Any, Callable
 
 import psutil
 
-_SECONDS_TO_START = 60
+_START_TIMEOUT = 60
 
 
 class MissingServerError(Exception):
-    """A server's program is not installed. The message says how to install it."""
+    """The program of a server is not installed. The message says how to install it."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Somewhere to keep a store, as a user would write it down."""
+    """A location for a store: what a user would pass to `open_backend`."""
 
     uri: str
     storage_options: dict[str, Any] = field(default_factory=dict)
 
 
 class Server(abc.ABC):
-    """A real storage server, on loopback, with its data in one folder.
+    """A storage server on loopback, with its data in one folder.
 
     Args:
-        folder: the server's own; survives `kill` and the next `start`.
+        folder: the folder of this server. It survives `kill` and the next `start`.
     """
 
     name: str
-    """As `INTEGRATION` spells it."""
+    """The name in the environment variable `INTEGRATION`."""
     durable = True
-    """Whether what was stored is still there after `kill` and `start`."""
+    """Whether the data survives `kill` and `start`."""
     two_engines = False
-    """Whether its plugin has a second engine, obstore."""
+    """Whether the plugin for it has obstore as a second engine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -51,34 +51,34 @@ class Server(abc.ABC):
 
     @abc.abstractmethod
     def start(self) -> None:
-        """Start it, or start it again on the same port and data. Returns once it answers.
+        """Start or restart the server on its port and data. Return once it responds.
 
         Raises:
-            MissingServerError: its program is not installed.
+            MissingServerError: the program of the server is not installed.
         """
 
     @abc.abstractmethod
     def kill(self) -> None:
-        """End it at once, by SIGKILL, in the middle of whatever it does."""
+        """Kill the server with SIGKILL, whatever it is doing."""
 
-    def settle(self) -> None:  # noqa: B027 - a production server has nothing to wait for
-        """Wait until what it has acknowledged survives a `kill`: at once, but for some emulators."""
+    def wait_until_durable(self) -> None:  # noqa: B027 - true at once for production servers
+        """Wait until everything that the server acknowledged survives `kill`. Some emulators need time."""
 
     def stop(self) -> None:
-        """End everything that belongs to it, for good."""
+        """Stop all processes of the server."""
         self.kill()
 
     @abc.abstractmethod
     def place(self, name: str) -> Place:
-        """Return an empty place of that name."""
+        """Return the empty location with this name."""
 
     @abc.abstractmethod
     def version(self) -> str:
-        """Return the server's name and version."""
+        """Return the name and version of the server."""
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Server]:
-        """Run it for the length of a block."""
+        """Run the server for the duration of a ``with`` block."""
         try:
             self.start()
             yield self
@@ -87,7 +87,7 @@ class Server(abc.ABC):
 
 
 class Process:
-    """A server's process, in a group of its own, its output in a file."""
+    """A process of a server, in its own process group, with its output in a file."""
 
     def __init__(self, command: Sequence[str], log: Path, **environment: str) -> None:
         self._log = log
@@ -102,28 +102,28 @@ class Process:
             )
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
-        """Wait until the server answers; raises RuntimeError with its last words if it does not."""
-        until = time.monotonic() + _SECONDS_TO_START
+        """Wait until the server responds. Raise RuntimeError with the end of its log if it does not."""
+        deadline = time.monotonic() + _START_TIMEOUT
         while not ready():
-            if self._process.poll() is not None or time.monotonic() > until:
+            if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
-                words = self._log.read_text(errors="replace")[-2000:]
-                raise RuntimeError(f"{self._process.args!r} did not start: {words}")
+                tail = self._log.read_text(errors="replace")[-2000:]
+                raise RuntimeError(f"{self._process.args!r} did not start: {tail}")
             time.sleep(0.05)
 
     def descendants(self) -> list[psutil.Process]:
-        """Return its children and theirs, also those that have left its group."""
+        """Return all descendants, including those that left the process group."""
         return psutil.Process(self._process.pid).children(recursive=True)
 
     def kill(self) -> None:
-        """End the process and its group by SIGKILL."""
+        """Kill the process and its group with SIGKILL."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody listens on."""
+    """Return an unused loopback port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -131,7 +131,7 @@ def free_port() -> int:
 
 
 def listens(port: int) -> bool:
-    """Whether somebody accepts connections there."""
+    """Return whether something accepts connections on this loopback port."""
     with socket.socket() as client:
         client.settimeout(1)
         return client.connect_ex(("127.0.0.1", port)) == 0

@@ -1,4 +1,4 @@
-"""OpenSSH's sshd: the SFTP server that most people have."""
+"""OpenSSH's sshd, the most common SFTP server."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ Subsystem sftp internal-sftp
 
 
 class Sshd(Server):
-    """Keeps files in its folder. Runs as whoever runs the tests, who may log in with a key made for it.
+    """Keeps files in its folder. Runs as the current user, who logs in with a generated key.
 
     Args:
-        folder: as for every server.
-        settings: further lines for sshd_config.
+        folder: see `Server`.
+        settings: additional lines for sshd_config.
     """
 
     name = "sshd"
@@ -49,13 +49,13 @@ class Sshd(Server):
 
     @property
     def data(self) -> Path:
-        """The folder that all places are in."""
+        """The folder that contains all locations."""
         return self.folder / "data"
 
     def start(self) -> None:
         """See `Server.start`."""
         if not os.access(_PROGRAM, os.X_OK):
-            raise MissingServerError("OpenSSH's server is missing. Run: make servers")
+            raise MissingServerError("OpenSSH's sshd is not installed. Run: make servers")
         if not self.data.exists():
             self._set_up()
         command = [_PROGRAM, "-D", "-e", "-f", str(self.folder / "sshd_config")]
@@ -63,22 +63,22 @@ class Sshd(Server):
         self._process.wait_until(lambda: listens(self.port))
 
     def kill(self) -> None:
-        """See `Server.kill`. Ends its connections too: each is a process with a session of its own."""
+        """See `Server.kill`. Kills the connections too: each is a process in its own session."""
         if self._process is None:
             return
-        doomed = self.sessions()
+        sessions = self.sessions()
         self._process.kill()
         self._process = None
-        for process in doomed:
+        for process in sessions:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
     def sessions(self) -> list[psutil.Process]:
-        """Return the processes that serve its connections."""
+        """Return the processes that serve connections."""
         return [] if self._process is None else self._process.descendants()
 
     def restrict(self, options: str) -> None:
-        """Give the user's key options, as in authorized_keys, from the next login on."""
+        """Set the options of the user's key, as in authorized_keys. They apply from the next login on."""
         public = (self.folder / "user.pub").read_text()
         (self.folder / "authorized_keys").write_text(f"{options} {public}".lstrip())
 
@@ -95,14 +95,14 @@ class Sshd(Server):
 
     def version(self) -> str:
         """See `Server.version`."""
-        told = subprocess.run(
+        result = subprocess.run(
             [shutil.which("ssh") or _PROGRAM, "-V"], capture_output=True, text=True, check=False
         )
-        return told.stderr.strip().splitlines()[-1]
+        return result.stderr.strip().splitlines()[-1]
 
     def _set_up(self) -> None:
         if os.getuid() == 0:
-            Path("/run/sshd").mkdir(exist_ok=True)  # where it separates its privileges
+            Path("/run/sshd").mkdir(exist_ok=True)  # sshd needs it for privilege separation
         self.folder.chmod(0o700)
         for key in ("host", "user"):
             path = str(self.folder / key)

@@ -1,4 +1,4 @@
-"""One whole life of a store, short enough to be lived once for every call that it makes."""
+"""One life cycle of a store, short enough to repeat with a fault at each of its backend calls."""
 
 from __future__ import annotations
 
@@ -31,14 +31,13 @@ from tests.support.faults import MOMENTS, Die, Fail, FaultyBackend, Killed
 
 WORKER = "main"
 OPTIONS = ic.SaveOptions(pack_bytes=6_000, concurrency=1)
-"""Several packs a save, and calls that always come in the same order."""
-
+"""Several packs per save, and backend calls in a fixed order."""
 
 QUICK = ic.RetryPolicy(timeout=5, initial_delay=0.0005, max_delay=0.002)
 
 
 def elements(step: int, name: str = "large") -> list[Element]:
-    """The input state at a step: of a few large payloads some are new each time, small ones are mixed in."""
+    """Return the elements at a step: a few large payloads, some of them new at each step, and small ones."""
     first = step // 2
     found = []
     for number in range(first, first + 10):
@@ -65,16 +64,16 @@ def expected(step: int) -> list[tuple[str, list[Element]]]:
 
 
 def open_store(backend: Union[str, Backend]) -> ic.CheckpointStore:
-    """As a new process would."""
+    """Open the store as a new process would."""
     return ic.CheckpointStore.open(backend, create=True, options=OPTIONS, retry=None)
 
 
 class Cycle:
-    """Saves, prunes, is restarted, saves again, prunes, restores; remembers how far it has come."""
+    """Saves, prunes, restarts, saves again, prunes, restores, and records its progress."""
 
     def __init__(self) -> None:
         self.begun = 0
-        """Step of the last save that was begun."""
+        """Step of the last save that started."""
         self.committed = 0
         """Step of the last save that returned."""
         self.restored: list[tuple[str, list[Element]]] = []
@@ -101,14 +100,14 @@ class Cycle:
 
 
 def calls_of(work: Callable[[Backend], object], inner: Backend) -> list[str]:
-    """Operation and key of every call that ``work`` makes when nothing goes wrong."""
+    """Return the operation and key of every backend call that ``work`` makes without faults."""
     faulty = FaultyBackend(inner)
     work(faulty)
     return faulty.calls
 
 
 def moments(calls: Sequence[str]) -> list[tuple[int, str]]:
-    """Every call number with each of the moments at which something can happen to it."""
+    """Return each call number with each moment at which a fault can hit that call."""
     return [
         (number, moment)
         for number, call in enumerate(calls, 1)
@@ -118,7 +117,7 @@ def moments(calls: Sequence[str]) -> list[tuple[int, str]]:
 
 
 def check_that_nothing_committed_is_lost(inner: Backend, cycle: Cycle) -> None:
-    """Whatever a death or an error has left behind, the next run goes on from what was committed."""
+    """Check that the next run resumes from what was committed, whatever a fault has left behind."""
     store = open_store(inner)
     assert store.verify().problems == {}
     history = store.history(WORKER)
@@ -138,7 +137,7 @@ def check_that_nothing_committed_is_lost(inner: Backend, cycle: Cycle) -> None:
 
 
 def orphans(backend: Backend) -> list[str]:
-    """Keys of what no checkpoint needs."""
+    """Return the keys of objects that no checkpoint needs."""
     keys = [info.key for info in backend.list()]
     checkpoints = [ref for ref in map(parse_checkpoint_key, keys) if ref]
     lineages = [number for number in map(parse_lineage_key, keys) if number]
@@ -150,22 +149,22 @@ def orphans(backend: Backend) -> list[str]:
 
 
 def die_everywhere(kind: str, folder: Path, moment: str, every: int = 1) -> None:
-    """Die at every call of a cycle, or at every few, and look at what is left."""
-    for number, _ in _points(kind, folder, [moment], every):
+    """Die at every n-th call of a cycle, and check what is left."""
+    for number, _ in _fault_points(kind, folder, [moment], every):
         inner, cycle = new_backend(kind, folder), Cycle()
-        with _at(number, moment):
+        with _naming_call(number, moment):
             with pytest.raises(Killed):
                 cycle.live(FaultyBackend(inner, {number: Die(moment)}))
             check_that_nothing_committed_is_lost(inner, cycle)
 
 
 def be_unavailable_everywhere(kind: str, folder: Path, moment: str, every: int = 1) -> None:
-    """Let every call of a cycle fail once, or every few, and expect that nobody notices."""
+    """Let every n-th call of a cycle fail once, and check that this has no effect."""
     undisturbed = new_backend(kind, folder)
     Cycle().live(undisturbed)
-    for number, _ in _points(kind, folder, [moment], every):
+    for number, _ in _fault_points(kind, folder, [moment], every):
         inner, cycle = new_backend(kind, folder), Cycle()
-        with _at(number, moment):
+        with _naming_call(number, moment):
             faulty = FaultyBackend(inner, {number: Fail(moment)})
             cycle.live(RetryingBackend(faulty, QUICK))
             assert cycle.restored == expected(50)
@@ -174,13 +173,13 @@ def be_unavailable_everywhere(kind: str, folder: Path, moment: str, every: int =
 
 
 def be_forbidden_everywhere(kind: str, folder: Path, every: int = 1) -> None:
-    """Let every call of a cycle fail for good, or every few, and expect to be told."""
-    for number, call in _points(kind, folder, ["before"], every):
+    """Deny every n-th call of a cycle, and check that the caller gets the error."""
+    for number, call in _fault_points(kind, folder, ["before"], every):
         inner, cycle = new_backend(kind, folder), Cycle()
-        with _at(number, "before"):
+        with _naming_call(number, "before"):
             faulty = FaultyBackend(inner, {number: Fail(error=ic.BackendPermissionError)})
             if call.startswith("delete saves/"):
-                # The save is committed by then. That it was in flight is forgotten by a later clean-up.
+                # The save is already committed. A later prune removes its announcement.
                 cycle.live(RetryingBackend(faulty, QUICK))
             else:
                 with pytest.raises(ic.BackendPermissionError, match=f"call {number} "):
@@ -188,13 +187,13 @@ def be_forbidden_everywhere(kind: str, folder: Path, every: int = 1) -> None:
             check_that_nothing_committed_is_lost(inner, cycle)
 
 
-def _points(kind: str, folder: Path, wanted: Sequence[str], every: int) -> list[tuple[int, str]]:
+def _fault_points(kind: str, folder: Path, wanted: Sequence[str], every: int) -> list[tuple[int, str]]:
     calls = calls_of(Cycle().live, new_backend(kind, folder))
     return [(number, calls[number - 1]) for number, moment in moments(calls) if moment in wanted][::every]
 
 
 @contextlib.contextmanager
-def _at(number: int, moment: str) -> Iterator[None]:
+def _naming_call(number: int, moment: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
@@ -202,12 +201,12 @@ def _at(number: int, moment: str) -> Iterator[None]:
 
 
 def _kinds_of_objects(backend: Backend) -> list[str]:
-    """All keys, without what is random in them."""
+    """Return all keys without their random parts."""
     return sorted(re.sub(r"(?<=\d{12}-)[0-9a-f]{8}", "*", info.key) for info in backend.list())
 
 
 def new_backend(kind: str, folder: Optional[Path] = None) -> Backend:
-    """An empty one: ``memory``, or ``local`` below a folder."""
+    """Return an empty backend: ``memory``, or ``local`` in a new folder."""
     if kind == "memory":
         return MemoryBackend(f"memory://{uuid.uuid4().hex}")
     assert folder is not None

@@ -1,4 +1,4 @@
-"""Run a training process and kill it for good, at a moment of one's choice."""
+"""Runs a training process and kills it with SIGKILL at a chosen moment."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def train(
     kill_at: Optional[str] = None,
     kill_after_seconds: float = 0.0,
 ) -> bool:
-    """Train until ``steps``, or until SIGKILL.
+    """Train to ``steps``, or until SIGKILL.
 
     Args:
-        kill_at: kill when a line of the output starts with this; None lets the process finish.
-        kill_after_seconds: wait so long after that line.
+        kill_at: kill at the first line of output that starts with this. None lets the process finish.
+        kill_after_seconds: how long to wait after that line.
 
     Returns:
         Whether the process was killed.

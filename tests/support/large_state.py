@@ -1,7 +1,7 @@
-"""Saves or restores a state of a given size.
+"""A process that saves or restores a state of a given size.
 
-``python -m tests.support.large_state save|restore STORE MEGABYTES [OPTIONS_JSON]`` prints the elements that
-follow, and the peak memory, in MB, beyond what the process held before.
+``python -m tests.support.large_state save|restore STORE MEGABYTES [OPTIONS_JSON]`` prints the next
+elements of the iterator, and the peak memory in MB beyond what the process used before.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ELEMENT_BYTES = 1 << 20
 
 
 def build(megabytes: int) -> tuple[Any, Any]:
-    """A shuffle buffer of incompressible elements of 1 MB, and the first number of the next one."""
+    """Return an iterator over a shuffle buffer of incompressible 1 MB elements, and the next first number."""
 
     def element(seed: Any) -> Any:
         return tf.random.stateless_uniform([ELEMENT_BYTES // 8], [seed, 1], None, None, tf.int64)
@@ -32,7 +32,7 @@ def build(megabytes: int) -> tuple[Any, Any]:
 
 
 def peak_mb() -> float:
-    """Largest resident size so far."""
+    """Return the peak resident set size of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -41,12 +41,12 @@ def main() -> None:
     options = json.loads(sys.argv[4]) if len(sys.argv) > 4 else None
     store = CheckpointStore.open(uri, options, create=True)
     with v1.Graph().as_default() as graph:
-        iterator, following = build(megabytes)
+        iterator, next_number = build(megabytes)
         iterators = GraphIterators(graph, external_state_policy_number("fail"))
         with v1.Session() as session:
             session.run(iterator.initializer)
             if mode == "save":
-                session.run(following)
+                session.run(next_number)
                 snapshot = iterators.snapshot(session)
                 before = peak_mb()
                 run = store.begin_run("main")
@@ -57,7 +57,7 @@ def main() -> None:
                 before = peak_mb()
                 iterators.restore(session, store.load(store.newest("main")))
             extra = peak_mb() - before
-            found = [int(session.run(following)) for _ in range(5)]
+            found = [int(session.run(next_number)) for _ in range(5)]
     print(json.dumps({"next": found, "extra_mb": extra}))
 
 

@@ -1,7 +1,7 @@
-"""A training process to be killed.
+"""A training process for tests to kill.
 
 ``python -m tests.support.train_child MODEL_DIR BACKEND OPTIONS_JSON STEPS`` prints a line at every step, so
-that its parent knows when to kill it.
+that the test knows when to kill it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ELEMENT_INTS = 2_000
 
 
 def padded_ids() -> Any:
-    """Elements of 16 KB in a shuffle buffer of 500: about 8 MB of state, so that a save takes a while."""
+    """Return 16 KB elements in a shuffle buffer of 500: about 8 MB of state, so that a save takes a while."""
 
     def pad(example: Any) -> Any:
         noise = tf.random.stateless_uniform([ELEMENT_INTS], [example, 1], maxval=2**30, dtype=tf.int64)
@@ -37,7 +37,7 @@ def padded_ids() -> Any:
     )
 
 
-class Announce(tf.estimator.SessionRunHook):
+class PrintStep(tf.estimator.SessionRunHook):
     """Prints the step after each run."""
 
     def begin(self) -> None:
@@ -53,7 +53,7 @@ def main() -> None:
     tf.get_logger().setLevel("ERROR")
     tf.get_logger().propagate = False
     estimator = make_estimator(Path(model_dir))
-    hooks: list[Any] = [Announce()]
+    hooks: list[Any] = [PrintStep()]
     if backend != "none":
         hooks.append(
             ic.CheckpointInputPipelineHook(estimator, backend=backend, storage_options=json.loads(options))

@@ -1,4 +1,4 @@
-"""A small Estimator that remembers, inside the model, which examples each step was trained on."""
+"""A small Estimator that records in its model the examples that each step was trained on."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import tensorflow as tf
 v1 = tf.compat.v1
 
 BATCH = 4
-MOST_STEPS = 200
+MAX_STEPS = 200
 NOTHING = -1
 
 
 def shuffled_ids(count: int = 300, buffer: int = 100, seed: int = 7) -> Any:
-    """A data set whose order shows at once where it resumed."""
+    """Return a dataset whose order shows where it resumed."""
     return tf.data.Dataset.range(count).shuffle(buffer, seed=seed).repeat().batch(BATCH)
 
 
 def train_op(ids: Any) -> Any:
-    """Record the ids of this step in the model, then count the step."""
+    """Record the ids of this step in the model, then increment the step."""
     step = v1.train.get_or_create_global_step()
     history = v1.get_variable(
         "history",
-        [MOST_STEPS, BATCH],
+        [MAX_STEPS, BATCH],
         tf.int64,
         v1.constant_initializer(NOTHING),
         trainable=False,
@@ -43,7 +43,7 @@ def _model_fn(features: Any, labels: Any, mode: str) -> Any:
 
 
 def make_estimator(model_dir: Path, **config: Any) -> Any:
-    """An Estimator that saves its model every 10 steps, unless told otherwise."""
+    """Return an Estimator that saves its model every 10 steps by default."""
     settings: dict[str, Any] = {"log_step_count_steps": None, "save_summary_steps": 0, **config}
     if "save_checkpoints_secs" not in settings:
         settings.setdefault("save_checkpoints_steps", 10)
@@ -51,7 +51,7 @@ def make_estimator(model_dir: Path, **config: Any) -> Any:
 
 
 def trained_on(model_dir: Path) -> list[list[int]]:
-    """The ids of every step in the history of the newest model."""
+    """Return the ids of every step in the history of the newest model."""
     reader = tf.train.load_checkpoint(str(model_dir))
     steps = int(reader.get_tensor("global_step"))
     return [
@@ -61,13 +61,13 @@ def trained_on(model_dir: Path) -> list[list[int]]:
 
 
 def uninterrupted(input_fn: Callable[[], Any], steps: int, model_dir: Path) -> list[list[int]]:
-    """The ids of every step of a run that nothing disturbs."""
+    """Return the ids of every step of an uninterrupted run."""
     make_estimator(model_dir).train(input_fn, steps=steps)
     return trained_on(model_dir)
 
 
 class FailAt(tf.estimator.SessionRunHook):
-    """Raises once, when a step is reached."""
+    """Raises an error once, at a given step."""
 
     def __init__(self, step: int, error: Exception) -> None:
         self._step = step

@@ -1,66 +1,29 @@
-"""Where the input resumes, whatever state model and input were left in."""
+"""Where the input resumes, in whatever state model and input were left."""
 
 from __future__ import annotations
 
 import logging
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tensorflow as tf
 
 import input_checkpoint as ic
 from input_checkpoint.tensorflow.model_checkpoints import read_model_checkpoints
+from tests.support.hooked_training import Steps, drop_input, input_steps, set_current_model, train
 from tests.support.training import FailAt, make_estimator, shuffled_ids, trained_on, uninterrupted
 from tests.support.wrappers import Recording
 
-Steps = list[list[int]]
 
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Steps:
-    return uninterrupted(shuffled_ids, 80, tmp_path_factory.mktemp("reference"))
-
-
-def train(model_dir: Path, steps: int, hooks: tuple[Any, ...] = (), **options: Any) -> None:
-    estimator = make_estimator(model_dir)
-    hook = ic.CheckpointInputPipelineHook(estimator, **options)
-    estimator.train(shuffled_ids, hooks=[hook, *hooks], steps=steps)
-
-
-def input_steps(model_dir: Path) -> list[int]:
-    store = ic.CheckpointStore.open(f"{model_dir}-input")
-    return [ref.step for ref in store.history("main")]
-
-
-def forget_input(model_dir: Path, *steps: int) -> None:
-    """Remove the input checkpoints of ``steps``, as if a crash had come before their commit."""
-    for step in steps:
-        for manifest in Path(f"{model_dir}-input").glob(f"checkpoints/*/*/{step:012d}.manifest"):
-            manifest.unlink()
-
-
-def go_back_to(model_dir: Path, step: int) -> None:
-    """What a user does who wants to train on from an older model."""
-    tf.compat.v1.train.update_checkpoint_state(str(model_dir), str(model_dir / f"model.ckpt-{step}"))
-
-
-def only_model_checkpoint(model_dir: Path, step: int) -> None:
-    for file in model_dir.glob("model.ckpt-*"):
-        if f"ckpt-{step}." not in file.name:
-            file.unlink()
-    go_back_to(model_dir, step)
-
-
-def test_nothing_of_the_input_is_in_the_model_directory(tmp_path: Path) -> None:
+def test_no_input_state_is_in_the_model_directory(tmp_path: Path) -> None:
     train(tmp_path / "model", 5)
     names = {file.name.split(".")[0] for file in (tmp_path / "model").iterdir()}
     assert names <= {"checkpoint", "model", "graph", "events", "input-checkpoint"}
     assert input_steps(tmp_path / "model") == [0, 5]
 
 
-def test_saves_fall_on_the_steps_of_the_model_saver_also_after_a_resume(tmp_path: Path) -> None:
+def test_saves_coincide_with_those_of_the_model_after_a_resume_as_well(tmp_path: Path) -> None:
     train(tmp_path / "model", 25)
     train(tmp_path / "model", 25, retention=ic.KeepAll())
     saved = read_model_checkpoints(str(tmp_path / "model"))
@@ -73,103 +36,69 @@ def test_a_model_older_than_the_newest_input_checkpoint_gets_its_own_input(
     tmp_path: Path, reference: Steps
 ) -> None:
     train(tmp_path / "model", 40)
-    go_back_to(tmp_path / "model", 20)
+    set_current_model(tmp_path / "model", 20)
     train(tmp_path / "model", 30)
     assert trained_on(tmp_path / "model") == reference[:50]
 
 
-def test_a_model_newer_than_the_newest_input_checkpoint_goes_back_to_the_newest_pair(
-    tmp_path: Path, reference: Steps, caplog: pytest.LogCaptureFixture
-) -> None:
-    train(tmp_path / "model", 40)
-    forget_input(tmp_path / "model", 30, 40)
-    with caplog.at_level(logging.WARNING, "input_checkpoint"):
-        train(tmp_path / "model", 30)
-    assert "Going back to step 20" in caplog.text
-    assert trained_on(tmp_path / "model") == reference[:50]
-
-
-def test_a_model_that_was_trained_on_without_the_hook_stays_where_it_is(
-    tmp_path: Path, reference: Steps, caplog: pytest.LogCaptureFixture
-) -> None:
-    train(tmp_path / "model", 20)
-    make_estimator(tmp_path / "model").train(shuffled_ids, steps=30)
-    with caplog.at_level(logging.WARNING, "input_checkpoint"):
-        train(tmp_path / "model", 10)
-    assert "30 steps of data will be seen again" in caplog.text
-    assert trained_on(tmp_path / "model") == reference[:20] + reference[:30] + reference[20:30]
-
-
-def test_latest_with_the_same_hook_goes_on_after_the_model_was_moved_back(
+def test_latest_with_the_same_hook_continues_after_the_model_was_moved_back(
     tmp_path: Path, reference: Steps
 ) -> None:
     estimator = make_estimator(tmp_path / "model")
     hook = ic.CheckpointInputPipelineHook(estimator, resume="latest")
     estimator.train(shuffled_ids, hooks=[hook], steps=30)
-    go_back_to(tmp_path / "model", 10)
+    set_current_model(tmp_path / "model", 10)
     estimator.train(shuffled_ids, hooks=[hook], steps=10)
     assert trained_on(tmp_path / "model") == reference[:10] + reference[30:40]
-
-
-def test_a_newer_model_without_a_pair_is_warned_of_and_nothing_is_lost(
-    tmp_path: Path, reference: Steps, caplog: pytest.LogCaptureFixture
-) -> None:
-    train(tmp_path / "model", 40)
-    forget_input(tmp_path / "model", 30, 40)
-    only_model_checkpoint(tmp_path / "model", 40)
-    with caplog.at_level(logging.WARNING, "input_checkpoint"):
-        train(tmp_path / "model", 30)
-    assert "20 steps of data will be seen again" in caplog.text
-    assert trained_on(tmp_path / "model") == reference[:40] + reference[20:50]
 
 
 def test_a_model_between_two_input_checkpoints_gets_the_older_one(
     tmp_path: Path, reference: Steps, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(tmp_path / "model", 30)
-    go_back_to(tmp_path / "model", 20)
-    forget_input(tmp_path / "model", 20)
+    set_current_model(tmp_path / "model", 20)
+    drop_input(tmp_path / "model", 20)
     with caplog.at_level(logging.WARNING, "input_checkpoint"):
         train(tmp_path / "model", 10)
     assert "10 steps of data will be seen again" in caplog.text
     assert trained_on(tmp_path / "model") == reference[:20] + reference[10:20]
 
 
-def test_what_was_saved_past_the_step_gone_back_to_is_never_resumed_from(
+def test_checkpoints_left_behind_by_a_restart_are_never_resumed_from(
     tmp_path: Path, reference: Steps
 ) -> None:
     train(tmp_path / "model", 40)
-    go_back_to(tmp_path / "model", 10)
+    set_current_model(tmp_path / "model", 10)
     train(tmp_path / "model", 5)
     assert input_steps(tmp_path / "model") == [0, 10, 15]
 
 
-def test_what_was_saved_past_the_step_gone_back_to_is_cleaned_up_after_two_saves(tmp_path: Path) -> None:
+def test_checkpoints_left_behind_by_a_restart_are_removed_after_two_saves(tmp_path: Path) -> None:
     store = ic.CheckpointStore.open(str(tmp_path / "model-input"), create=True)
     train(tmp_path / "model", 40, retention=ic.KeepAll())
-    go_back_to(tmp_path / "model", 10)
+    set_current_model(tmp_path / "model", 10)
     train(tmp_path / "model", 5, retention=ic.KeepAll())
     assert [info.step for info in store.checkpoints()] == [0, 10, 20, 30, 40, 15]
     train(tmp_path / "model", 20, retention=ic.KeepAll())
     assert [info.step for info in store.checkpoints()] == [0, 10, 15, 25, 35]
 
 
-def test_exact_refuses_when_there_is_no_checkpoint_of_the_models_step(tmp_path: Path) -> None:
+def test_exact_raises_if_the_step_of_the_model_has_no_checkpoint(tmp_path: Path) -> None:
     train(tmp_path / "model", 20)
-    forget_input(tmp_path / "model", 20)
+    drop_input(tmp_path / "model", 20)
     with pytest.raises(ic.CheckpointNotFoundError, match="at step 20"):
         train(tmp_path / "model", 10, resume="exact")
 
 
-def test_exact_resumes_when_there_is_one(tmp_path: Path, reference: Steps) -> None:
+def test_exact_resumes_if_the_step_of_the_model_has_a_checkpoint(tmp_path: Path, reference: Steps) -> None:
     train(tmp_path / "model", 20, resume="exact")
     train(tmp_path / "model", 10, resume="exact")
     assert trained_on(tmp_path / "model") == reference[:30]
 
 
-def test_latest_ignores_the_models_step(tmp_path: Path, reference: Steps) -> None:
+def test_latest_ignores_the_step_of_the_model(tmp_path: Path, reference: Steps) -> None:
     train(tmp_path / "model", 30)
-    go_back_to(tmp_path / "model", 10)
+    set_current_model(tmp_path / "model", 10)
     train(tmp_path / "model", 10, resume="latest")
     assert trained_on(tmp_path / "model") == reference[:10] + reference[30:40]
 
@@ -180,7 +109,7 @@ def test_fresh_starts_the_input_over(tmp_path: Path, reference: Steps) -> None:
     assert trained_on(tmp_path / "model") == reference[:10] * 2
 
 
-def test_the_hook_can_join_a_model_that_was_trained_without_it(
+def test_the_hook_can_be_added_to_a_model_that_was_trained_without_it(
     tmp_path: Path, reference: Steps, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_estimator(tmp_path / "model").train(shuffled_ids, steps=10)
@@ -192,23 +121,21 @@ def test_the_hook_can_join_a_model_that_was_trained_without_it(
 
 
 @pytest.mark.parametrize("error", [tf.errors.AbortedError, tf.errors.UnavailableError])
-def test_a_session_that_tensorflow_recreates_resumes_at_the_models_step(
+def test_a_session_that_tensorflow_recreates_resumes_at_the_step_of_the_model(
     error: type, tmp_path: Path, reference: Steps
 ) -> None:
     train(tmp_path / "model", 30, hooks=(FailAt(17, error(None, None, "preempted")),))
     assert trained_on(tmp_path / "model") == reference[:30]
 
 
-def test_an_exception_in_training_leaves_a_state_that_resumes_exactly(
-    tmp_path: Path, reference: Steps
-) -> None:
+def test_training_resumes_exactly_after_an_exception(tmp_path: Path, reference: Steps) -> None:
     with pytest.raises(RuntimeError, match="broken"):
         train(tmp_path / "model", 30, hooks=(FailAt(20, RuntimeError("broken")),))
     train(tmp_path / "model", 20)
     assert trained_on(tmp_path / "model") == reference[:40]
 
 
-def test_a_damaged_checkpoint_is_passed_over_loudly(
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     tmp_path: Path, reference: Steps, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(tmp_path / "model", 30)
@@ -229,7 +156,7 @@ def test_exact_raises_on_a_damaged_checkpoint(tmp_path: Path) -> None:
         train(tmp_path / "model", 10, resume="exact")
 
 
-def test_the_state_of_another_pipeline_is_refused_with_a_clear_error(tmp_path: Path) -> None:
+def test_the_state_of_another_pipeline_is_refused_with_a_way_out(tmp_path: Path) -> None:
     train(tmp_path / "model", 10)
     estimator = make_estimator(tmp_path / "model")
     with pytest.raises(ic.PipelineMismatchError, match=r"step 10.*resume='fresh'"):
@@ -240,7 +167,7 @@ def test_the_state_of_another_pipeline_is_refused_with_a_clear_error(tmp_path: P
         )
 
 
-def test_input_that_ended_says_so_instead_of_starting_over(
+def test_input_that_has_ended_is_reported_and_does_not_start_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     estimator = make_estimator(tmp_path / "model")
@@ -255,7 +182,7 @@ def test_input_that_ended_says_so_instead_of_starting_over(
     assert trained_on(tmp_path / "model") == [list(range(i, i + 4)) for i in range(0, 20, 4)]
 
 
-def test_the_end_state_is_saved_at_the_last_step(tmp_path: Path) -> None:
+def test_the_final_state_is_saved_at_the_last_step(tmp_path: Path) -> None:
     estimator = make_estimator(tmp_path / "model")
     estimator.train(
         lambda: tf.data.Dataset.range(60).batch(4), hooks=[ic.CheckpointInputPipelineHook(estimator)]
@@ -274,7 +201,7 @@ def test_any_sequence_of_lost_commits_and_restarts_trains_on_the_same_examples(
         assert saved is not None
         pairs = sorted(set(saved.paths) & set(input_steps(tmp_path / "model")))
         unfinished = chance.randint(0, min(2, len(pairs) - 1))
-        forget_input(tmp_path / "model", *pairs[len(pairs) - unfinished :])
+        drop_input(tmp_path / "model", *pairs[len(pairs) - unfinished :])
     train(tmp_path / "model", 5)
     history = trained_on(tmp_path / "model")
     assert history == reference[: len(history)]
@@ -290,3 +217,12 @@ def test_a_resume_lists_the_checkpoints_of_the_worker_once(tmp_path: Path) -> No
     until_the_run_begins = verbs[: verbs.index(("create", "lineages/main/00000002.json"))]
     assert until_the_run_begins.count(("list", "checkpoints/main/")) == 1
     assert until_the_run_begins.count(("list", "lineages/main/")) == 1
+
+
+def test_one_hook_can_be_used_for_several_train_calls(tmp_path: Path) -> None:
+    """TensorFlow's own hook keeps the saver of the first graph and fails in the second call."""
+    estimator = make_estimator(tmp_path / "model")
+    hook = ic.CheckpointInputPipelineHook(estimator)
+    for _ in range(3):
+        estimator.train(shuffled_ids, hooks=[hook], steps=10)
+    assert trained_on(tmp_path / "model") == uninterrupted(shuffled_ids, 30, tmp_path / "reference")

@@ -1,4 +1,4 @@
-"""A training process that is killed with SIGKILL, again and again, sees what an undisturbed one sees."""
+"""A training process that is killed repeatedly is trained on the same examples as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
     return trained_on(model_dir)
 
 
-@pytest.mark.parametrize("where", ["file", "s3"])
-def test_killed_in_a_save_and_in_a_step_training_sees_the_same_examples(
-    where: str, tmp_path: Path, reference: list[list[int]], request: pytest.FixtureRequest
+@pytest.mark.parametrize("storage", ["file", "s3"])
+def test_training_that_is_killed_during_saves_and_steps_sees_the_same_examples(
+    storage: str, tmp_path: Path, reference: list[list[int]], request: pytest.FixtureRequest
 ) -> None:
     backend, options = str(tmp_path / "input"), {}
-    if where == "s3":
+    if storage == "s3":
         server: Any = request.getfixturevalue("s3_server")
         backend, options = f"s3://{server.bucket}/{tmp_path.name}/input", server.options
     for line, seconds in KILLS:

@@ -1,4 +1,4 @@
-"""The background thread: saves one after the other, and nothing that they have to wait for."""
+"""Saves run one after the other in the background, and do not wait for prunes."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from input_checkpoint.training.background_saver import BackgroundSaver
 from tests.support.wrappers import Wrapped
 
 
-class Source:
-    """An input whose state is one element; its snapshots are in memory, as an integration's are."""
+class FixedInput:
+    """An input whose state is one element."""
 
     names = ("Iterator",)
 
     def __init__(self, content: bytes) -> None:
         self._content = content
 
-    def snapshot(self) -> Held:
-        return Held(self._content)
+    def snapshot(self) -> FixedSnapshot:
+        return FixedSnapshot(self._content)
 
     def restore(self, states) -> None:
         raise AssertionError("nothing is restored here")
 
 
-class Held:
+class FixedSnapshot:
     """A snapshot in memory."""
 
     def __init__(self, content: bytes) -> None:
@@ -43,7 +43,7 @@ class Held:
 
 
 class PruneGate(Wrapped):
-    """Holds back every removal of a manifest until it is opened: the slowest prune there can be."""
+    """Holds every deletion of a manifest until it is opened, as the slowest possible prune does."""
 
     def __init__(self, inner: MemoryBackend) -> None:
         super().__init__(inner)
@@ -56,8 +56,8 @@ class PruneGate(Wrapped):
             assert self.gate.wait(60), "the gate was never opened"
 
 
-class Mistaken(RetentionPolicy):
-    """A user's own policy, with a mistake."""
+class FailingPolicy(RetentionPolicy):
+    """A retention policy of a user that contains an error."""
 
     def keep(self, checkpoints):
         raise ZeroDivisionError("a mistake")
@@ -70,79 +70,74 @@ def gated(memory: MemoryBackend) -> Iterator[PruneGate]:
     gated.gate.set()
 
 
-def writer_on(backend, retention=KeepLast(1), **options) -> BackgroundSaver:  # noqa: B008 - immutable
+def saver_on(backend, retention=KeepLast(1), **options) -> BackgroundSaver:  # noqa: B008 - immutable
     store = CheckpointStore.open(backend, create=True)
     return BackgroundSaver(store.begin_run("main"), retention, **options)
 
 
-def submit(writer: BackgroundSaver, step: int) -> bool:
-    accepted = writer.submit(step, Source(b"%d" % step))
-    writer.wait_for_snapshot()
+def submit(saver: BackgroundSaver, step: int) -> bool:
+    accepted = saver.submit(step, FixedInput(b"%d" % step))
+    saver.wait_for_snapshot()
     return accepted
 
 
-def wait_for_commit(writer: BackgroundSaver, step: int) -> None:
-    """Wait for the save alone; the prune after it may go on."""
-    assert writer._thread is not None
-    writer._thread.join(60)
-    assert writer.last_committed is not None
-    assert writer.last_committed.step == step
+def wait_for_commit(saver: BackgroundSaver, step: int) -> None:
+    """Wait for the save only. The prune after it may still be running."""
+    assert saver._thread is not None
+    saver._thread.join(60)
+    assert saver.last_committed is not None
+    assert saver.last_committed.step == step
 
 
-def steps(backend: MemoryBackend) -> list[int]:
+def commit(saver: BackgroundSaver, *steps: int) -> None:
+    for step in steps:
+        submit(saver, step)
+        wait_for_commit(saver, step)
+
+
+def committed_steps(backend: MemoryBackend) -> list[int]:
     found = map(parse_checkpoint_key, (info.key for info in backend.list("checkpoints/")))
     return [ref.step for ref in found if ref]
 
 
 def test_the_next_save_does_not_wait_for_a_prune(memory, gated):
-    writer = writer_on(gated)
-    for step in (10, 20):
-        submit(writer, step)
-        wait_for_commit(writer, step)
+    saver = saver_on(gated)
+    commit(saver, 10, 20)
     assert gated.reached.wait(60)
-    submit(writer, 30)
-    wait_for_commit(writer, 30)
-    assert steps(memory) == [10, 20, 30]
+    commit(saver, 30)
+    assert committed_steps(memory) == [10, 20, 30]
 
 
-def test_a_prune_is_no_reason_to_skip_a_save(gated):
-    writer = writer_on(gated, when_busy="skip")
-    for step in (10, 20):
-        submit(writer, step)
-        wait_for_commit(writer, step)
+def test_a_save_is_not_skipped_because_of_a_prune(gated):
+    saver = saver_on(gated, when_busy="skip")
+    commit(saver, 10, 20)
     assert gated.reached.wait(60)
-    assert not writer.busy
-    assert submit(writer, 30)
+    assert not saver.busy
+    assert submit(saver, 30)
 
 
-def test_waiting_for_everything_waits_for_the_prune_too(memory, gated):
-    writer = writer_on(gated)
-    for step in (10, 20, 30):
-        submit(writer, step)
-        wait_for_commit(writer, step)
+def test_waiting_for_the_saver_includes_the_prune(memory, gated):
+    saver = saver_on(gated)
+    commit(saver, 10, 20, 30)
     gated.gate.set()
-    writer.wait()
-    assert steps(memory) == [30]
+    saver.wait()
+    assert committed_steps(memory) == [30]
 
 
-def test_what_was_committed_while_a_prune_ran_is_pruned_by_a_second_one(memory, gated):
-    writer = writer_on(gated)
-    for step in (10, 20):
-        submit(writer, step)
-        wait_for_commit(writer, step)
+def test_checkpoints_committed_during_a_prune_are_removed_by_a_second_prune(memory, gated):
+    saver = saver_on(gated)
+    commit(saver, 10, 20)
     assert gated.reached.wait(60)
-    for step in (30, 40, 50):
-        submit(writer, step)
-        wait_for_commit(writer, step)
+    commit(saver, 30, 40, 50)
     gated.gate.set()
-    writer.wait()
-    assert steps(memory) == [50]
+    saver.wait()
+    assert committed_steps(memory) == [50]
     assert len(list(memory.list("packs/"))) == 1
 
 
-def test_a_mistake_in_a_retention_policy_is_raised_in_the_training_thread(memory):
-    writer = writer_on(memory, Mistaken())
-    submit(writer, 10)
+def test_an_error_in_a_retention_policy_is_raised_in_the_training_thread(memory):
+    saver = saver_on(memory, FailingPolicy())
+    submit(saver, 10)
     with pytest.raises(ZeroDivisionError, match="a mistake"):
-        writer.wait()
-    assert steps(memory) == [10]
+        saver.wait()
+    assert committed_steps(memory) == [10]

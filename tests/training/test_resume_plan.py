@@ -1,4 +1,4 @@
-"""Where the input resumes, and which model it takes with it."""
+"""Which checkpoint the input resumes from, and which model checkpoint goes with it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_aligned_never_skips_examples(step, saved):
 
 
 @given(st.integers(0, 1000), steps_in_order)
-def test_aligned_prefers_the_newest_and_leaves_out_nothing_older(step, saved):
+def test_aligned_prefers_newer_checkpoints_and_omits_no_older_one(step, saved):
     assert candidates("aligned", step, *saved) == [s for s in reversed(saved) if s <= step]
 
 
@@ -73,7 +73,7 @@ def test_aligned_prefers_the_newest_and_leaves_out_nothing_older(step, saved):
     ("step", "saved", "required"),
     [(20, (10, 20), True), (25, (10, 20), True), (0, (), False), (7, (), True), (0, (10,), True)],
 )
-def test_exact_is_content_with_nothing_only_if_nothing_was_ever_trained_or_saved(step, saved, required):
+def test_exact_requires_a_checkpoint_unless_nothing_was_ever_trained_or_saved(step, saved, required):
     assert plan_resume("exact", step, history(*saved)).required is required
 
 
@@ -82,7 +82,7 @@ def test_other_modes_may_start_from_the_beginning(mode):
     assert not plan_resume(mode, 20, history(10)).required
 
 
-def test_of_the_same_step_the_newer_lineage_comes_first():
+def test_the_newer_of_two_lineages_with_the_same_step_comes_first():
     older, newer = CheckpointRef("main", 1, 20), CheckpointRef("main", 2, 20)
     assert plan_resume("exact", 20, [older, newer]) == ResumePlan((newer, older), required=True)
 
@@ -102,15 +102,15 @@ def test_an_unknown_mode_is_refused_with_the_known_ones(mode):
     ("latest", "model_steps", "input_steps", "expected"),
     [
         pytest.param(30, (10, 20, 30), (10, 20), 20, id="the input's save was lost"),
-        pytest.param(30, (10, 20, 30), (10, 20, 30), None, id="both are there"),
-        pytest.param(20, (10, 20), (10, 20, 30), None, id="the model was moved back by hand"),
-        pytest.param(30, (30,), (10, 20), None, id="no older model is left"),
+        pytest.param(30, (10, 20, 30), (10, 20, 30), None, id="both exist"),
+        pytest.param(20, (10, 20), (10, 20, 30), None, id="the user moved the model back"),
+        pytest.param(30, (30,), (10, 20), None, id="no older model exists"),
         pytest.param(30, (5, 15, 30), (10, 20), None, id="no pair is complete"),
-        pytest.param(30, (10, 20, 30), (), None, id="nothing was ever saved"),
+        pytest.param(30, (10, 20, 30), (), None, id="no input was ever saved"),
         pytest.param(30, (10, 20, 30), (10,), 10, id="several saves were lost"),
     ],
 )
-def test_the_model_goes_back_to_the_newest_complete_pair_only_if_the_input_fell_behind(
+def test_the_model_goes_back_to_the_newest_complete_pair_only_if_the_input_is_behind(
     latest, model_steps, input_steps, expected
 ):
     assert next(iter(pairs(latest, model_steps, *input_steps)), None) == expected

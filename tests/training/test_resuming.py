@@ -1,11 +1,10 @@
-"""Resuming needs no TensorFlow: any input whose state can be taken and put back is resumed."""
+"""Resuming works for any input that can save and restore its state, without TensorFlow."""
 
 from __future__ import annotations
 
 import logging
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterable
 
 import pytest
@@ -19,7 +18,7 @@ WORKER = "main"
 
 
 class Counter:
-    """The simplest input: a number that counts up, and can be put back."""
+    """The simplest input: a number that counts up."""
 
     names = ("Counter",)
 
@@ -27,9 +26,9 @@ class Counter:
         self.value = 0
 
     def snapshot(self) -> Counter:
-        held = Counter()
-        held.value = self.value
-        return held
+        snapshot = Counter()
+        snapshot.value = self.value
+        return snapshot
 
     def states(self) -> list[ic.IteratorState]:
         return [ic.IteratorState("Counter", [(b"value", b"%d" % self.value)])]
@@ -45,18 +44,13 @@ class Counter:
 
 
 @pytest.fixture
-def backend() -> MemoryBackend:
-    return MemoryBackend(f"memory://{uuid.uuid4().hex}")
-
-
-@pytest.fixture
-def store(backend: MemoryBackend) -> ic.CheckpointStore:
-    return ic.CheckpointStore.open(backend, create=True)
+def store(memory: MemoryBackend) -> ic.CheckpointStore:
+    return ic.CheckpointStore.open(memory, create=True)
 
 
 @pytest.fixture
 def saved(store: ic.CheckpointStore) -> list[ic.CheckpointRef]:
-    """Checkpoints of steps 10, 20 and 30; the input's own count is ten times the step."""
+    """Checkpoints of steps 10, 20 and 30. The value of the counter is ten times the step."""
     run, counter, saved = store.begin_run(WORKER), Counter(), []
     for step in (10, 20, 30):
         counter.value = 10 * step
@@ -78,38 +72,38 @@ def test_a_new_model_starts_its_input_from_the_beginning(store):
     assert resume(store, 0) == (None, 0)
 
 
-def test_between_two_checkpoints_the_older_one_is_taken_and_the_repeated_steps_are_named(
+def test_between_two_checkpoints_the_older_one_is_restored_and_the_repeated_steps_are_logged(
     store, saved, caplog
 ):
     assert resume(store, 25) == (saved[1], 200)
     assert "5 steps of data will be seen again" in caplog.text
 
 
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(store, saved, backend, caplog):
-    backend.put(manifest_key(saved[2]), b"damaged")
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(store, saved, memory, caplog):
+    memory.put(manifest_key(saved[2]), b"damaged")
     assert resume(store, 30) == (saved[1], 200)
     assert "Trying an older input checkpoint, because" in caplog.text
 
 
-def test_latest_takes_the_newest_and_says_what_is_skipped(store, saved, caplog):
+def test_latest_restores_the_newest_checkpoint_and_logs_the_skipped_steps(store, saved, caplog):
     assert resume(store, 10, "latest") == (saved[2], 300)
     assert "the data of 20 steps is skipped" in caplog.text
 
 
-def test_exact_raises_if_there_is_no_checkpoint_of_the_step(store, saved):
+def test_exact_raises_if_the_step_has_no_checkpoint(store, saved):
     with pytest.raises(ic.CheckpointNotFoundError, match=r"at step 25.*it has steps 10, 20, 30") as raised:
         resume(store, 25, "exact")
     assert raised.value.uri == store.uri
 
 
-def test_exact_raises_if_the_checkpoint_of_the_step_is_damaged(store, saved, backend):
-    backend.put(manifest_key(saved[2]), b"damaged")
+def test_exact_raises_if_the_checkpoint_of_the_step_is_damaged(store, saved, memory):
+    memory.put(manifest_key(saved[2]), b"damaged")
     with pytest.raises(ic.CorruptCheckpointError) as raised:
         resume(store, 30, "exact")
     assert (raised.value.ref, raised.value.step) == (saved[2], 30)
 
 
-def test_the_state_of_another_input_is_refused_with_its_checkpoint_and_a_way_out(store, saved):
+def test_the_error_about_another_inputs_state_names_the_checkpoint_and_a_way_out(store, saved):
     other = Counter()
     other.names = ("Another",)
     with pytest.raises(ic.PipelineMismatchError, match=r"step 20.*resume='fresh'") as raised:
@@ -126,7 +120,7 @@ def test_fresh_starts_over_once_and_resumes_from_what_it_saved_afterwards(store,
     assert resumer.restore(counter, 40, store.list_worker(WORKER)) == ref
 
 
-def test_a_fresh_start_says_which_checkpoints_will_be_deleted(store, saved, caplog):
+def test_a_fresh_start_logs_which_checkpoints_will_be_deleted(store, saved, caplog):
     with caplog.at_level(logging.WARNING):
         resume(store, 30, "fresh")
     assert "(steps 10, 20, 30) will be deleted after this run's second save" in caplog.text

@@ -26,11 +26,11 @@ def test_seconds_are_counted_from_the_last_save(now, due):
     assert SaveSchedule(every_secs=60.0).after(5, now=100.0).due(6, now=now) is due
 
 
-def test_a_step_is_never_saved_twice_however_late_it_is():
+def test_a_step_is_never_saved_twice():
     assert not SaveSchedule(every_secs=60.0).after(5, now=0.0).due(5, now=1e9)
 
 
-def test_a_save_does_not_change_the_schedule_it_follows():
+def test_a_schedule_does_not_change_after_a_save():
     schedule = SaveSchedule(every_steps=10)
     schedule.after(5, now=0.0)
     assert schedule.due(6, now=0.0)
@@ -59,13 +59,13 @@ def test_steps_and_seconds_cannot_both_be_given():
 @pytest.mark.parametrize(
     "interval", [{"every_steps": 0}, {"every_steps": -1}, {"every_secs": 0.0}, {"every_secs": -0.5}]
 )
-def test_an_interval_that_is_not_positive_is_refused_by_its_public_name(interval):
+def test_an_interval_that_is_not_positive_is_refused_under_its_public_name(interval):
     with pytest.raises(ValueError, match=r"save_(steps|secs) must be positive"):
         SaveSchedule(**interval)
 
 
 @given(st.integers(1, 50), st.lists(st.integers(1, 30), max_size=60))
-def test_no_two_saves_are_closer_than_the_interval_and_no_chance_is_missed(every, strides):
+def test_saves_are_never_closer_than_the_interval_and_none_is_missed(every, strides):
     schedule = SaveSchedule(every_steps=every).after(0, now=0.0)
     saved, step = [0], 0
     for stride in strides:

@@ -1,4 +1,4 @@
-"""What a user asks for is checked when the integration is constructed, and a refusal says what to pass."""
+"""Settings are checked when an integration is constructed, and every error says what to pass instead."""
 
 from __future__ import annotations
 
@@ -26,45 +26,45 @@ SCHEDULE = {"save_steps": 10}
         ("last:5", r"pass one, such as KeepLast\(5\)"),
     ],
 )
-def test_what_is_no_retention_policy_is_refused_with_advice(retention: Any, advice: str) -> None:
+def test_a_value_that_is_not_a_retention_policy_is_refused_with_advice(retention: Any, advice: str) -> None:
     with pytest.raises(TypeError, match=advice):
         TrainingSettings(retention=retention, **SCHEDULE)
 
 
 @pytest.mark.parametrize("steps", ["100", 100.0, True, [100]])
-def test_steps_that_are_no_whole_number_are_refused(steps: Any) -> None:
+def test_steps_that_are_not_a_whole_number_are_refused(steps: Any) -> None:
     with pytest.raises(TypeError, match="save_steps must be a whole number"):
         TrainingSettings(save_steps=steps)
 
 
 @pytest.mark.parametrize("secs", ["100", True, [100]])
-def test_seconds_that_are_no_number_are_refused(secs: Any) -> None:
+def test_seconds_that_are_not_a_number_are_refused(secs: Any) -> None:
     with pytest.raises(TypeError, match="save_secs must be a number of seconds"):
         TrainingSettings(save_secs=secs)
 
 
-def test_numbers_of_numpy_are_numbers() -> None:
+def test_numpy_numbers_are_accepted() -> None:
     assert TrainingSettings(save_steps=np.int64(100)).schedule.every_steps == 100
     assert TrainingSettings(save_secs=np.float32(0.5)).schedule.every_secs == 0.5
 
 
 @pytest.mark.parametrize("retry", [60, "never", ic.RetryPolicy])
-def test_what_is_no_retry_policy_is_refused(retry: Any) -> None:
+def test_a_value_that_is_not_a_retry_policy_is_refused(retry: Any) -> None:
     with pytest.raises(TypeError, match="retry must be a RetryPolicy or None"):
         TrainingSettings(retry=retry, **SCHEDULE)
 
 
 @pytest.mark.parametrize("option", [{"resume": "newest"}, {"when_busy": "block"}, {"worker": "a/b"}])
-def test_an_unknown_word_is_refused(option: dict[str, str]) -> None:
+def test_an_invalid_option_is_refused(option: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(option.values()))}"):
         TrainingSettings(**option, **SCHEDULE)
 
 
-@pytest.mark.parametrize("inside", ["{}", "{}/", "{}/input", "{}/a/../input", "file://{}/input"])
-def test_a_backend_inside_the_model_directory_is_refused(tmp_path: Path, inside: str) -> None:
+@pytest.mark.parametrize("location", ["{}", "{}/", "{}/input", "{}/a/../input", "file://{}/input"])
+def test_a_backend_inside_the_model_directory_is_refused(tmp_path: Path, location: str) -> None:
     model_dir = tmp_path / "model"
     with pytest.raises(ValueError, match=f"lies inside the model directory {model_dir}.*{model_dir}-input"):
-        TrainingSettings(model_dir=str(model_dir), backend=inside.format(model_dir), **SCHEDULE)
+        TrainingSettings(model_dir=str(model_dir), backend=location.format(model_dir), **SCHEDULE)
 
 
 def test_a_path_inside_the_model_directory_is_refused(tmp_path: Path) -> None:
@@ -78,26 +78,26 @@ def test_an_open_backend_inside_the_model_directory_is_refused(tmp_path: Path) -
         TrainingSettings(model_dir=str(tmp_path / "model"), backend=backend, **SCHEDULE)
 
 
-def test_a_link_into_the_model_directory_is_refused(tmp_path: Path) -> None:
+def test_a_symlink_into_the_model_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "model")
     with pytest.raises(ValueError, match="inside the model directory"):
         TrainingSettings(model_dir=str(tmp_path / "model"), backend=str(tmp_path / "link/input"), **SCHEDULE)
 
 
-def test_a_prefix_inside_the_bucket_folder_of_the_model_is_refused() -> None:
+def test_a_prefix_inside_the_model_directory_in_a_bucket_is_refused() -> None:
     with pytest.raises(ValueError, match="inside the model directory s3://bucket/run"):
         TrainingSettings(model_dir="s3://bucket/run/", backend="s3://bucket/run/input", **SCHEDULE)
 
 
 @pytest.mark.parametrize(
-    "beside", ["/models/run-input", "/models", "memory://models/run", "s3://models/run/input"]
+    "location", ["/models/run-input", "/models", "memory://models/run", "s3://models/run/input"]
 )
-def test_a_backend_outside_the_model_directory_is_accepted(beside: str) -> None:
-    assert TrainingSettings(model_dir="/models/run", backend=beside, **SCHEDULE).backend == beside
+def test_a_backend_outside_the_model_directory_is_accepted(location: str) -> None:
+    assert TrainingSettings(model_dir="/models/run", backend=location, **SCHEDULE).backend == location
 
 
-def test_storage_options_are_not_shown() -> None:
+def test_the_repr_does_not_show_storage_options() -> None:
     settings = TrainingSettings(storage_options={"secret": "hidden"}, **SCHEDULE)
     assert "hidden" not in repr(settings)
 

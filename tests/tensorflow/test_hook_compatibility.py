@@ -1,4 +1,4 @@
-"""What TensorFlow's own hook does, ours does: each scenario runs on both."""
+"""The hook behaves as TensorFlow's own hook does. Each scenario runs on both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import input_checkpoint as ic
-from tests.support.training import make_estimator, shuffled_ids, train_op, trained_on, uninterrupted
+from tests.support.training import make_estimator, shuffled_ids, trained_on, uninterrupted
 
 v1 = tf.compat.v1
 
@@ -50,22 +50,13 @@ def two_iterators_in_input_fn() -> Any:
         two_iterators_in_input_fn,
     ],
 )
-def test_a_second_train_call_goes_on_where_the_first_stopped(
+def test_a_second_train_call_continues_where_the_first_one_stopped(
     make_hook: MakeHook, input_fn: Callable[[], Any], tmp_path: Path
 ) -> None:
     for _ in range(2):
         estimator = make_estimator(tmp_path / "model")
         estimator.train(input_fn, hooks=[make_hook(estimator)], steps=15)
     assert trained_on(tmp_path / "model") == uninterrupted(input_fn, 30, tmp_path / "reference")
-
-
-def test_one_hook_object_serves_several_train_calls(tmp_path: Path) -> None:
-    """Only ours: TensorFlow's hook keeps the saver of the first graph and fails in the second call."""
-    estimator = make_estimator(tmp_path / "model")
-    hook = ic.CheckpointInputPipelineHook(estimator)
-    for _ in range(3):
-        estimator.train(shuffled_ids, hooks=[hook], steps=10)
-    assert trained_on(tmp_path / "model") == uninterrupted(shuffled_ids, 30, tmp_path / "reference")
 
 
 def test_without_the_hook_the_input_starts_over(make_hook: MakeHook, tmp_path: Path) -> None:
@@ -85,32 +76,32 @@ def test_evaluate_and_predict_between_train_calls_change_nothing(make_hook: Make
     assert trained_on(tmp_path / "model") == uninterrupted(shuffled_ids, 20, tmp_path / "reference")
 
 
-def test_a_graph_without_an_iterator_is_a_value_error(make_hook: MakeHook, tmp_path: Path) -> None:
+def test_a_graph_without_an_iterator_raises_a_value_error(make_hook: MakeHook, tmp_path: Path) -> None:
     estimator = make_estimator(tmp_path / "model")
     with pytest.raises(ValueError, match=r"no iterator|No variables|Saver"):
         estimator.train(lambda: tf.constant([1, 2, 3, 4], tf.int64), hooks=[make_hook(estimator)], steps=1)
 
 
-def test_an_unknown_external_state_policy_is_a_value_error(make_hook: MakeHook, tmp_path: Path) -> None:
+def test_an_unknown_external_state_policy_raises_a_value_error(make_hook: MakeHook, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Supported values include 'warn', 'ignore', and 'fail\.'"):
         make_hook(make_estimator(tmp_path / "model"), "maybe")
 
 
 @pytest.mark.parametrize("policy", ["fail", "warn", "ignore", None])
-def test_every_known_external_state_policy_is_taken_positionally(
+def test_every_known_external_state_policy_is_accepted_as_a_positional_argument(
     make_hook: MakeHook, policy: Any, tmp_path: Path
 ) -> None:
     estimator = make_estimator(tmp_path / "model")
     estimator.train(shuffled_ids, hooks=[make_hook(estimator, policy)], steps=1)
 
 
-def test_a_run_config_that_never_saves_is_a_value_error(make_hook: MakeHook, tmp_path: Path) -> None:
+def test_a_run_config_that_never_saves_raises_a_value_error(make_hook: MakeHook, tmp_path: Path) -> None:
     estimator = make_estimator(tmp_path / "model", save_checkpoints_steps=None)
     with pytest.raises(ValueError, match="should be provided"):
         make_hook(estimator)
 
 
-def test_external_state_is_refused_under_fail_and_let_go_under_ignore(
+def test_external_state_is_refused_with_fail_and_dropped_with_ignore(
     make_hook: MakeHook, tmp_path: Path
 ) -> None:
     def input_fn() -> Any:
@@ -132,26 +123,3 @@ def test_input_that_has_ended_does_not_silently_start_over(make_hook: MakeHook, 
         estimator.train(input_fn, hooks=[make_hook(estimator)])
     seen = [example for step in trained_on(tmp_path / "model") for example in step]
     assert sorted(seen) == list(range(20))
-
-
-def test_a_monitored_session_resumes_too(tmp_path: Path) -> None:
-    """Only ours: TensorFlow's hook needs an Estimator."""
-
-    def run(model_dir: Path, steps: int, hooks: list[Any]) -> None:
-        with v1.Graph().as_default():
-            iterator = v1.data.make_initializable_iterator(shuffled_ids())
-            v1.add_to_collection(v1.GraphKeys.TABLE_INITIALIZERS, iterator.initializer)
-            step = train_op(iterator.get_next())
-            with v1.train.MonitoredTrainingSession(
-                checkpoint_dir=str(model_dir),
-                save_checkpoint_steps=10,
-                hooks=[*hooks, v1.train.StopAtStepHook(num_steps=steps)],
-            ) as session:
-                while not session.should_stop():
-                    session.run(step)
-
-    for _ in range(2):
-        hook = ic.CheckpointInputPipelineHook.for_session(model_dir=str(tmp_path / "model"), save_steps=10)
-        run(tmp_path / "model", 15, [hook])
-    run(tmp_path / "reference", 30, [])
-    assert trained_on(tmp_path / "model") == trained_on(tmp_path / "reference")

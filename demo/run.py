@@ -1,4 +1,4 @@
-"""The whole demo: plan, play, compare, judge."""
+"""Runs the whole demo: draw a plan, run the scenarios, compare the histories, report the result."""
 
 from __future__ import annotations
 
@@ -18,50 +18,50 @@ from typing import Any
 import numpy as np
 
 from demo.s3 import BUCKET, s3_server
-from demo.scenario import NO_HOOK, OURS, TENSORFLOW, Outcome, Plan, Scenario, ScenarioError, play
+from demo.scenario import NO_HOOK, OURS, TENSORFLOW, Outcome, Plan, Scenario, ScenarioError, run_scenario
 from demo.table import Comparison, History, compare, render
 
 Row = tuple[Outcome, Comparison]
 
 
 def main() -> int:
-    """Run the demo. Returns the exit code."""
+    """Run the demo. Return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m demo", description="Training that survives its own death."
+        prog="python -m demo", description="Training that is killed, resumes, and loses no data."
     )
-    parser.add_argument("--seed", type=int, default=1, help="of the moments at which the training is killed")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the moments at which training is killed")
     seed = parser.parse_args().seed
     work = Path(tempfile.mkdtemp(prefix="input-checkpoint-demo-"))
     started = time.monotonic()
     try:
-        rows = _perform(Plan.draw(seed), seed, work)
+        rows = _run_all_and_compare(Plan.draw(seed), seed, work)
     except ScenarioError as failure:
         print(f"\nFAIL: {failure}")
         return 1
     print(f"\n{_table(rows, work)}\n")
-    faults = _faults(rows)
-    if faults:
-        print("\n".join(f"FAIL: {fault}" for fault in faults))
+    failures = _failures(rows)
+    if failures:
+        print("\n".join(f"FAIL: {failure}" for failure in failures))
         print(f"Logs and models are in {work}.")
         return 1
     shutil.rmtree(work)
-    print(f"{_praise(rows)} ({time.monotonic() - started:.0f} s)")
+    print(f"{_success(rows)} ({time.monotonic() - started:.0f} s)")
     return 0
 
 
-def _perform(plan: Plan, seed: int, work: Path) -> list[Row]:
-    print(f"Training {plan.steps} steps, saving every {plan.save_every}. Logs and models are in {work}.")
+def _run_all_and_compare(plan: Plan, seed: int, work: Path) -> list[Row]:
+    print(f"Training for {plan.steps} steps, saving every {plan.save_every}. Logs and models are in {work}.")
     print(f"SIGKILL, seed {seed}: {'; '.join(map(str, plan.kills))}.\n", flush=True)
     with s3_server() as options:
         scenarios = _scenarios(plan, work, _digits(work), options)
-        outcomes = _play_all(scenarios)
+        outcomes = _run_all(scenarios)
     histories = _histories(scenarios, work)
     return [(outcome, compare(history, histories[0])) for outcome, history in zip(outcomes, histories)]
 
 
 def _digits(work: Path) -> Path:
-    """Write the data file. Returns its path."""
-    # Once here, and not in every run: scikit-learn takes two seconds to import.
+    """Write the data file and return its path."""
+    # Once, not in every run, because scikit-learn takes two seconds to import.
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -80,38 +80,38 @@ def _scenarios(plan: Plan, work: Path, data: Path, s3_options: Mapping[str, Any]
     ]
 
 
-def _play_all(scenarios: Sequence[Scenario]) -> list[Outcome]:
+def _run_all(scenarios: Sequence[Scenario]) -> list[Outcome]:
     width = max(len(scenario.title) for scenario in scenarios)
 
-    def perform(scenario: Scenario) -> Outcome:
-        def tell(line: str) -> None:
+    def run(scenario: Scenario) -> Outcome:
+        def report(line: str) -> None:
             print(f"{scenario.title.ljust(width)} | {line}", flush=True)
 
         try:
-            return play(scenario, tell)
+            return run_scenario(scenario, report)
         except ScenarioError:
-            tell("failed; more when the others are through")
+            report("failed; details follow when the others are done")
             raise
 
-    # All at once: a run spends most of its time importing TensorFlow, and idle cores would stretch the demo.
+    # All at the same time, because a run spends most of its time importing TensorFlow.
     with ThreadPoolExecutor(len(scenarios)) as pool:
-        return list(pool.map(perform, scenarios))
+        return list(pool.map(run, scenarios))
 
 
 def _histories(scenarios: Sequence[Scenario], work: Path) -> list[History]:
-    """Read from the final models what they have been trained on."""
+    """Read from the final models which examples they were trained on."""
     command = [sys.executable, "-m", "demo.history", *(str(scenario.model_dir) for scenario in scenarios)]
     log = work / "history.log"
     with log.open("w") as errors:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, check=False)
     if done.returncode:
-        raise ScenarioError(f"the models could not be read. End of {log}:\n{log.read_text()[-2000:]}")
+        raise ScenarioError(f"could not read the models. End of {log}:\n{log.read_text()[-2000:]}")
     histories: list[History] = json.loads(done.stdout)
     return histories
 
 
 def _table(rows: Sequence[Row], work: Path) -> str:
-    # Every path begins with it; without it the table fits a terminal.
+    # Shortens the paths so that the table fits in a terminal.
     return render(
         [
             (dataclasses.replace(outcome, input_uri=outcome.input_uri.replace(str(work), "…")), comparison)
@@ -120,31 +120,31 @@ def _table(rows: Sequence[Row], work: Path) -> str:
     )
 
 
-def _faults(rows: Sequence[Row]) -> list[str]:
-    """Say what is wrong. TensorFlow's row is there for comparison, and may be."""
+def _failures(rows: Sequence[Row]) -> list[str]:
+    """Return what went wrong. TensorFlow's hook is only there for comparison, so its row never fails."""
     reference, local, s3, _ = rows
-    faults = []
+    failures = []
     if reference[1].seen == 0:
-        faults.append("the uninterrupted run has recorded nothing, so nothing was compared.")
+        failures.append("the uninterrupted run recorded no examples, so there was nothing to compare with.")
     for outcome, found in (local, s3):
         if not found.exact:
-            faults.append(
+            failures.append(
                 f"{outcome.title}: {found.lost} examples lost, {found.repeated} repeated, "
-                f"{found.steps_off} steps trained on other data than the uninterrupted run."
+                f"{found.steps_off} steps trained on different data than in the uninterrupted run."
             )
         if outcome.state_bytes_in_model_dir:
-            faults.append(f"{outcome.title}: input state in the model directory.")
+            failures.append(f"{outcome.title}: there is input state in the model directory.")
         if not outcome.mid_save:
-            faults.append(f"{outcome.title}: no kill came during a save, so nothing was proven.")
-    return faults
+            failures.append(f"{outcome.title}: no kill hit a save, so the demo proves nothing about saves.")
+    return failures
 
 
-def _praise(rows: Sequence[Row]) -> str:
+def _success(rows: Sequence[Row]) -> str:
     _, local, s3, _ = rows
     kills = local[0].kills + s3[0].kills
-    turned_back = local[0].turned_back + s3[0].turned_back
+    rolled_back = local[0].rolled_back + s3[0].rolled_back
     return (
-        f"PASS: through {kills} kills our hook lost nothing and repeated nothing: every step was trained on\n"
-        "the data of the uninterrupted run. "
-        f"{turned_back} kills left a model without its input: it was turned back."
+        f"PASS: {kills} kills, and our hook lost and repeated nothing: every step saw the same data as in\n"
+        f"the uninterrupted run. After {rolled_back} of the kills the model was newer than its input and was "
+        "rolled back."
     )

@@ -1,0 +1,14 @@
+"""Fixtures for the tests of the hooks."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.hooked_training import Steps
+from tests.support.training import shuffled_ids, uninterrupted
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Steps:
+    """What 80 uninterrupted steps are trained on."""
+    return uninterrupted(shuffled_ids, 80, tmp_path_factory.mktemp("reference"))
