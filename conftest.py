@@ -26,7 +26,7 @@ def s3_server() -> Iterator[S3Server]:
 @pytest.fixture
 def no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the library find no plugin, as where none is installed."""
-    monkeypatch.setattr("input_checkpoint.backends.opening._plugins", lambda: ())
+    monkeypatch.setattr("input_checkpoint.backends.schemes.installed_plugins", lambda: ())
 
 
 @pytest.fixture

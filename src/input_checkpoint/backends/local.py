@@ -11,15 +11,16 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable, Optional
-from urllib.parse import unquote, urlsplit
 
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.location import parse_location
 from input_checkpoint.backends.redaction import redact
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFoundError,
     BackendPermissionError,
     BackendUnavailableError,
+    InvalidLocationError,
     ObjectExistsError,
     ObjectNotFoundError,
 )
@@ -66,11 +67,11 @@ class LocalBackend(Backend):
     NFS too. `put` renames.
 
     Args:
-        uri: a path or a ``file://`` URI. A relative path is resolved at once; ``~`` is expanded.
+        uri: a path or a ``file://`` URI. See `parse_location`.
 
     Raises:
-        BackendNotFoundError: ``uri`` names a file or a host.
-        ValueError: ``uri`` is a ``file://`` URI without a path.
+        BackendNotFoundError: ``uri`` names a file.
+        InvalidLocationError: ``uri`` is neither a path nor a ``file://`` URI with one.
 
     Example:
         >>> import tempfile
@@ -81,8 +82,11 @@ class LocalBackend(Backend):
     """
 
     def __init__(self, uri: str) -> None:
-        super().__init__(uri)
-        self._root = _root_of(uri)
+        location = parse_location(uri)
+        if location.path is None:
+            raise InvalidLocationError(f"{redact(uri)} is not local. Open it with open_backend().")
+        super().__init__(location.uri)
+        self._root = Path(location.path)
         self._durable_folders: set[Path] = set()
         with self._errors("open"):
             is_file = self._root.exists() and not self._root.is_dir()
@@ -256,27 +260,12 @@ def open_local(uri: str, storage_options: Mapping[str, Any]) -> LocalBackend:
     """Open a path or a ``file://`` URI.
 
     Raises:
-        ValueError: ``storage_options`` is not empty, or the URI has no path.
+        ValueError: ``storage_options`` is not empty.
+        InvalidLocationError: the URI has no path.
     """
     if storage_options:
         raise ValueError(f"local files accept no storage_options, got {sorted(storage_options)}")
     return LocalBackend(uri)
-
-
-def _root_of(uri: str) -> Path:
-    if "://" not in uri:
-        return Path(uri).expanduser().absolute()
-    parts = urlsplit(uri)
-    if parts.netloc not in ("", "localhost"):
-        shown = redact(uri)
-        raise BackendNotFoundError(
-            f"cannot open {shown}: a file URI has no host. Write file:///absolute/path (three slashes), or "
-            "only the path.",
-            uri=shown,
-        )
-    if not parts.path:
-        raise ValueError(f"{redact(uri)} names no folder. Write file:///absolute/path (three slashes).")
-    return Path(unquote(parts.path))
 
 
 def _write_synced(path: Path, data: Data) -> None:
