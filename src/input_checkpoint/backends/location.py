@@ -31,7 +31,7 @@ _VARIABLE = re.compile(r"(?:^|/)(\$\{?[A-Za-z_]\w*\}?)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _AZURE_AUTHORITY = re.compile(r"(?:([^@/]+)@)?([a-z0-9-]+)\.(?:dfs|blob)\.core\.[a-z.]+")
 
-_BUCKETOFFICIAL_PLUGINS = ("s3", "gcs", "azure")
+_BUCKET_PLUGINS = ("s3", "gcs", "azure")
 _SLASHES_MEAN_A_SCHEME = {
     *OFFICIAL_PLUGINS,
     *NEAR_SCHEMES,
@@ -168,10 +168,10 @@ def _parse_uri(text: str, scheme: str, separator: str, rest: str) -> Location:
         return _parse_file_uri(text, rest)
     if scheme == "memory":
         return Location(scheme, f"memory://{_checked_names(text, scheme, rest.strip('/'))}")
-    service = OFFICIAL_PLUGINS.get(scheme)
-    if service in _BUCKETOFFICIAL_PLUGINS:
+    plugin = OFFICIAL_PLUGINS.get(scheme)
+    if plugin in _BUCKET_PLUGINS:
         return Location(scheme, f"{scheme}://{_checked_address(text, scheme, rest)}")
-    if service == "sftp" and re.match(r"[^/]*/+~", rest):
+    if plugin == "sftp" and re.match(r"[^/]*/+~", rest):
         _refuse(text, "names a home folder, and ~ is not expanded", f"{scheme}://host/home/user/run-7")
     return Location(scheme, f"{scheme}{separator}{rest}")
 
