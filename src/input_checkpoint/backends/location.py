@@ -51,6 +51,7 @@ _EXAMPLES = {
     "az": "az://container/run-7",
     "arn": "s3://bucket/run-7",
 }
+_NOUNS = {"memory": "store", "abfs": "container", "abfss": "container", "az": "container"}
 _KEPT_IN_FILE_URI = "/@!&()*+,;=-._~"
 
 
@@ -183,7 +184,7 @@ def _checked_address(text: str, scheme: str, rest: str) -> str:
     if found:
         _refuse(
             text,
-            f"contains {found}, and options must not be part of a URI",
+            f"contains {found}, but credentials and options must not be part of the URI",
             f"{_example(scheme, rest.partition(found)[0])}, and use storage_options",
         )
     return _checked_names(text, scheme, rest.rstrip("/"))
@@ -191,14 +192,13 @@ def _checked_address(text: str, scheme: str, rest: str) -> str:
 
 def _checked_names(text: str, scheme: str, rest: str) -> str:
     names = rest.split("/")
+    meant = _example(scheme, "/".join(name for name in names if name not in ("", ".", "..")))
     if not names[0]:
-        _refuse(text, "names no store", _example(scheme, ""))
-    if {"", ".", ".."} & set(names[1:]):
-        _refuse(
-            text,
-            "contains //, /./ or /../, which not every tool reads in the same way",
-            _example(scheme, "/".join(name for name in names if name not in ("", ".", ".."))),
-        )
+        _refuse(text, f"names no {_NOUNS.get(scheme, 'bucket')}", _example(scheme, ""))
+    if {".", ".."} & set(names):
+        _refuse(text, "contains /./ or /../, which some client libraries resolve and others do not", meant)
+    if len(names) > 1 and not names[1]:
+        _refuse(text, f"has two slashes after {names[0]}, and one would be dropped", meant)
     return rest
 
 
