@@ -39,7 +39,7 @@ def s3_server() -> Iterator[S3Server]:
 @pytest.fixture
 def no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide all plugins from the library, as if none were installed."""
-    monkeypatch.setattr("input_checkpoint.backends.opening._plugins", lambda: ())
+    monkeypatch.setattr("input_checkpoint.backends.schemes.installed_plugins", lambda: ())
 
 
 @pytest.fixture

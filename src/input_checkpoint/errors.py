@@ -78,6 +78,10 @@ class UnknownBackendError(BackendError, ValueError):
     """No backend serves the scheme of a URI. The message names the plugin to install, if there is one."""
 
 
+class InvalidLocationError(BackendNotFoundError, ValueError):
+    """A URI or path does not say where the data goes. The message says how to write it."""
+
+
 class UnsupportedFormatError(InputCheckpointError):
     """The store has a format version that this release does not know. Nothing was changed."""
 

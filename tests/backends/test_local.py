@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from input_checkpoint import (
+    BackendError,
     BackendNotFoundError,
     BackendPermissionError,
     CheckpointStore,
@@ -159,37 +160,184 @@ class TestPowerCut:
 
 
 class TestTemporaryFiles:
-    @pytest.fixture
-    def temporary(self, folder, backend) -> Path:
-        backend.put("made", b"")
-        return folder / ".aside"
+    NAME = f".{'0123456789abcdef' * 2}.aside"
 
-    def write_file(self, path: Path, age: float) -> Path:
+    @pytest.fixture(autouse=True)
+    def _made(self, backend) -> None:
+        backend.put("packs/main/1/made", b"data")
+        backend.put("packs/main/2/made", b"data")
+
+    def plant(self, path: Path, age: float = 9 * DAY) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")
         os.utime(path, (time.time() - age,) * 2)
         return path
 
+    @pytest.mark.parametrize("write", ["create", "put"])
     @pytest.mark.parametrize(
         ("age", "stays"), [(0, True), (DAY - 600, True), (DAY + 600, False), (9 * DAY, False)]
     )
-    def test_opening_removes_those_that_are_older_than_a_day(self, folder, temporary, age, stays):
-        file = self.write_file(temporary / "file", age)
-        LocalBackend(str(folder))
+    def test_the_first_write_removes_those_that_are_older_than_a_day(self, folder, write, age, stays):
+        file = self.plant(folder / "packs/main/1" / self.NAME, age)
+        getattr(LocalBackend(str(folder)), write)("packs/main/2/key", b"data")
         assert file.exists() is stays
 
-    def test_they_are_not_listed(self, backend, temporary):
-        self.write_file(temporary / "file", 0)
-        assert [info.key for info in backend.list()] == ["made"]
+    def test_a_deletion_removes_those_that_are_older_than_a_day(self, folder):
+        old = self.plant(folder / "packs/main/1" / self.NAME, DAY + 600)
+        new = self.plant(folder / "packs/main/3" / self.NAME, DAY - 600)
+        LocalBackend(str(folder)).delete(["packs/main/2/made"])
+        assert (old.exists(), new.exists()) == (False, True)
 
-    def test_a_write_leaves_none_behind(self, backend, temporary):
-        backend.put("put", b"data")
-        backend.create("created", b"data")
-        assert list(temporary.iterdir()) == []
+    def test_one_beside_the_folders_is_removed_too(self, folder):
+        file = self.plant(folder / self.NAME)
+        LocalBackend(str(folder)).put("packs/main/1/key", b"data")
+        assert not file.exists()
 
-    def test_a_refused_create_leaves_none_behind(self, backend, temporary):
+    def test_a_folder_that_becomes_empty_is_removed_too(self, folder):
+        self.plant(folder / "packs/main/3" / self.NAME)
+        LocalBackend(str(folder)).put("packs/main/1/key", b"data")
+        assert not (folder / "packs/main/3").exists()
+
+    def test_they_are_looked_for_once_a_day(self, folder, monkeypatch):
+        backend = LocalBackend(str(folder))
+        backend.put("packs/main/1/key", b"data")
+        file = self.plant(folder / "packs/main/1" / self.NAME)
+        backend.put("packs/main/1/key", b"data")
+        assert file.exists()
+        backend._searched["packs"] -= DAY
+        backend.put("packs/main/1/key", b"data")
+        assert not file.exists()
+
+    def test_their_age_is_measured_by_the_clock_of_the_file_system(self, folder, monkeypatch):
+        file = self.plant(folder / "packs/main/1" / self.NAME, DAY - 600)
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + 9 * DAY)
+        LocalBackend(str(folder)).put("packs/main/1/key", b"data")
+        assert file.exists()
+
+    def test_opening_reading_and_listing_remove_none(self, folder):
+        places = ["", "packs", "packs/main/1"]
+        files = [self.plant(folder / place / self.NAME) for place in places]
+        backend = LocalBackend(str(folder))
+        assert backend.get("packs/main/1/made") == b"data"
+        assert len(list(backend.list())) == 2
+        with pytest.raises(ObjectNotFoundError):
+            backend.get("packs/main/1/missing")
+        backend.delete(["packs/main/1/missing"])
+        assert all(file.exists() for file in files)
+
+    def test_opening_a_store_to_read_it_removes_none(self, tmp_path):
+        CheckpointStore.open(tmp_path / "run", create=True)
+        file = self.plant(tmp_path / "run" / self.NAME)
+        CheckpointStore.open(tmp_path / "run").checkpoints()
+        assert file.exists()
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            ".aside",
+            ".aside/thesis.tex",
+            "0123456789abcdef0123456789abcdef",
+            ".0123456789abcdef0123456789abcde.aside",
+            ".0123456789abcdef0123456789abcdef0.aside",
+            ".0123456789ABCDEF0123456789ABCDEF.aside",
+            ".0123456789abcdef0123456789abcdef.aside.txt",
+            ".nfs0001",
+        ],
+    )
+    def test_a_file_with_another_name_stays_however_old_it_is(self, folder, name):
+        files = [self.plant(folder / place / name) for place in ("", "packs", "packs/main/1")]
+        backend = LocalBackend(str(folder))
+        backend.put("packs/main/1/key", b"data")
+        backend.delete(["packs/main/1/key"])
+        assert all(file.exists() for file in files)
+
+    def test_a_file_in_a_folder_that_the_backend_does_not_write_to_stays(self, folder):
+        file = self.plant(folder / "photos" / self.NAME)
+        LocalBackend(str(folder)).put("packs/main/1/key", b"data")
+        assert file.exists()
+
+    @pytest.mark.parametrize("link", ["saves", "packs/main/3"])
+    def test_a_file_behind_a_link_stays(self, tmp_path, folder, link):
+        file = self.plant(tmp_path / "theirs" / self.NAME)
+        (folder / link).symlink_to(file.parent)
+        backend = LocalBackend(str(folder))
+        backend.put("saves/key", b"data")
+        backend.put("packs/main/1/key", b"data")
+        backend.delete(["saves/key", "packs/main/1/key"])
+        assert file.exists()
+
+    def test_a_link_and_a_folder_with_such_a_name_stay(self, tmp_path, folder):
+        target = self.plant(tmp_path / "theirs")
+        (folder / self.NAME).symlink_to(target)
+        os.utime(folder / self.NAME, (0, 0), follow_symlinks=False)
+        (folder / "packs" / self.NAME).mkdir()
+        os.utime(folder / "packs" / self.NAME, (0, 0))
+        LocalBackend(str(folder)).put("packs/main/1/key", b"data")
+        assert target.exists()
+        assert (folder / self.NAME).is_symlink()
+        assert (folder / "packs" / self.NAME).is_dir()
+
+    def test_a_write_works_if_they_cannot_be_removed(self, folder, monkeypatch):
+        self.plant(folder / "packs/main/1" / self.NAME)
+
+        def refuse(path, *args, **kwargs):
+            raise PermissionError(errno.EACCES, "no", path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        backend = LocalBackend(str(folder))
+        backend.put("packs/main/1/key", b"data")
+        assert backend.get("packs/main/1/key") == b"data"
+
+    def test_they_are_not_listed(self, folder, backend):
+        self.plant(folder / "packs/main/1" / self.NAME, 0)
+        self.plant(folder / self.NAME, 0)
+        assert [info.key for info in backend.list()] == ["packs/main/1/made", "packs/main/2/made"]
+
+    def test_a_write_leaves_none_behind(self, folder, backend):
+        backend.put("packs/main/1/put", b"data")
+        backend.create("packs/main/1/created", b"data")
+        assert sorted(os.listdir(folder / "packs/main/1")) == ["created", "made", "put"]
+        assert os.listdir(folder) == ["packs"]
+
+    def test_a_refused_create_leaves_none_behind(self, folder, backend):
         with pytest.raises(ObjectExistsError):
-            backend.create("made", b"data")
-        assert list(temporary.iterdir()) == []
+            backend.create("packs/main/1/made", b"data")
+        assert os.listdir(folder / "packs/main/1") == ["made"]
+
+    def test_a_failed_write_leaves_none_behind(self, folder, backend, monkeypatch):
+        def fail(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(BackendError, match="Free some space"):
+            backend.put("packs/main/1/key", b"data")
+        assert os.listdir(folder / "packs/main/1") == ["made"]
+
+    @pytest.mark.parametrize("write", ["create", "put"])
+    @pytest.mark.parametrize("key", ["key", "a/b/key"])
+    def test_a_file_gets_its_name_within_one_folder(self, backend, monkeypatch, write, key):
+        """Some file systems, such as BeeGFS, link only within one folder."""
+        used = []
+
+        def within_one_folder(real):
+            def call(source, target):
+                if os.path.dirname(source) != os.path.dirname(target):
+                    raise OSError(errno.EXDEV, "Invalid cross-device link")
+                used.append(target)
+                real(source, target)
+
+            return call
+
+        for name in ("link", "replace"):
+            monkeypatch.setattr(os, name, within_one_folder(getattr(os, name)))
+        getattr(backend, write)(key, b"data")
+        assert len(used) == 1
+        assert backend.get(key) == b"data"
+
+    def test_an_object_may_have_the_longest_name_that_the_file_system_allows(self, backend):
+        backend.create("x" * 255, b"data")
+        assert backend.get("x" * 255) == b"data"
 
     def test_opening_never_removes_objects(self, folder, backend):
         backend.put("old", b"data")

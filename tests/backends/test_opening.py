@@ -7,7 +7,9 @@ import time
 import traceback
 import uuid
 import zipfile
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from urllib.parse import unquote
 
 import fsspec
 import pytest
@@ -19,6 +21,7 @@ from input_checkpoint import (
     BackendUnavailableError,
     CheckpointStore,
     InputCheckpointError,
+    InvalidLocationError,
     IteratorState,
     ObjectExistsError,
     ObjectNotFoundError,
@@ -151,11 +154,59 @@ def test_a_uri_that_pathlib_has_changed_is_a_value_error():
     assert SECRET not in str(raised.value)
 
 
-def test_memory_backends_with_the_same_uri_share_objects():
-    uri = f"memory://{uuid.uuid4().hex}"
-    open_backend(uri).put("key", b"data")
-    assert isinstance(open_backend(uri), MemoryBackend)
-    assert open_backend(uri + "/").get("key") == b"data"
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3:/bucket/run",
+        "gs:bucket/run",
+        "dbfs:/mnt/run",
+        "hdfs:/tmp/run",
+        "memory:run",
+        "file:run",
+        "s3//bucket",
+    ],
+)
+def test_a_text_that_is_almost_a_uri_makes_no_folder(tmp_path, monkeypatch, uri):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidLocationError, match="Write "):
+        CheckpointStore.open(uri, create=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_uri_with_one_slash_is_an_absolute_path(tmp_path):
+    open_backend(f"file:{tmp_path}/run").put("key", b"data")
+    assert (tmp_path / "run/key").read_bytes() == b"data"
+
+
+@pytest.mark.parametrize("mark", ["#", "?", "%23", "%3F"])
+def test_file_uris_that_differ_after_a_mark_are_two_stores(tmp_path, mark):
+    open_backend(f"file://{tmp_path}/run{mark}1").put("key", b"data")
+    assert list(open_backend(f"file://{tmp_path}/run{mark}2").list()) == []
+    assert (tmp_path / f"run{unquote(mark)}1" / "key").exists()
+
+
+def test_the_uri_of_a_backend_opens_it_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    backend = open_backend(f"file://{tmp_path}/run?1")
+    backend.put("key", b"data")
+    relative = open_backend("./s3:/run")
+    relative.put("key", b"other")
+    monkeypatch.chdir("/")
+    assert open_backend(backend.uri).get("key") == b"data"
+    assert open_backend(relative.uri).get("key") == b"other"
+
+
+def test_the_uri_of_a_relative_path_is_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert open_backend("run").uri == str(tmp_path / "run")
+
+
+@pytest.mark.parametrize("again", ["memory://{}", "memory://{}/", "MEMORY://{}", "memory:///{}"])
+def test_memory_backends_with_the_same_uri_share_objects(again):
+    name = uuid.uuid4().hex
+    open_backend(f"memory://{name}").put("key", b"data")
+    assert isinstance(open_backend(again.format(name)), MemoryBackend)
+    assert open_backend(again.format(name)).get("key") == b"data"
 
 
 def test_memory_backends_with_different_uris_share_nothing():
@@ -209,10 +260,38 @@ def test_the_error_for_an_unknown_scheme_lists_the_known_schemes():
         open_backend("nosuch://place/run")
 
 
-@pytest.mark.parametrize("scheme", ["s3", "s3a"])
+@pytest.mark.parametrize(
+    ("uri", "meant"),
+    [
+        ("gc://bucket/run", "gs://bucket/run"),
+        ("wasbs://c@account.blob.core.windows.net/run", "abfss://c@account.dfs.core.windows.net/run"),
+        ("https://bucket.s3.amazonaws.com/run?sig=hunter2", "s3://bucket/run"),
+        ("https://storage.googleapis.com/bucket/run", "gs://bucket/run"),
+        ("https://account.blob.core.windows.net/c/run", "abfs://c@account.dfs.core.windows.net/run"),
+    ],
+)
+def test_the_error_for_another_name_of_a_known_storage_suggests_ours(uri, meant):
+    with pytest.raises(UnknownBackendError) as raised:
+        open_backend(uri)
+    assert f"Did you mean {meant}?" in str(raised.value)
+    assert SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "s3a", "S3"])
 def test_a_plugin_is_found_by_its_entry_point(scheme):
     plugin = pytest.importorskip("input_checkpoint_s3")
     assert isinstance(open_backend(f"{scheme}://bucket/run", {"anon": True}), plugin.S3Backend)
+
+
+def test_a_third_party_plugin_may_claim_a_scheme_that_resembles_another(monkeypatch):
+    plugin = EntryPoint("gc", "input_checkpoint.backends.memory:MemoryBackend", "input_checkpoint.backends")
+    opened = []
+    monkeypatch.setattr(
+        EntryPoint, "load", lambda _: lambda uri, options: opened.append(uri) or MemoryBackend(uri)
+    )
+    monkeypatch.setattr("input_checkpoint.backends.schemes.installed_plugins", lambda: (plugin,))
+    open_backend("gc://place//run?x#y")
+    assert opened == ["gc://place//run?x#y"]
 
 
 def test_a_third_party_plugin_gets_uri_and_options(tmp_path, monkeypatch):

@@ -70,7 +70,7 @@ def test_the_model_directory_may_be_a_path_object(tmp_path: Path) -> None:
     assert kept(ic.KeepWithModel(tmp_path), of_steps(10, 20, 30)) == [10, 30]
 
 
-@pytest.mark.parametrize("written", ["model", "./model/", "file://model", Path("model")])
+@pytest.mark.parametrize("written", ["model", "./model/", Path("model")])
 def test_a_relative_path_is_resolved_when_the_policy_is_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: Any
 ) -> None:
@@ -81,6 +81,30 @@ def test_a_relative_path_is_resolved_when_the_policy_is_created(
     monkeypatch.chdir(tmp_path / "there")
     assert kept(policy, of_steps(10, 20)) == [10, 20]
     assert reason(policy, of_steps(10), 10) == "the model checkpoint of step 10 still exists"
+
+
+@pytest.mark.parametrize("written", ["file://{}#1", "file:{}#1", "file://{}%231", "{}#1"])
+def test_a_local_model_directory_is_written_as_for_a_backend(tmp_path: Path, written: str) -> None:
+    model_with(tmp_path / "model#1", "model.ckpt-10.index")
+    assert kept(ic.KeepWithModel(written.format(tmp_path / "model")), of_steps(10, 20)) == [10, 20]
+    assert reason(ic.KeepWithModel(written.format(tmp_path / "model")), of_steps(10), 10) == (
+        "the model checkpoint of step 10 still exists"
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "advice"),
+    [
+        ("gs:/bucket/run", "Write gs://bucket/run"),
+        ("file://model", "Write file:///absolute/path"),
+        ("gc://bucket/run", "Did you mean gs://bucket/run"),
+        ("https://storage.googleapis.com/bucket/run", "Did you mean gs://bucket/run"),
+        ("ftp://host/run?1", "Write ftp://host/run"),
+    ],
+)
+def test_a_model_directory_that_would_be_another_place_is_refused(written: str, advice: str) -> None:
+    with pytest.raises(ic.InvalidLocationError, match=advice):
+        ic.KeepWithModel(written)
 
 
 def test_a_tilde_stands_for_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,11 +60,14 @@ def test_an_invalid_option_is_refused(option: dict[str, str]) -> None:
         TrainingSettings(**option, **SCHEDULE)
 
 
-@pytest.mark.parametrize("location", ["{}", "{}/", "{}/input", "{}/a/../input", "file://{}/input"])
-def test_a_backend_inside_the_model_directory_is_refused(tmp_path: Path, location: str) -> None:
+@pytest.mark.parametrize(
+    "inside",
+    ["{}", "{}/", "{}/input", "{}/a/../input", "file://{}/input", "file:{}/input", "dir::file://{}/input"],
+)
+def test_a_backend_inside_the_model_directory_is_refused(tmp_path: Path, inside: str) -> None:
     model_dir = tmp_path / "model"
     with pytest.raises(ValueError, match=f"lies inside the model directory {model_dir}.*{model_dir}-input"):
-        TrainingSettings(model_dir=str(model_dir), backend=location.format(model_dir), **SCHEDULE)
+        TrainingSettings(model_dir=str(model_dir), backend=inside.format(model_dir), **SCHEDULE)
 
 
 def test_a_path_inside_the_model_directory_is_refused(tmp_path: Path) -> None:
@@ -85,9 +88,29 @@ def test_a_symlink_into_the_model_directory_is_refused(tmp_path: Path) -> None:
         TrainingSettings(model_dir=str(tmp_path / "model"), backend=str(tmp_path / "link/input"), **SCHEDULE)
 
 
-def test_a_prefix_inside_the_model_directory_in_a_bucket_is_refused() -> None:
+@pytest.mark.parametrize("inside", ["s3://bucket/run/input", "S3://bucket/run", "s3a://bucket/run/input"])
+def test_a_prefix_inside_the_bucket_folder_of_the_model_is_refused(inside: str) -> None:
     with pytest.raises(ValueError, match="inside the model directory s3://bucket/run"):
-        TrainingSettings(model_dir="s3://bucket/run/", backend="s3://bucket/run/input", **SCHEDULE)
+        TrainingSettings(model_dir="s3://bucket/run/", backend=inside, **SCHEDULE)
+
+
+@pytest.mark.parametrize("model_dir", ["file:rel", "s3://bucket//run", "$HOME/run", "gs://bucket/run#1"])
+def test_a_model_directory_may_have_any_name_that_tensorflow_accepts(model_dir: str) -> None:
+    TrainingSettings(model_dir=model_dir, backend="memory://run", **SCHEDULE)
+
+
+def test_a_folder_inside_a_model_directory_with_an_odd_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="inside the model directory"):
+        TrainingSettings(model_dir="file:rel", backend=tmp_path / "file:rel/input", **SCHEDULE)
+
+
+@pytest.mark.parametrize("backend", ["s3:/bucket/run", "memory:run", "$HOME/run"])
+def test_a_backend_that_is_no_location_is_refused_with_how_to_write_it(backend: str) -> None:
+    with pytest.raises(ic.InvalidLocationError, match="Write "):
+        TrainingSettings(model_dir="/models/run", backend=backend, **SCHEDULE)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from fsspec.spec import AbstractFileSystem
 from input_checkpoint.backends.base import PROBE_PREFIX, Backend, Data, ObjectInfo, check_key
 from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
 from input_checkpoint.backends.create_race import RACERS, race_create
+from input_checkpoint.backends.location import parse_for_fsspec
 from input_checkpoint.backends.redaction import redact
 from input_checkpoint.errors import (
     BackendError,
@@ -196,13 +197,14 @@ def open_generic(uri: str, storage_options: Mapping[str, Any]) -> GenericBackend
     """Open any URI that fsspec knows.
 
     Raises:
+        InvalidLocationError: the URI has a query, or the end of a chain is no location.
         UnknownBackendError: fsspec needs another package for the URI, or the URI names a cache.
         BackendUnavailableError: fsspec cannot open the URI.
     """
     shown = redact(uri)
     options = {"use_listings_cache": False, "skip_instance_cache": True, **storage_options}
     try:
-        filesystem, root = fsspec.core.url_to_fs(uri, **options)
+        filesystem, root = fsspec.core.url_to_fs(parse_for_fsspec(uri), **options)
     except ImportError as error:
         raise UnknownBackendError(
             f"cannot open {shown}: fsspec needs another package for it ({error})", uri=shown
@@ -219,11 +221,6 @@ def open_generic(uri: str, storage_options: Mapping[str, Any]) -> GenericBackend
             uri=shown,
         )
     return GenericBackend(uri, filesystem, root)
-
-
-def generic_can_open(scheme: str) -> bool:
-    """Return whether fsspec has a filesystem for a scheme, its own or one that the program registered."""
-    return scheme in fsspec.available_protocols() or scheme in fsspec.registry
 
 
 def _has_own_create(filesystem: AbstractFileSystem) -> bool:

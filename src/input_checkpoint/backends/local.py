@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
+import re
 import stat
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Callable, Optional
-from urllib.parse import unquote, urlsplit
+from typing import Any, BinaryIO, Optional
 
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.location import parse_location
 from input_checkpoint.backends.redaction import redact
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFoundError,
     BackendPermissionError,
     BackendUnavailableError,
+    InvalidLocationError,
     ObjectExistsError,
     ObjectNotFoundError,
 )
 
-_TEMPORARY_FOLDER = ".aside"
+_TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{32}\.aside")
 _STALE_AFTER_SECONDS = 24 * 3600
 _FOLDER_ATTEMPTS = 20
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -61,16 +63,19 @@ _NO_OBJECT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 class LocalBackend(Backend):
     """Stores each object as a file. The key is the file's path below the folder of the backend.
 
-    The first write creates the folder. New data goes to a temporary file in ``.aside/``, is flushed to the
+    The first write creates the folder. New data goes to a temporary file beside its target, is flushed to the
     disk, and gets its name in one atomic step. `create` makes a hard link, which fails if the name exists, on
-    NFS too. `put` renames.
+    NFS too. `put` renames. Some file systems, such as BeeGFS, link only within one folder.
+
+    Temporary files have names that start with a dot. They are not listed. Writes and deletions remove those
+    that crashed writers left behind more than a day ago. Reading changes nothing.
 
     Args:
-        uri: a path or a ``file://`` URI. A relative path is resolved at once; ``~`` is expanded.
+        uri: a path or a ``file://`` URI. See `parse_location`.
 
     Raises:
-        BackendNotFoundError: ``uri`` names a file or a host.
-        ValueError: ``uri`` is a ``file://`` URI without a path.
+        BackendNotFoundError: ``uri`` names a file.
+        InvalidLocationError: ``uri`` is neither a path nor a ``file://`` URI with one.
 
     Example:
         >>> import tempfile
@@ -81,26 +86,31 @@ class LocalBackend(Backend):
     """
 
     def __init__(self, uri: str) -> None:
-        super().__init__(uri)
-        self._root = _root_of(uri)
+        location = parse_location(uri)
+        if location.path is None:
+            raise InvalidLocationError(f"{redact(uri)} is not local. Open it with open_backend().")
+        super().__init__(location.uri)
+        self._root = Path(location.path)
         self._durable_folders: set[Path] = set()
+        self._searched: dict[str, float] = {}
         with self._errors("open"):
             is_file = self._root.exists() and not self._root.is_dir()
         if is_file:
             raise BackendNotFoundError(
                 f"{self.uri} is a file, not a folder. Choose a folder; it need not exist yet.", uri=self.uri
             )
-        self._remove_stale_files()
 
     def create(self, key: str, data: Data) -> None:
         """See `Backend.create`."""
         with self._temporary_file(key, data) as temporary:
-            self._publish(temporary, key, self._link)
+            self._link(temporary, key)
+            _sync_folder(temporary.parent)
 
     def put(self, key: str, data: Data) -> None:
         """See `Backend.put`."""
         with self._temporary_file(key, data) as temporary:
-            self._publish(temporary, key, self._replace)
+            os.replace(temporary, self._path(key))
+            _sync_folder(temporary.parent)
 
     def get(self, key: str, start: int = 0, end: Optional[int] = None) -> bytes:
         """See `Backend.get`."""
@@ -123,6 +133,8 @@ class LocalBackend(Backend):
             path = self._path(key)
             with self._errors("delete", key=key), contextlib.suppress(*_NO_OBJECT):
                 path.unlink()
+                # The deletion has just set the time of the folder.
+                self._remove_stale_files(key, path.parent.stat().st_mtime)
             self._remove_empty_folders(path.parent)
 
     def _path(self, key: str) -> Path:
@@ -130,30 +142,30 @@ class LocalBackend(Backend):
 
     @contextlib.contextmanager
     def _temporary_file(self, key: str, data: Data) -> Iterator[Path]:
-        """Write the data of an object to a temporary file, which the end of the block removes."""
-        check_key(key)
-        temporary = self._root / _TEMPORARY_FOLDER / uuid.uuid4().hex
+        """Write the data of an object to a temporary file beside it, which the end of the block removes."""
+        # The file's own name is not part of it, because it may be as long as the file system allows.
+        temporary = self._path(key).parent / f".{uuid.uuid4().hex}.aside"
         with self._errors("write", key=key):
-            self._make_durable_folder(temporary.parent)
+            file = self._open_new(temporary)
             try:
-                _write_synced(temporary, data)
+                with file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    modified = os.fstat(file.fileno()).st_mtime
                 yield temporary
             finally:
                 temporary.unlink(missing_ok=True)
+        self._remove_stale_files(key, modified)
 
-    def _publish(self, temporary: Path, key: str, set_name: Callable[[Path, str], None]) -> None:
-        """Give a temporary file the name of its object."""
-        folder = self._path(key).parent
-        for attempts_left in reversed(range(_FOLDER_ATTEMPTS)):
-            try:
-                self._make_durable_folder(folder)
-                set_name(temporary, key)
-                break
-            except (FileNotFoundError, FileExistsError):
-                # A concurrent delete() may have removed the folder after emptying it.
-                if not attempts_left:
-                    raise
-        _sync_folder(folder)
+    def _open_new(self, temporary: Path) -> BinaryIO:
+        for _ in range(_FOLDER_ATTEMPTS):
+            # A concurrent delete() may remove the folder again, because it is empty.
+            with contextlib.suppress(FileNotFoundError, FileExistsError):
+                self._make_durable_folder(temporary.parent)
+                return open(temporary, "xb")
+        self._make_durable_folder(temporary.parent)
+        return open(temporary, "xb")
 
     def _make_durable_folder(self, folder: Path) -> None:
         """Make a folder and the folders above it, and flush their names to the disk."""
@@ -169,9 +181,6 @@ class LocalBackend(Backend):
             with contextlib.suppress(PermissionError):  # a folder may be writable without being readable
                 _sync_folder(each.parent)
             self._durable_folders.add(each)
-
-    def _replace(self, temporary: Path, key: str) -> None:
-        os.replace(temporary, self._path(key))
 
     def _link(self, temporary: Path, key: str) -> None:
         path = self._path(key)
@@ -214,12 +223,35 @@ class LocalBackend(Backend):
                 return
             folder = folder.parent
 
-    def _remove_stale_files(self) -> None:
-        """Remove temporary files that crashed writers left behind. No write takes as long as a day."""
+    def _remove_stale_files(self, key: str, now: float) -> None:
+        """Remove temporary files that crashed writers left behind. No write takes as long as a day.
+
+        Searches all folders below the first one in ``key``, and the files beside it. A day passes until the
+        next search there.
+
+        Args:
+            key: an object that was just written or deleted.
+            now: the time by the clock of the file system, which may differ from ours.
+        """
+        first, slash, _ = key.partition("/")
+        top = first if slash else ""
+        if now - self._searched.get(top, -math.inf) < _STALE_AFTER_SECONDS:
+            return
+        self._searched[top] = now
+        self._remove_stale_files_in(self._root, now, recursive=False)
+        if top and not (self._root / top).is_symlink():
+            self._remove_stale_files_in(self._root / top, now, recursive=True)
+
+    def _remove_stale_files_in(self, folder: Path, now: float, recursive: bool) -> None:
+        # Failures are ignored: another process may have removed the file, or we may lack the permission.
         with contextlib.suppress(OSError):
-            for entry in list(os.scandir(self._root / _TEMPORARY_FOLDER)):
-                if time.time() - entry.stat().st_mtime > _STALE_AFTER_SECONDS:
-                    os.unlink(entry.path)
+            for entry in list(os.scandir(folder)):
+                if recursive and entry.is_dir(follow_symlinks=False):
+                    self._remove_stale_files_in(Path(entry.path), now, recursive)
+                elif _is_stale(entry, now):
+                    with contextlib.suppress(OSError):
+                        os.unlink(entry.path)
+                    self._remove_empty_folders(folder)
 
     @contextlib.contextmanager
     def _errors(self, operation: str, key: Optional[str] = None, prefix: str = "") -> Iterator[None]:
@@ -256,34 +288,21 @@ def open_local(uri: str, storage_options: Mapping[str, Any]) -> LocalBackend:
     """Open a path or a ``file://`` URI.
 
     Raises:
-        ValueError: ``storage_options`` is not empty, or the URI has no path.
+        ValueError: ``storage_options`` is not empty.
+        InvalidLocationError: the URI has no path.
     """
     if storage_options:
         raise ValueError(f"local files accept no storage_options, got {sorted(storage_options)}")
     return LocalBackend(uri)
 
 
-def _root_of(uri: str) -> Path:
-    if "://" not in uri:
-        return Path(uri).expanduser().absolute()
-    parts = urlsplit(uri)
-    if parts.netloc not in ("", "localhost"):
-        shown = redact(uri)
-        raise BackendNotFoundError(
-            f"cannot open {shown}: a file URI has no host. Write file:///absolute/path (three slashes), or "
-            "only the path.",
-            uri=shown,
-        )
-    if not parts.path:
-        raise ValueError(f"{redact(uri)} names no folder. Write file:///absolute/path (three slashes).")
-    return Path(unquote(parts.path))
-
-
-def _write_synced(path: Path, data: Data) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _is_stale(entry: os.DirEntry[str], now: float) -> bool:
+    if not _TEMPORARY_NAME.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+        return False
+    try:
+        return now - entry.stat(follow_symlinks=False).st_mtime > _STALE_AFTER_SECONDS
+    except FileNotFoundError:  # another process has just removed it
+        return False
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Optional
 
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.location import parse_location
 from input_checkpoint.errors import ObjectExistsError, ObjectNotFoundError
 
 
@@ -25,9 +26,10 @@ class MemoryBackend(Backend):
     _lock = threading.Lock()
 
     def __init__(self, uri: str) -> None:
-        super().__init__(uri)
+        location = parse_location(uri)
+        super().__init__(location.uri)
         with self._lock:
-            self._objects = self._objects_by_uri.setdefault(uri.rstrip("/"), {})
+            self._objects = self._objects_by_uri.setdefault(location.uri, {})
 
     def create(self, key: str, data: Data) -> None:
         """See `Backend.create`."""

@@ -14,8 +14,11 @@ from typing import Any, Optional, Union
 
 import fsspec
 
+from input_checkpoint.backends.location import parse_for_fsspec, parse_location
 from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.suggestions import did_you_mean
 from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
+from input_checkpoint.errors import InvalidLocationError
 from input_checkpoint.retention.policy import Kept, RetentionPolicy
 
 logger = logging.getLogger(__name__)
@@ -37,8 +40,8 @@ class KeepWithModel(RetentionPolicy):
     checkpoint is kept and the reason says so. If the directory cannot be listed, a warning is logged as well.
 
     Args:
-        model_dir: a local path, or any URI that fsspec supports. It is listed at every prune. A relative path
-            is resolved once, when the policy is created.
+        model_dir: a local path, or any URI that fsspec supports, written as for a backend. It is listed at
+            every prune. A relative path is resolved once, when the policy is created.
         storage_options: passed to the fsspec filesystem.
 
     Example:
@@ -52,9 +55,15 @@ class KeepWithModel(RetentionPolicy):
     def __post_init__(self) -> None:
         if not isinstance(self.model_dir, (str, os.PathLike)) or not os.fspath(self.model_dir):
             raise ValueError(f"KeepWithModel(model_dir) must be a path or a URI, got {self.model_dir!r}")
-        protocol, path = fsspec.core.split_protocol(os.fspath(self.model_dir))
-        if protocol in (None, "file", "local"):
-            object.__setattr__(self, "model_dir", os.path.abspath(os.path.expanduser(path)))
+        location = parse_location(self.model_dir)
+        meant = did_you_mean(location.uri)
+        if meant:
+            raise InvalidLocationError(
+                f"KeepWithModel(model_dir) cannot list {redact(location.uri)}. Did you mean {meant}?"
+            )
+        if location.path is None:
+            parse_for_fsspec(location.uri)  # raises if fsspec would open another place
+        object.__setattr__(self, "model_dir", location.uri)
 
     def keep(self, checkpoints: Sequence[CheckpointInfo]) -> Kept:
         """See `RetentionPolicy.keep`."""
@@ -106,7 +115,11 @@ def needed_by_model(checkpoints: Sequence[CheckpointInfo], model_steps: Collecti
 def _model_steps(model_dir: str, storage_options: Mapping[str, Any]) -> set[int]:
     """Return the steps of all model checkpoints. Raises what the filesystem raises if it cannot list."""
     options = {"use_listings_cache": False, "skip_instance_cache": True, **storage_options}
-    filesystem, path = fsspec.core.url_to_fs(model_dir, **options)
+    location = parse_location(model_dir)
+    if location.path is None:
+        filesystem, path = fsspec.core.url_to_fs(parse_for_fsspec(location.uri), **options)
+    else:
+        filesystem, path = fsspec.filesystem("file", **options), location.path
     filesystem.invalidate_cache()  # for filesystems that ignore use_listings_cache
     names = (entry.rpartition("/")[2] for entry in filesystem.ls(path, detail=False))
     return {int(match.group(1)) for match in map(_INDEX_FILE.fullmatch, names) if match}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional, TypedDict
-from urllib.parse import unquote, urlsplit
 
 from input_checkpoint.backends.base import Backend
+from input_checkpoint.backends.location import Location, contains, local_folder, parse_location
 from input_checkpoint.backends.opening import BackendLocation
 from input_checkpoint.backends.redaction import redact
 from input_checkpoint.backends.retrying import DEFAULT_RETRY_POLICY, RetryPolicy
+from input_checkpoint.errors import InvalidLocationError
 from input_checkpoint.format.keys import check_worker
 from input_checkpoint.retention.by_count import KeepLast
 from input_checkpoint.retention.policy import RetentionPolicy
@@ -100,23 +100,22 @@ def check_outside_model_dir(backend: BackendLocation, model_dir: str) -> None:
 
     >>> check_outside_model_dir("/models/run-7-input", "/models/run-7")
     """
-    uri = backend.uri if isinstance(backend, Backend) else os.fspath(backend)
-    inner, outer = _normalized(uri), _normalized(model_dir)
-    if inner == outer or inner.startswith(f"{outer}/"):
+    inner = parse_location(backend.uri if isinstance(backend, Backend) else backend)
+    outer = _parse_model_dir(model_dir)
+    if contains(outer, inner):
         raise ValueError(
-            f"the backend {redact(uri)} lies inside the model directory {redact(model_dir)}. Choose a place "
-            f"beside it, such as {redact(outer)}-input."
+            f"the backend {redact(inner.uri)} lies inside the model directory {redact(outer.uri)}. Choose a "
+            f"place beside it, such as {redact(outer.uri)}-input."
         )
 
 
-def _normalized(uri: str) -> str:
-    """Return a location so that one that contains another is its beginning."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return os.path.realpath(os.path.expanduser(uri))
-    if scheme in ("file", "local"):
-        return os.path.realpath(unquote(urlsplit(uri).path))
-    return f"{scheme}://{rest.rstrip('/')}"
+def _parse_model_dir(model_dir: str) -> Location:
+    try:
+        return parse_location(model_dir)
+    except InvalidLocationError:
+        # TensorFlow opens any text: as a URI if it has a scheme, and as a path otherwise.
+        scheme, separator, _ = model_dir.partition("://")
+        return Location(scheme.lower(), model_dir) if separator else local_folder(model_dir)
 
 
 def _check_retention(retention: Any) -> None:
