@@ -61,6 +61,9 @@ class BackendUnavailableError(BackendError):
 class BackendPermissionError(BackendError):
     """The storage denied access: the credentials are missing or wrong, or lack a permission."""
 
+    credentials_refused: bool = False
+    """Whether the credentials are missing, wrong or expired, so that new ones may be accepted."""
+
 
 class BackendNotFoundError(BackendError):
     """The bucket, container, folder or object does not exist."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Optional
+from typing import Any, Callable, Optional, TypeVar
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
@@ -21,6 +22,7 @@ from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
 from input_checkpoint.backends.create_race import RACERS, race_create
 from input_checkpoint.backends.location import parse_for_fsspec
 from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.reopening import ReopeningClient
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFoundError,
@@ -32,6 +34,9 @@ from input_checkpoint.errors import (
 )
 
 _RACED_OBJECTS = 4
+_UNAUTHORIZED = 401
+
+_Result = TypeVar("_Result")
 
 
 class GenericBackend(Backend):
@@ -41,10 +46,14 @@ class GenericBackend(Backend):
     calls ``exists()`` and then writes, which is not atomic. So `create` refuses to work on a filesystem that
     inherits this default, and on one whose own implementation fails a race. Such a store can only be read.
 
+    A forked child opens a filesystem of its own. When the filesystem denies access, it is opened again, and
+    the operation is repeated once: the credentials may have been renewed.
+
     Args:
         uri: URI to show in messages.
         filesystem: an open fsspec filesystem. Its listing cache is not used.
         root: path of the folder in the filesystem.
+        reopen: opens the filesystem again. Default: with the arguments that it was opened with.
 
     Example:
         >>> from fsspec.implementations.local import LocalFileSystem
@@ -52,9 +61,18 @@ class GenericBackend(Backend):
         'LocalFileSystem has no atomic create-if-absent'
     """
 
-    def __init__(self, uri: str, filesystem: AbstractFileSystem, root: str) -> None:
+    def __init__(
+        self,
+        uri: str,
+        filesystem: AbstractFileSystem,
+        root: str,
+        reopen: Optional[Callable[[], AbstractFileSystem]] = None,
+    ) -> None:
         super().__init__(uri)
-        self._fs = filesystem
+        cls, args, options = type(filesystem), filesystem.storage_args, filesystem.storage_options
+        self._reopening = ReopeningClient(
+            reopen or (lambda: _open_again(cls, args, options)), lambda _: None, filesystem
+        )
         self._root = root.rstrip("/")
         self._race_lock = threading.Lock()
         self._race_obstacle: Optional[str] = None
@@ -89,30 +107,40 @@ class GenericBackend(Backend):
     def put(self, key: str, data: Data) -> None:
         """See `Backend.put`."""
         path = self._path(key)
-        with self._errors("write", key=key):
+
+        def put() -> None:
             self._make_folder(path)
             self._fs.pipe_file(path, bytes(data))
+
+        self._run("write", put, key=key)
 
     def get(self, key: str, start: int = 0, end: Optional[int] = None) -> bytes:
         """See `Backend.get`."""
         path = self._path(key)
-        with self._errors("read", key=key):
+
+        def get() -> bytes:
             if end is not None and end <= start:
                 self._fs.info(path)
                 return b""
             whole = start == 0 and end is None
             return bytes(self._fs.cat_file(path) if whole else self._cat_range(path, start, end))
 
+        return self._run("read", get, key=key)
+
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `Backend.list`."""
         folder = prefix.rpartition("/")[0]
         path = f"{self._root}/{folder}".rstrip("/")
-        with self._errors("list", prefix=folder):
+
+        def find() -> Mapping[str, Any]:
             self._fs.invalidate_cache()
             try:
-                found = self._fs.find(path, detail=True)
+                found: Mapping[str, Any] = self._fs.find(path, detail=True)
             except FileNotFoundError:
-                found = {}
+                return {}
+            return found
+
+        found = self._run("list", find, prefix=folder)
         start = len(self._root)
         infos = (
             ObjectInfo(name[start:].lstrip("/"), details["size"], _modified(details))
@@ -124,9 +152,17 @@ class GenericBackend(Backend):
     def delete(self, keys: Iterable[str]) -> None:
         """See `Backend.delete`."""
         paths = {key: self._path(key) for key in keys}
-        for key, path in paths.items():
-            with self._errors("delete", key=key), contextlib.suppress(FileNotFoundError):
+
+        def remove(path: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
                 self._fs.rm_file(path)
+
+        for key, path in paths.items():
+            self._run("delete", functools.partial(remove, path), key=key)
+
+    @property
+    def _fs(self) -> AbstractFileSystem:
+        return self._reopening.get()
 
     def _cat_range(self, path: str, start: int, end: Optional[int]) -> bytes:
         size = self._fs.info(path)["size"]
@@ -135,7 +171,8 @@ class GenericBackend(Backend):
 
     def _create(self, key: str, data: Data) -> None:
         path = self._path(key)
-        with self._errors("create", key=key):
+
+        def create() -> None:
             self._make_folder(path)
             try:
                 self._fs.pipe_file(path, bytes(data), mode="create")
@@ -143,6 +180,8 @@ class GenericBackend(Backend):
                 if not _means_exists(error):
                     raise
                 raise ObjectExistsError(f"{self.uri}/{key} already exists", uri=self.uri, key=key) from error
+
+        self._run("create", create, key=key)
 
     def _race(self) -> str:
         """Return why the filesystem's own create is not atomic, or an empty string if no race shows it."""
@@ -162,6 +201,25 @@ class GenericBackend(Backend):
     def _make_folder(self, path: str) -> None:
         with contextlib.suppress(FileExistsError):
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+
+    def _run(
+        self, operation: str, work: Callable[[], _Result], key: Optional[str] = None, prefix: str = ""
+    ) -> _Result:
+        """Run an operation. Repeat it once on a filesystem that is opened again if access is denied.
+
+        For the arguments, see `_errors`.
+        """
+        filesystem = self._reopening.opened
+        try:
+            with self._errors(operation, key, prefix):
+                return work()
+        except BackendPermissionError:
+            if filesystem is None:
+                raise
+        with self._errors("open"):
+            self._reopening.replace(filesystem)
+        with self._errors(operation, key, prefix):
+            return work()
 
     @contextlib.contextmanager
     def _errors(self, operation: str, key: Optional[str] = None, prefix: str = "") -> Iterator[None]:
@@ -185,7 +243,7 @@ class GenericBackend(Backend):
     def _diagnose(self, error: Exception, operation: str) -> tuple[type[BackendError], str]:
         if isinstance(error, FileNotFoundError):
             return ObjectNotFoundError if operation == "read" else BackendNotFoundError, "not found"
-        if isinstance(error, PermissionError):
+        if isinstance(error, PermissionError) or getattr(error, "status", None) == _UNAUTHORIZED:
             return BackendPermissionError, "permission denied. Check the credentials in storage_options."
         if isinstance(error, NotImplementedError):
             name = type(self._fs).__name__
@@ -202,7 +260,21 @@ def open_generic(uri: str, storage_options: Mapping[str, Any]) -> GenericBackend
         BackendUnavailableError: fsspec cannot open the URI.
     """
     shown = redact(uri)
-    options = {"use_listings_cache": False, "skip_instance_cache": True, **storage_options}
+    filesystem, root = _open_filesystem(uri, storage_options)
+    if isinstance(filesystem, CachingFileSystem):
+        cache = uri.partition("::")[0]
+        raise UnknownBackendError(
+            f"cannot open {shown}: a store cannot be used through a cache, because a cache may show old "
+            f"data. Remove {cache}:: from the URI.",
+            uri=shown,
+        )
+    return GenericBackend(uri, filesystem, root, lambda: _open_filesystem(uri, storage_options)[0])
+
+
+def _open_filesystem(uri: str, storage_options: Mapping[str, Any]) -> tuple[AbstractFileSystem, str]:
+    shown = redact(uri)
+    # A cached instance would have the old credentials, and a cached listing the old objects.
+    options = {**storage_options, "use_listings_cache": False, "skip_instance_cache": True}
     try:
         filesystem, root = fsspec.core.url_to_fs(parse_for_fsspec(uri), **options)
     except ImportError as error:
@@ -213,14 +285,21 @@ def open_generic(uri: str, storage_options: Mapping[str, Any]) -> GenericBackend
         raise BackendUnavailableError(
             f"cannot open {shown}: {type(error).__name__}: {redact(str(error))}", uri=shown
         ) from error
-    if isinstance(filesystem, CachingFileSystem):
-        cache = uri.partition("::")[0]
-        raise UnknownBackendError(
-            f"cannot open {shown}: a store cannot be used through a cache, because a cache may show old "
-            f"data. Remove {cache}:: from the URI.",
-            uri=shown,
-        )
-    return GenericBackend(uri, filesystem, root)
+    return filesystem, root
+
+
+def _open_again(
+    cls: type[AbstractFileSystem], args: Sequence[Any], options: Mapping[str, Any]
+) -> AbstractFileSystem:
+    """Open a filesystem with the arguments of another one, which it may contain."""
+
+    def fresh(value: Any) -> Any:
+        if isinstance(value, AbstractFileSystem):
+            return _open_again(type(value), value.storage_args, value.storage_options)
+        return value
+
+    again = {name: fresh(value) for name, value in options.items()}
+    return cls(*map(fresh, args), **{**again, "skip_instance_cache": True})
 
 
 def _has_own_create(filesystem: AbstractFileSystem) -> bool:

@@ -12,13 +12,16 @@ from __future__ import annotations
 import abc
 import contextlib
 import enum
+import functools
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Callable, Optional, TypeVar, Union
+from typing import Any, Callable, Optional, TypeVar, Union
 
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
 from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
 from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.reopening import ReopeningClient
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFoundError,
@@ -32,6 +35,9 @@ RETRY_ADVICE = "trying again may help"
 """What to do about a storage that is unavailable; goes into a sentence."""
 
 _Error = TypeVar("_Error", bound=BackendError)
+_Result = TypeVar("_Result")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,15 @@ class Operation:
             text: why, and what to do. Passwords and queries of URIs in it are removed.
         """
         return self.locate(cls(f"{self}: {redact(text)}"))
+
+    def credentials_refused(self, text: str) -> BackendPermissionError:
+        """Return the error for credentials that are missing, wrong or expired. See `error`.
+
+        `ObjectStoreBackend` then looks them up again and repeats the operation once.
+        """
+        error = self.error(BackendPermissionError, text)
+        error.credentials_refused = True
+        return error
 
     def locate(self, error: _Error) -> _Error:
         """Return ``error`` with URI and key set, where they are not."""
@@ -113,6 +128,10 @@ class ObjectStoreBackend(Backend):
     raise what the client library raises, and `translate_error` turns that into a `BackendError`. Several
     threads call them at once.
 
+    They send the requests through `client`, which `open_client` opens. A forked child opens its own. When
+    `translate_error` returns an error whose `credentials_refused` is true, the client is opened again and the
+    request is repeated, once.
+
     Args:
         uri: ``scheme://bucket/prefix``.
         prefix: what the name of every object starts with: empty, or with a slash at its end, as
@@ -129,11 +148,28 @@ class ObjectStoreBackend(Backend):
         super().__init__(uri)
         self._uri = shown_uri or redact(uri)
         self._prefix = prefix
+        self._reopening: ReopeningClient[Any] = ReopeningClient(self.open_client, self.close_client)
 
     @property
     def prefix(self) -> str:
         """What the name of every object starts with. The rest of the name is the key."""
         return self._prefix
+
+    @property
+    def client(self) -> Any:
+        """What `open_client` returned in this process. It is called when the client is first needed."""
+        return self._reopening.get()
+
+    def open_client(self) -> Any:
+        """Open what sends the requests. Look up the credentials here, so that renewed ones are found.
+
+        Returns:
+            The client. None, the default, if the backend needs none.
+        """
+        return None
+
+    def close_client(self, client: Any) -> None:
+        """Release the connections of a client that `open_client` returned."""
 
     @abc.abstractmethod
     def upload(self, name: str, data: bytes, *, if_absent: bool) -> None:
@@ -190,41 +226,74 @@ class ObjectStoreBackend(Backend):
     def create(self, key: str, data: Data) -> None:
         """See `Backend.create`."""
         name, content = self._name(key), bytes(data)
-        with self.errors("create", key):
-            self.upload(name, content, if_absent=True)
+        self._send("create", key, lambda: self.upload(name, content, if_absent=True))
 
     def put(self, key: str, data: Data) -> None:
         """See `Backend.put`."""
         name, content = self._name(key), bytes(data)
-        with self.errors("write", key):
-            self.upload(name, content, if_absent=False)
+        self._send("write", key, lambda: self.upload(name, content, if_absent=False))
 
     def get(self, key: str, start: int = 0, end: Optional[int] = None) -> bytes:
         """See `Backend.get`."""
         name = self._name(key)
         try:
-            with self.errors("read", key):
-                if end is None or end > start:
-                    return self.download(name, start, end)
-                self.check_exists(name)
+            if end is None or end > start:
+                return self._send("read", key, lambda: self.download(name, start, end))
+            self._send("read", key, lambda: self.check_exists(name))
         except RangePastEndError:
             pass
         return b""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `Backend.list`."""
+        client, last_key = self._reopening.opened, ""
+        try:
+            for info in self._listing(prefix):
+                last_key = info.key
+                yield info
+            return
+        except BackendPermissionError as error:
+            if client is None or not error.credentials_refused:
+                raise
+        self._renew_credentials(client)
+        yield from (info for info in self._listing(prefix) if info.key > last_key)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """See `Backend.delete`."""
+        names = [self._name(key) for key in keys]
+        for start in range(0, len(names), self.max_keys_per_delete):
+            batch = names[start : start + self.max_keys_per_delete]
+            self._send("delete", "", functools.partial(self.delete_objects, batch))
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._reopening.close()
+
+    def _send(self, verb: str, key: str, request: Callable[[], _Result]) -> _Result:
+        """Send a request. Repeat it once with renewed credentials if the server refuses them."""
+        client = self._reopening.opened
+        try:
+            with self.errors(verb, key):
+                return request()
+        except BackendPermissionError as error:
+            # A client that was opened for this request has just looked the credentials up.
+            if client is None or not error.credentials_refused:
+                raise
+        self._renew_credentials(client)
+        with self.errors(verb, key):
+            return request()
+
+    def _listing(self, prefix: str) -> Iterator[ObjectInfo]:
         start = len(self._prefix)
         with self.errors("list", prefix=prefix):
             for info in self.list_objects(self._prefix + prefix):
                 if not info.key.endswith("/"):
                     yield ObjectInfo(info.key[start:], info.size, info.modified)
 
-    def delete(self, keys: Iterable[str]) -> None:
-        """See `Backend.delete`."""
-        names = [self._name(key) for key in keys]
-        for start in range(0, len(names), self.max_keys_per_delete):
-            with self.errors("delete"):
-                self.delete_objects(names[start : start + self.max_keys_per_delete])
+    def _renew_credentials(self, refused: Any) -> None:
+        _log.info("%s: the credentials are not accepted. Looking them up again.", self.uri)
+        with self.errors("open"):
+            self._reopening.replace(refused)
 
     def _name(self, key: str) -> str:
         return self._prefix + check_key(key)
@@ -327,9 +396,7 @@ def explain_unanswered(failure: RequestFailure, operation: Operation, advice: Ad
 
 def credentials_not_accepted(operation: Operation, reason: str, advice: Advice) -> BackendPermissionError:
     """Return the error for credentials that are missing, or that the server refuses."""
-    return operation.error(
-        BackendPermissionError, f"the credentials are not accepted ({reason}). {advice.credentials}"
-    )
+    return operation.credentials_refused(f"the credentials are not accepted ({reason}). {advice.credentials}")
 
 
 def conditional_writes_unsupported(operation: Operation, reason: str) -> BackendError:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
+import os
 import re
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Callable, Optional, Protocol
+from typing import Any, Callable, Optional, Protocol, Union, cast
 
-from input_checkpoint.backends.base import ObjectInfo
+from input_checkpoint.backends.base import Backend, Data, ObjectInfo
 from input_checkpoint.backends.object_store import (
     FailureCause,
     ObjectStoreBackend,
@@ -25,6 +28,8 @@ from input_checkpoint.backends.object_store import (
 )
 from input_checkpoint.backends.redaction import redact
 from input_checkpoint.errors import BackendError, ObjectNotFoundError
+
+_log = logging.getLogger(__name__)
 
 _RANGE_NOT_SATISFIABLE = 416
 _SMALL_UPLOAD = 1 << 20
@@ -116,12 +121,18 @@ class ObstoreError(Exception):
         self.failure = failure
 
 
+OpenStore = Callable[[dict[str, Any], dict[str, Any]], ObjectStore]
+"""Opens a store, given obstore's ``client_options`` and ``retry_config``."""
+
+
 @dataclass(frozen=True)
 class ObjectStoreService:
     """What differs from one service to the next."""
 
-    open_store: Callable[[dict[str, Any], dict[str, Any]], ObjectStore]
-    """Opens a store, given obstore's ``client_options`` and ``retry_config``."""
+    log_in: Callable[[], OpenStore]
+    """Looks up the credentials and returns what opens stores with them."""
+    open_without_obstore: Callable[[], Backend]
+    """Opens the same prefix through another client library, for a process that cannot use obstore."""
     explain: Callable[[RequestFailure, Operation], BackendError]
     """Returns the `BackendError` for a failed request."""
     max_keys_per_delete: int
@@ -150,22 +161,56 @@ class ObstoreBackend(ObjectStoreBackend):
         super().__init__(uri, prefix="", shown_uri=uri)
         self.max_keys_per_delete = service.max_keys_per_delete
         self._service = service
-        self._stores: dict[int, ObjectStore] = {}
-        self._opening = threading.Lock()
-        with self.errors("open"):
-            self._store = self._store_for(0)
+        self._engine()
+
+    def open_client(self) -> Union[_Stores, Backend]:
+        """See `ObjectStoreBackend.open_client`."""
+        if not _forked_after_import:
+            with self._obstore_errors():
+                return _Stores(self._service)
+        _log.info(
+            "%s: a forked process cannot use obstore, so this one uses the default engine. To use obstore, "
+            "start processes with the start method 'spawn' or 'forkserver'.",
+            self.uri,
+        )
+        return self._service.open_without_obstore()
+
+    def close_client(self, client: Union[_Stores, Backend]) -> None:
+        """See `ObjectStoreBackend.close_client`."""
+        if isinstance(client, Backend):
+            client.close()
+
+    def create(self, key: str, data: Data) -> None:
+        """See `Backend.create`."""
+        self._engine().create(key, data)
+
+    def put(self, key: str, data: Data) -> None:
+        """See `Backend.put`."""
+        self._engine().put(key, data)
+
+    def get(self, key: str, start: int = 0, end: Optional[int] = None) -> bytes:
+        """See `Backend.get`."""
+        return self._engine().get(key, start, end)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See `Backend.list`."""
+        return self._engine().list(prefix)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """See `Backend.delete`."""
+        self._engine().delete(keys)
 
     def upload(self, name: str, data: bytes, *, if_absent: bool) -> None:
         """See `ObjectStoreBackend.upload`."""
-        store = self._store_for(len(data))
         mode = "create" if if_absent else "overwrite"
         with self._obstore_errors():
+            store = self.client.for_upload(len(data))
             store.put(name, data, mode=mode, use_multipart=False, **self._service.put_options)
 
     def download(self, name: str, start: int, end: Optional[int]) -> bytes:
         """See `ObjectStoreBackend.download`."""
         with self._obstore_errors():
-            data: bytes = self._store.get(name, options=_range(start, end)).bytes().to_bytes()
+            data: bytes = self._store().get(name, options=_range(start, end)).bytes().to_bytes()
         return data
 
     def list_objects(self, prefix: str) -> Iterable[ObjectInfo]:
@@ -173,7 +218,7 @@ class ObstoreBackend(ObjectStoreBackend):
         # obstore knows only prefixes that are whole folders, and promises no order.
         folder = prefix.rpartition("/")[0]
         with self._obstore_errors():
-            pages = self._store.list(folder or None, chunk_size=_ENTRIES_PER_PAGE)
+            pages = self._store().list(folder or None, chunk_size=_ENTRIES_PER_PAGE)
             infos = [
                 ObjectInfo(entry["path"], entry["size"], entry["last_modified"].timestamp())
                 for page in pages
@@ -187,7 +232,7 @@ class ObstoreBackend(ObjectStoreBackend):
         """See `ObjectStoreBackend.delete_objects`."""
         try:
             with self._obstore_errors():
-                self._store.delete(names)
+                self._store().delete(names)
         except ObstoreError as error:
             if not self._names_missing_object(error.failure):
                 raise
@@ -207,7 +252,7 @@ class ObstoreBackend(ObjectStoreBackend):
 
     def _delete_one(self, name: str) -> None:
         with contextlib.suppress(ObjectNotFoundError), self.errors("delete", name), self._obstore_errors():
-            self._store.delete(name)
+            self._store().delete(name)
 
     def _names_missing_object(self, failure: RequestFailure) -> bool:
         # A 404 without a code may also be a missing bucket.
@@ -216,29 +261,67 @@ class ObstoreBackend(ObjectStoreBackend):
         explained = self._service.explain(failure, Operation("delete", self.uri))
         return isinstance(explained, ObjectNotFoundError)
 
-    def _store_for(self, upload_bytes: int) -> ObjectStore:
-        """Return a store with timeouts that suffice for an upload: they are fixed when a store is opened."""
-        # Powers of two keep the number of stores small: each has its own connections.
-        size = 0 if upload_bytes <= _SMALL_UPLOAD else 1 << (upload_bytes - 1).bit_length()
-        with self._opening:
-            if size not in self._stores:
-                timeouts = self._service.timeouts
-                with self._obstore_errors():
-                    self._stores[size] = self._service.open_store(
-                        timeouts.client_options(size), timeouts.retry_config()
-                    )
-            return self._stores[size]
+    def _store(self) -> ObjectStore:
+        store: ObjectStore = self.client.for_upload(0)
+        return store
+
+    def _engine(self) -> Backend:
+        """Return what runs an operation: the base class, or the backend that stands in for obstore."""
+        with self.errors("open"):
+            client = self.client
+        return client if isinstance(client, Backend) else cast(Backend, super())
 
     @contextlib.contextmanager
     def _obstore_errors(self) -> Iterator[None]:
         try:
             yield
+        except BackendError:
+            raise
         except Exception as error:
             # Not chained: the text of obstore's exceptions holds the request.
             raise ObstoreError(self._failure(error)) from None
 
     def _failure(self, error: Exception) -> RequestFailure:
         return parse_failure(error, self._service.credential_refusals)
+
+
+class _Stores:
+    """The stores of one login. Timeouts are fixed when a store is opened, so there is one per upload size."""
+
+    def __init__(self, service: ObjectStoreService) -> None:
+        self._open = service.log_in()
+        self._timeouts = service.timeouts
+        self._stores: dict[int, ObjectStore] = {}
+        self._opening = threading.Lock()
+        self.for_upload(0)
+
+    def for_upload(self, upload_bytes: int) -> ObjectStore:
+        """Return a store with timeouts that suffice for an upload."""
+        # Powers of two keep the number of stores small: each has its own connections.
+        size = 0 if upload_bytes <= _SMALL_UPLOAD else 1 << (upload_bytes - 1).bit_length()
+        with self._opening:
+            if size not in self._stores:
+                timeouts = self._timeouts
+                self._stores[size] = self._open(timeouts.client_options(size), timeouts.retry_config())
+            return self._stores[size]
+
+
+_forked_after_import = False
+"""Whether this process is a forked child of one that had imported obstore.
+
+The threads of obstore's runtime do not exist here, so every request would wait forever. Requests would also
+go into an epoll instance that the parent uses, and the parent's own requests would hang.
+https://github.com/tokio-rs/tokio/issues/4301
+"""
+
+
+def _note_fork() -> None:
+    global _forked_after_import
+    _forked_after_import = "obstore._obstore" in sys.modules
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def load_obstore(uri: str, extra: str) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Optional, TypeVar
+from typing import Any, ClassVar, NamedTuple, Optional, TypeVar
 
+from adlfs import AzureBlobFileSystem
 from azure.core.exceptions import ResourceNotFoundError
 from fsspec.asyn import sync
 
@@ -22,6 +23,12 @@ _PARALLEL_DELETES = 32
 _FOLDER_MARK = "hdi_isfolder"
 
 _Result = TypeVar("_Result")
+
+
+class _Client(NamedTuple):
+    filesystem: AzureBlobFileSystem
+    container: Any
+    """A `azure.storage.blob.aio.ContainerClient`."""
 
 
 class AzureBackend(ObjectStoreBackend):
@@ -52,13 +59,25 @@ class AzureBackend(ObjectStoreBackend):
     def __init__(self, uri: str, storage_options: Mapping[str, Any]) -> None:
         parsed = parse_azure_uri(uri)
         super().__init__(uri, parsed.prefix, shown_uri=parsed.shown)
+        self._parsed_uri = parsed
+        self._storage_options = storage_options
         with self.errors("open"):
-            self._fs = open_filesystem(parsed, storage_options)
-        self._container = self._fs.service_client.get_container_client(parsed.container)
+            self.client  # noqa: B018 - opened on access
+
+    def open_client(self) -> _Client:
+        """See `ObjectStoreBackend.open_client`."""
+        filesystem = open_filesystem(self._parsed_uri, self._storage_options)
+        return _Client(filesystem, filesystem.service_client.get_container_client(self._parsed_uri.container))
+
+    def close_client(self, client: _Client) -> None:
+        """See `ObjectStoreBackend.close_client`."""
+        sync(client.filesystem.loop, client.filesystem.service_client.close)
 
     def upload(self, name: str, data: bytes, *, if_absent: bool) -> None:
         """See `ObjectStoreBackend.upload`."""
-        self._wait(self._container.upload_blob(name, data, overwrite=not if_absent, **self.request_options))
+        self._wait(
+            self.client.container.upload_blob(name, data, overwrite=not if_absent, **self.request_options)
+        )
 
     def download(self, name: str, start: int, end: Optional[int]) -> bytes:
         """See `ObjectStoreBackend.download`."""
@@ -66,7 +85,7 @@ class AzureBackend(ObjectStoreBackend):
 
     def check_exists(self, name: str) -> None:
         """See `ObjectStoreBackend.check_exists`."""
-        self._wait(self._container.get_blob_client(name).get_blob_properties(**self.request_options))
+        self._wait(self.client.container.get_blob_client(name).get_blob_properties(**self.request_options))
 
     def list_objects(self, prefix: str) -> Iterable[ObjectInfo]:
         """See `ObjectStoreBackend.list_objects`."""
@@ -81,18 +100,14 @@ class AzureBackend(ObjectStoreBackend):
         """See `ObjectStoreBackend.translate_error`."""
         return translate(error, operation)
 
-    def close(self) -> None:
-        """See `Backend.close`."""
-        self._wait(self._fs.service_client.close())
-
     async def _download(self, name: str, start: int, length: Optional[int]) -> bytes:
-        blob = self._container.get_blob_client(name)
+        blob = self.client.container.get_blob_client(name)
         stream = await blob.download_blob(offset=start, length=length, **self.request_options)
         data: bytes = await stream.readall()
         return data
 
     async def _list(self, prefix: str) -> Sequence[ObjectInfo]:
-        blobs = self._container.list_blobs(
+        blobs = self.client.container.list_blobs(
             name_starts_with=prefix, include=["metadata"], **self.request_options
         )
         return [
@@ -116,7 +131,7 @@ class AzureBackend(ObjectStoreBackend):
 
     async def _delete_one(self, name: str) -> None:
         try:
-            await self._container.delete_blob(name, **self.request_options)
+            await self.client.container.delete_blob(name, **self.request_options)
         except ResourceNotFoundError as error:
             if error_code(error) != BLOB_NOT_FOUND:
                 raise
@@ -125,7 +140,7 @@ class AzureBackend(ObjectStoreBackend):
         async def run() -> _Result:
             return await work
 
-        result: _Result = sync(self._fs.loop, run)
+        result: _Result = sync(self.client.filesystem.loop, run)
         return result
 
 
@@ -138,4 +153,6 @@ def open_azure(uri: str, storage_options: Mapping[str, Any]) -> Backend:
             ``"obstore"``. All other options are those of adlfs, for both engines.
     """
     engine, options = choose_engine(uri, storage_options, (FSSPEC, OBSTORE))
-    return open_with_obstore(uri, options) if engine == OBSTORE else AzureBackend(uri, options)
+    if engine == OBSTORE:
+        return open_with_obstore(uri, options, lambda: AzureBackend(uri, options))
+    return AzureBackend(uri, options)

@@ -12,12 +12,14 @@ from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential
 from fsspec.asyn import sync
 from fsspec.config import apply_config
 
+from input_checkpoint.backends.base import Backend
 from input_checkpoint.backends.engines import FSSPEC_CACHE_OPTIONS, OBSTORE, refuse_options
 from input_checkpoint.backends.object_store import Operation, translated_errors
 from input_checkpoint.backends.obstore import (
     ObjectStore,
     ObjectStoreService,
     ObstoreBackend,
+    OpenStore,
     RequestTimeouts,
     load_obstore,
 )
@@ -46,7 +48,9 @@ _TIMEOUT_OPTIONS = {"connection_timeout", "read_timeout"}
 Credential = Callable[[], dict[str, Any]]
 
 
-def open_with_obstore(uri: str, storage_options: Mapping[str, Any]) -> ObstoreBackend:
+def open_with_obstore(
+    uri: str, storage_options: Mapping[str, Any], open_without_obstore: Callable[[], Backend]
+) -> ObstoreBackend:
     """Open a prefix of a container.
 
     adlfs finds the account and the credentials; later it only renews tokens.
@@ -54,46 +58,59 @@ def open_with_obstore(uri: str, storage_options: Mapping[str, Any]) -> ObstoreBa
     Args:
         uri: ``abfs://container/prefix`` and so on.
         storage_options: for `adlfs.AzureBlobFileSystem`. One that obstore has no equivalent for is an error.
+        open_without_obstore: see `ObjectStoreService`.
 
     Raises:
         BackendError: obstore is not installed, or an option has no equivalent.
     """
     parsed = parse_azure_uri(uri)
     azure_store = load_obstore(parsed.shown, "input-checkpoint-azure[obstore]").AzureStore
-    options = apply_config(AzureBlobFileSystem, storage_options)
-    refuse_options(parsed.shown, OBSTORE, _unsupported(options))
-    with translated_errors(Operation("open", parsed.shown), translate):
-        filesystem = open_filesystem(parsed, options)
-    url = urlsplit(filesystem.service_client.url)
-    credential = _credential(filesystem, url.query)
-    config = {
-        # Complete: obstore reads settings that are missing here from the environment.
-        "account_name": filesystem.service_client.account_name,
-        "endpoint": f"{url.scheme}://{url.netloc}{url.path}".rstrip("/"),
-        "skip_signature": credential is None,
-        "use_emulator": False,
-        "use_fabric_endpoint": False,
-    }
+    options = _read_options(parsed.shown, storage_options)
 
-    def open_store(client_options: dict[str, Any], retry_config: dict[str, Any]) -> ObjectStore:
-        store: ObjectStore = azure_store(
-            parsed.container,
-            prefix=parsed.prefix.rstrip("/") or None,
-            config=config,
-            client_options={**client_options, "allow_http": url.scheme == "http"},
-            retry_config=retry_config,
-            credential_provider=credential,
-        )
-        return store
+    def log_in() -> OpenStore:
+        # Options are read again, because fsspec's configuration may hold renewed credentials.
+        current = _read_options(parsed.shown, storage_options)
+        with translated_errors(Operation("open", parsed.shown), translate):
+            filesystem = open_filesystem(parsed, current)
+        url = urlsplit(filesystem.service_client.url)
+        credential = _credential(filesystem, url.query)
+        config = {
+            # Complete: obstore reads settings that are missing here from the environment.
+            "account_name": filesystem.service_client.account_name,
+            "endpoint": f"{url.scheme}://{url.netloc}{url.path}".rstrip("/"),
+            "skip_signature": credential is None,
+            "use_emulator": False,
+            "use_fabric_endpoint": False,
+        }
+
+        def open_store(client_options: dict[str, Any], retry_config: dict[str, Any]) -> ObjectStore:
+            store: ObjectStore = azure_store(
+                parsed.container,
+                prefix=parsed.prefix.rstrip("/") or None,
+                config=config,
+                client_options={**client_options, "allow_http": url.scheme == "http"},
+                retry_config=retry_config,
+                credential_provider=credential,
+            )
+            return store
+
+        return open_store
 
     service = ObjectStoreService(
-        open_store,
+        log_in,
+        open_without_obstore,
         explain,
         _MAX_KEYS_PER_DELETE,
         timeouts=_timeouts(options),
         credential_refusals=CREDENTIAL_REFUSALS,
     )
     return ObstoreBackend(parsed.shown, service)
+
+
+def _read_options(uri: str, storage_options: Mapping[str, Any]) -> dict[str, Any]:
+    options: dict[str, Any] = apply_config(AzureBlobFileSystem, storage_options)
+    refuse_options(uri, OBSTORE, _unsupported(options))
+    return options
 
 
 def _unsupported(options: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from input_checkpoint_gcs.errors import (
     explain,
     is_unavailable,
 )
+from input_checkpoint_gcs.session import refresh_token
 from input_checkpoint_gcs.settings import read_settings
 
 _WHOLE_OBJECT = 200
@@ -49,11 +50,26 @@ class GcsBackend(ObjectStoreBackend):
             uri, login="storage_options or Google's own configuration", forbidden="?#"
         )
         super().__init__(uri, prefix)
-        self._client = GcsClient(read_settings(self.uri, storage_options))
+        self._storage_options = storage_options
+        with self.errors("open"):
+            self.client  # noqa: B018 - opened on access
+
+    def open_client(self) -> GcsClient:
+        """See `ObjectStoreBackend.open_client`."""
+        settings = read_settings(self.uri, self._storage_options)
+        refused: Optional[GcsClient] = self._reopening.opened
+        if refused is not None and refused.settings.credentials is settings.credentials:
+            # A credentials object in storage_options: it is not looked up anywhere, but may renew its token.
+            refresh_token(settings)
+        return GcsClient(settings)
+
+    def close_client(self, client: GcsClient) -> None:
+        """See `ObjectStoreBackend.close_client`."""
+        client.close()
 
     def upload(self, name: str, data: bytes, *, if_absent: bool) -> None:
         """See `ObjectStoreBackend.upload`."""
-        answer = self._client.call(json_api.upload(self._bucket, name, data, if_absent=if_absent))
+        answer = self.client.call(json_api.upload(self._bucket, name, data, if_absent=if_absent))
         if "generation" not in answer.json():
             raise GcsError(answer.status, "notAResource", "the answer does not name a stored object")
 
@@ -71,7 +87,7 @@ class GcsBackend(ObjectStoreBackend):
         """See `ObjectStoreBackend.list_objects`."""
         token: Optional[str] = None
         while True:
-            page = self._client.call(json_api.page(self._bucket, prefix, token)).json()
+            page = self.client.call(json_api.page(self._bucket, prefix, token)).json()
             for item in page.get("items", ()):
                 yield ObjectInfo(item["name"], int(item["size"]), _seconds(item["timeCreated"]))
             token = page.get("nextPageToken")
@@ -80,7 +96,7 @@ class GcsBackend(ObjectStoreBackend):
 
     def delete_objects(self, names: Sequence[str]) -> None:
         """See `ObjectStoreBackend.delete_objects`."""
-        failures = self._client.call_each([json_api.deletion(self._bucket, name) for name in names])
+        failures = self.client.call_each([json_api.deletion(self._bucket, name) for name in names])
         failures = self._without_missing_objects(failures)
         if not failures:
             return
@@ -88,23 +104,19 @@ class GcsBackend(ObjectStoreBackend):
         index, cause = min(failures.items(), key=lambda failure: not is_unavailable(failure[1]))
         operation = Operation("delete", self.uri, names[index][len(self.prefix) :])
         error = explain(cause, operation)
-        raise type(error)(
-            f"{error} ({len(failures)} of {len(names)} deletions failed.)", uri=error.uri, key=error.key
-        ) from cause
+        error.args = (f"{error} ({len(failures)} of {len(names)} deletions failed.)",)
+        raise error from cause
 
     def translate_error(self, error: Exception, operation: Operation) -> BackendError:
         """See `ObjectStoreBackend.translate_error`."""
         return explain(error, operation)
 
-    def close(self) -> None:
-        """See `Backend.close`."""
-        self._client.close()
-
     def _call(self, request: Request) -> Answer:
         try:
-            return self._client.call(request)
+            answer: Answer = self.client.call(request)
         except GcsError as error:
             raise self._with_reason(error) from error
+        return answer
 
     def _without_missing_objects(self, failures: Mapping[int, Exception]) -> dict[int, Exception]:
         """Return the failures without those of objects that were already gone.
@@ -130,7 +142,7 @@ class GcsBackend(ObjectStoreBackend):
         if error.status != 404 or error.reason:
             return error
         try:
-            self._client.call(json_api.page(self._bucket, self.prefix, None, max_results=1))
+            self.client.call(json_api.page(self._bucket, self.prefix, None, max_results=1))
         except GcsError as answer:
             return GcsError(404, BUCKET_IS_MISSING, answer.message) if answer.status == 404 else answer
         return GcsError(404, OBJECT_IS_MISSING, error.message)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import tenacity
-from google.auth.transport.requests import AuthorizedSession
 
 from input_checkpoint_gcs.errors import GcsError, is_unavailable, is_worth_repeating, read_answer
 from input_checkpoint_gcs.session import open_session
@@ -68,7 +66,7 @@ class Answer:
 class GcsClient:
     """Sends requests, and repeats those that may succeed a moment later.
 
-    It may be used from several threads, and in a process that was forked after the client was made.
+    It may be used from several threads.
 
     Args:
         settings: where requests go, and with which credentials.
@@ -81,9 +79,8 @@ class GcsClient:
     """
 
     def __init__(self, settings: GcsSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._session = open_session(settings)
-        self._process = os.getpid()
 
     def call(self, request: Request) -> Answer:
         """Send a request and return the answer.
@@ -131,12 +128,12 @@ class GcsClient:
         self._session.close()  # type: ignore[no-untyped-call]
 
     def _send(self, request: Request) -> Answer:
-        timeouts = self._settings.timeouts
+        timeouts = self.settings.timeouts
         clock = _Clock(timeouts.limit(request.upload_bytes))
-        with self._own_session().request(  # type: ignore[no-untyped-call]
+        with self._session.request(  # type: ignore[no-untyped-call]
             request.method,
-            self._settings.endpoint + request.path,
-            params={**request.params, "userProject": self._settings.user_project},
+            self.settings.endpoint + request.path,
+            params={**request.params, "userProject": self.settings.user_project},
             data=None if request.body is None else _UploadBody(request.body, clock),
             headers=dict(request.headers),
             timeout=(timeouts.connect, timeouts.stall),
@@ -148,13 +145,6 @@ class GcsClient:
             if not 200 <= response.status_code < 300:
                 raise read_answer(response.status_code, body)
             return Answer(response.status_code, body)
-
-    def _own_session(self) -> AuthorizedSession:
-        """Return this process's session: a forked child must not write to the parent's connections."""
-        if self._process != os.getpid():
-            self._session = open_session(self._settings)
-            self._process = os.getpid()
-        return self._session
 
 
 class _Clock:

@@ -177,9 +177,10 @@ def _explain_refusal(failure: RequestFailure, operation: Operation) -> BackendEr
             BackendUnavailableError, f"Cloud Storage asks to slow down ({answer}). Try again later."
         )
     if status in (401, 403):
-        return operation.error(
-            BackendPermissionError, f"{_explain_denial(failure, operation)} The server's answer: {answer}"
-        )
+        text = f"{_explain_denial(failure, operation)} The server's answer: {answer}"
+        if status == 401:
+            return operation.credentials_refused(text)
+        return operation.error(BackendPermissionError, text)
     if _is_transient(failure):
         return operation.error(
             BackendUnavailableError, f"{answer}. Check that the server is healthy; {RETRY_ADVICE}."

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from typing import Any
 
+import requests
+from google.auth.exceptions import GoogleAuthError
 from google.auth.transport import mtls
-from google.auth.transport.requests import AuthorizedSession
+from google.auth.transport.requests import AuthorizedSession, Request
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -28,6 +31,13 @@ def open_session(settings: GcsSettings) -> AuthorizedSession:
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     return session
+
+
+def refresh_token(settings: GcsSettings) -> None:
+    """Replace the token of a credentials object. Keep it if the object cannot get another one."""
+    with requests.Session() as session, contextlib.suppress(GoogleAuthError):
+        session.proxies.update(settings.proxies)
+        settings.credentials.refresh(Request(session))  # type: ignore[no-untyped-call]
 
 
 class _Adapter(HTTPAdapter):

@@ -7,6 +7,7 @@ from typing import Any, Optional
 
 import s3fs
 from botocore.handlers import add_expect_header
+from fsspec.config import apply_config
 
 from input_checkpoint.backends.base import Backend, ObjectInfo
 from input_checkpoint.backends.engines import FSSPEC, OBSTORE, choose_engine
@@ -36,7 +37,7 @@ class S3Backend(ObjectStoreBackend):
     interrupted leaves parts behind that no listing shows and that cost money.
 
     Args:
-        uri: ``s3://bucket/prefix``.
+        uri: ``s3://bucket/prefix``. The ARN of an access point may take the place of the bucket.
         storage_options: for `s3fs.S3FileSystem`: ``key``, ``secret``, ``token``, ``profile``,
             ``endpoint_url``, ``client_kwargs``, ``config_kwargs``, ``s3_additional_kwargs`` (encryption,
             storage class), …
@@ -53,36 +54,34 @@ class S3Backend(ObjectStoreBackend):
     def __init__(self, uri: str, storage_options: Mapping[str, Any]) -> None:
         self._bucket, prefix = parse_s3_uri(uri)
         super().__init__(uri, prefix)
-        options = dict(storage_options)
-        config = {**_CONNECTION, **options.pop("config_kwargs", {})}
-        self._fs = s3fs.S3FileSystem(
-            use_listings_cache=False, skip_instance_cache=True, config_kwargs=config, **options
-        )
+        self._storage_options = storage_options
         with self.errors("open"):
-            self._fs.connect()
-        _disable_expect_header(self._fs.s3)
+            self.client  # noqa: B018 - opened on access
+
+    def open_client(self) -> s3fs.S3FileSystem:
+        """See `ObjectStoreBackend.open_client`."""
+        filesystem = s3fs.S3FileSystem(**_filesystem_options(self._storage_options))
+        filesystem.connect()
+        _disable_expect_header(filesystem.s3)
         # s3fs retries on top of botocore. Both together must fail within seconds.
-        self._fs.retries = _RETRIES
+        filesystem.retries = _RETRIES
+        return filesystem
 
     def upload(self, name: str, data: bytes, *, if_absent: bool) -> None:
         """See `ObjectStoreBackend.upload`."""
         condition = {"IfNoneMatch": "*"} if if_absent else {}
-        self._fs.call_s3("put_object", Bucket=self._bucket, Key=name, Body=data, **condition)
+        self.client.call_s3("put_object", Bucket=self._bucket, Key=name, Body=data, **condition)
 
     def download(self, name: str, start: int, end: Optional[int]) -> bytes:
         """See `ObjectStoreBackend.download`."""
         # Without a start, s3fs would first request the size.
-        return bytes(self._fs.cat_file(f"{self._bucket}/{name}", start=start, end=end))
-
-    def check_exists(self, name: str) -> None:
-        """See `ObjectStoreBackend.check_exists`."""
-        self._fs.call_s3("head_object", Bucket=self._bucket, Key=name)
+        return bytes(self.client.cat_file(f"{self._bucket}/{name}", start=start, end=end))
 
     def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `ObjectStoreBackend.list_objects`."""
         query: dict[str, Any] = {"Bucket": self._bucket, "Prefix": prefix}
         while True:
-            page = self._fs.call_s3("list_objects_v2", **query)
+            page = self.client.call_s3("list_objects_v2", **query)
             for entry in page.get("Contents", ()):
                 yield ObjectInfo(entry["Key"], entry["Size"], entry["LastModified"].timestamp())
             if not page.get("IsTruncated"):
@@ -92,7 +91,7 @@ class S3Backend(ObjectStoreBackend):
     def delete_objects(self, names: Sequence[str]) -> None:
         """See `ObjectStoreBackend.delete_objects`."""
         objects = {"Objects": [{"Key": name} for name in names], "Quiet": True}
-        answer = self._fs.call_s3("delete_objects", Bucket=self._bucket, Delete=objects)
+        answer = self.client.call_s3("delete_objects", Bucket=self._bucket, Delete=objects)
         # A bulk delete answers 200 and lists the objects that it did not delete.
         failed = [error for error in answer.get("Errors", ()) if error.get("Code") != "NoSuchKey"]
         if failed:
@@ -122,7 +121,16 @@ def open_s3(uri: str, storage_options: Mapping[str, Any]) -> Backend:
             All other options are those of s3fs, for both engines.
     """
     engine, options = choose_engine(uri, storage_options, (FSSPEC, OBSTORE))
-    return open_with_obstore(uri, options) if engine == OBSTORE else S3Backend(uri, options)
+    if engine == OBSTORE:
+        return open_with_obstore(uri, options, lambda: S3Backend(uri, options))
+    return S3Backend(uri, options)
+
+
+def _filesystem_options(storage_options: Mapping[str, Any]) -> dict[str, Any]:
+    options = apply_config(s3fs.S3FileSystem, storage_options)
+    config = {**_CONNECTION, **(options.get("config_kwargs") or {})}
+    # A cached instance would have the old credentials, and a cached listing the old objects.
+    return {**options, "config_kwargs": config, "use_listings_cache": False, "skip_instance_cache": True}
 
 
 def _disable_expect_header(client: Any) -> None:

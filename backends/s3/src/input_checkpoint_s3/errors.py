@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any, Optional
 
 from aiohttp import ClientConnectorCertificateError, ClientConnectorSSLError
 from botocore.exceptions import (
     ClientError,
     ConfigParseError,
-    NoCredentialsError,
+    EndpointProviderError,
+    MissingDependencyException,
     ParamValidationError,
-    PartialCredentialsError,
     ProfileNotFound,
     SSLError,
+    UnsupportedS3AccesspointConfigurationError,
+    UnsupportedS3ArnError,
 )
 
 from input_checkpoint.backends.object_store import (
@@ -33,8 +37,28 @@ from input_checkpoint.errors import (
     BackendPermissionError,
 )
 
-# https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+CREDENTIAL_REFUSALS = frozenset(
+    {
+        "LoginRefreshRequired",
+        "LoginTokenLoadError",
+        "NoAuthTokenError",
+        "NoCredentialsError",
+        "PartialCredentialsError",
+        "SSOTokenLoadError",
+        "SourceCredentialsRefusedError",
+        "TokenRetrievalError",
+        "UnauthorizedSSOTokenError",
+    }
+)
+"""Names of the exceptions that mean that there are no usable credentials."""
+
+# https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html. Names with "Exception" are of STS.
 _CREDENTIALS = {
+    "401",
+    "ExpiredTokenException",
+    "InvalidIdentityToken",
+    "Unauthorized",
+    "UnrecognizedClientException",
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
     "ExpiredToken",
@@ -55,11 +79,23 @@ _PERMANENT = {
     "MethodNotAllowed",
     "400",
 }
+# QuotaExceeded of Ceph, XMinioAdminBucketQuotaExceeded and XMinioStorageFull of MinIO,
+# ServiceQuotaExceededException of AWS, InsufficientStorage and 507 of WebDAV gateways
+_QUOTA = re.compile(r"quota|storage_?full|insufficient_?storage|storage_?cap_?exceeded|^507$", re.IGNORECASE)
 _OTHER_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 
 _CERTIFICATE_ERRORS = (SSLError, ClientConnectorCertificateError, ClientConnectorSSLError)
-_CREDENTIAL_ERRORS = (NoCredentialsError, PartialCredentialsError)
-_OPTION_ERRORS = (ParamValidationError, ProfileNotFound, ConfigParseError, TypeError, ValueError)
+_OPTION_ERRORS = (
+    ParamValidationError,
+    ProfileNotFound,
+    ConfigParseError,
+    EndpointProviderError,
+    MissingDependencyException,
+    UnsupportedS3AccesspointConfigurationError,
+    UnsupportedS3ArnError,
+    TypeError,
+    ValueError,
+)
 
 _ADVICE = Advice(
     credentials=(
@@ -71,6 +107,10 @@ _ADVICE = Advice(
     ),
     connection="Check that the endpoint is right and the server is up.",
 )
+
+
+class SourceCredentialsRefusedError(Exception):
+    """AWS refused the credentials with which botocore asked for others, such as those of a role."""
 
 
 def translate(error: Exception, operation: Operation) -> BackendError:
@@ -100,6 +140,11 @@ def read_failure(error: Exception) -> RequestFailure:
     return RequestFailure(message, cause=_cause(error))
 
 
+def refuses_credentials(error: ClientError) -> bool:
+    """Return whether an AWS service answered that the credentials are wrong or expired."""
+    return error.response.get("Error", {}).get("Code") in _CREDENTIALS
+
+
 def objects_not_deleted(
     operation: Operation, how_many: str, name: str, code: str, message: str
 ) -> BackendError:
@@ -127,19 +172,25 @@ def _explain_answer(failure: RequestFailure, reason: str, operation: Operation) 
         return operation.already_exists()
     if reason == "NoSuchBucket":
         return operation.error(
-            BackendNotFoundError, "the bucket does not exist. Create it, or correct the URI."
+            BackendNotFoundError, f"the bucket does not exist ({reason}). Create it, or correct the URI."
         )
     if reason in _NO_OBJECT:
         return operation.does_not_exist()
     if reason in _PAST_END:
         return operation.error(RangePastEndError, "the range starts past the end of the object")
+    if _QUOTA.search(reason):
+        return operation.error(
+            BackendError,
+            f"the server has no space left for this user or bucket ({_answer(failure)}). Prune or delete "
+            "checkpoints, or ask for a higher quota.",
+        )
     if reason in _NO_CONDITIONS and operation.verb == "create":
         condition = f"If-None-Match on PutObject; it answers {reason}"
         return conditional_writes_unsupported(operation, condition)
-    return _explain_denial(reason, operation) or _explain_other(failure, reason, operation)
+    return _explain_denial(failure, reason, operation) or _explain_other(failure, reason, operation)
 
 
-def _explain_denial(reason: str, operation: Operation) -> Optional[BackendError]:
+def _explain_denial(failure: RequestFailure, reason: str, operation: Operation) -> Optional[BackendError]:
     if reason == "RequestTimeTooSkewed":
         return operation.error(
             BackendPermissionError,
@@ -150,8 +201,8 @@ def _explain_denial(reason: str, operation: Operation) -> Optional[BackendError]
     if reason in _FORBIDDEN:
         return operation.error(
             BackendPermissionError,
-            "access denied. The credentials need s3:GetObject, s3:PutObject and s3:DeleteObject on the "
-            "objects, and s3:ListBucket on the bucket.",
+            f"access denied ({_answer(failure)}). The credentials need s3:GetObject, s3:PutObject and "
+            "s3:DeleteObject on the objects, and s3:ListBucket on the bucket.",
         )
     return None
 
@@ -164,8 +215,14 @@ def _explain_other(failure: RequestFailure, reason: str, operation: Operation) -
             "client_kwargs={'region_name': …}.",
         )
     if reason in _PERMANENT:
-        return operation.error(BackendError, f"{reason}: {failure.message}")
-    return explain_unanswered(failure, operation, _ADVICE)
+        return operation.error(BackendError, _answer(failure))
+    return explain_unanswered(replace(failure, message=_answer(failure)), operation, _ADVICE)
+
+
+def _answer(failure: RequestFailure) -> str:
+    """Return the server's error code and message."""
+    message = failure.message.rstrip(".")
+    return message if failure.reason in message else f"{failure.reason}: {message}"
 
 
 def _server_answer(error: BaseException) -> Optional[dict[str, Any]]:
@@ -179,7 +236,7 @@ def _server_answer(error: BaseException) -> Optional[dict[str, Any]]:
 
 
 def _cause(error: Exception) -> FailureCause:
-    if isinstance(error, _CREDENTIAL_ERRORS):
+    if type(error).__name__ in CREDENTIAL_REFUSALS:
         return FailureCause.CREDENTIALS
     if is_caused_by(error, _CERTIFICATE_ERRORS):
         return FailureCause.CERTIFICATE

@@ -6,27 +6,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 from urllib.parse import urlsplit
 
 import botocore.session
 from botocore.credentials import Credentials
-from botocore.exceptions import NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
 from fsspec.config import apply_config
 from s3fs import S3FileSystem
 
+from input_checkpoint.backends.base import Backend
 from input_checkpoint.backends.engines import FSSPEC_CACHE_OPTIONS, OBSTORE, refuse_options
 from input_checkpoint.backends.object_store import Operation, translated_errors
 from input_checkpoint.backends.obstore import (
     ObjectStore,
     ObjectStoreService,
     ObstoreBackend,
+    OpenStore,
     RequestTimeouts,
     load_obstore,
 )
 from input_checkpoint.backends.redaction import redact
-from input_checkpoint_s3.errors import explain, translate
-from input_checkpoint_s3.uri import parse_s3_uri
+from input_checkpoint_s3.errors import (
+    CREDENTIAL_REFUSALS,
+    SourceCredentialsRefusedError,
+    explain,
+    refuses_credentials,
+    translate,
+)
+from input_checkpoint_s3.uri import is_arn, parse_s3_uri
 
 _MAX_KEYS_PER_DELETE = 1000  # https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 
@@ -81,7 +89,9 @@ _SUPPORTED_VALUES: Mapping[str, tuple[Any, ...]] = {
 _CREDENTIALS_LIFETIME = timedelta(minutes=5)
 
 
-def open_with_obstore(uri: str, storage_options: Mapping[str, Any]) -> ObstoreBackend:
+def open_with_obstore(
+    uri: str, storage_options: Mapping[str, Any], open_without_obstore: Callable[[], Backend]
+) -> ObstoreBackend:
     """Open a prefix of an S3 bucket.
 
     botocore finds the credentials, the region and the endpoint, as it does for s3fs.
@@ -89,6 +99,7 @@ def open_with_obstore(uri: str, storage_options: Mapping[str, Any]) -> ObstoreBa
     Args:
         uri: ``s3://bucket/prefix``.
         storage_options: for `s3fs.S3FileSystem`. One that obstore has no equivalent for is an error.
+        open_without_obstore: see `ObjectStoreService`.
 
     Raises:
         BackendError: obstore is not installed, or an option has no equivalent.
@@ -96,24 +107,35 @@ def open_with_obstore(uri: str, storage_options: Mapping[str, Any]) -> ObstoreBa
     bucket, prefix = parse_s3_uri(uri)
     shown_uri = redact(uri)
     s3_store = load_obstore(uri, "input-checkpoint-s3[obstore]").S3Store
-    options = _flatten(apply_config(S3FileSystem, storage_options))
-    refuse_options(shown_uri, OBSTORE, _unsupported(options))
-    with translated_errors(Operation("open", shown_uri), translate):
-        access = _find_access(options)
+    options = _read_options(shown_uri, storage_options)
 
-    def open_store(client_options: dict[str, Any], retry_config: dict[str, Any]) -> ObjectStore:
-        store: ObjectStore = s3_store(
-            bucket,
-            prefix=prefix.rstrip("/") or None,
-            config=_config(bucket, access, options),
-            client_options={**client_options, **_tls_options(access)},
-            retry_config=retry_config,
-            credential_provider=access.credentials,
-        )
-        return store
+    def log_in() -> OpenStore:
+        # Options are read again, because fsspec's configuration may hold renewed credentials.
+        current = _read_options(shown_uri, storage_options)
+        with translated_errors(Operation("open", shown_uri), translate):
+            access = _find_access(bucket, current)
+
+        def open_store(client_options: dict[str, Any], retry_config: dict[str, Any]) -> ObjectStore:
+            store: ObjectStore = s3_store(
+                bucket,
+                prefix=prefix.rstrip("/") or None,
+                config=_config(access, current),
+                client_options={**client_options, **_tls_options(access)},
+                retry_config=retry_config,
+                credential_provider=access.credentials,
+            )
+            return store
+
+        return open_store
 
     service = ObjectStoreService(
-        open_store, explain, _MAX_KEYS_PER_DELETE, _put_options(options), _timeouts(options)
+        log_in,
+        open_without_obstore,
+        explain,
+        _MAX_KEYS_PER_DELETE,
+        _put_options(options),
+        _timeouts(options),
+        CREDENTIAL_REFUSALS,
     )
     return ObstoreBackend(shown_uri, service)
 
@@ -123,7 +145,9 @@ class _Access:
     """The server, and how to log in."""
 
     endpoint: str
+    """URL of the server. For a bucket in the host name, with that host name."""
     region: str
+    bucket_in_host: bool
     verify: Any
     """As in botocore: whether to verify the server's certificate, or a file of trusted authorities."""
     credentials: Optional[_CredentialProvider]
@@ -139,13 +163,25 @@ class _CredentialProvider:
         self._credentials = credentials
 
     def __call__(self) -> dict[str, Any]:
-        frozen = self._credentials.get_frozen_credentials()
+        try:
+            frozen = self._credentials.get_frozen_credentials()
+        except ClientError as error:
+            if refuses_credentials(error):
+                # obstore passes on nothing but the name of the class and the text.
+                raise SourceCredentialsRefusedError(str(error)) from error
+            raise
         return {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
             "token": frozen.token,
             "expires_at": datetime.now(timezone.utc) + _CREDENTIALS_LIFETIME,
         }
+
+
+def _read_options(uri: str, storage_options: Mapping[str, Any]) -> dict[str, Any]:
+    options = _flatten(apply_config(S3FileSystem, storage_options))
+    refuse_options(uri, OBSTORE, _unsupported(options))
+    return options
 
 
 def _flatten(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,19 +203,37 @@ def _unsupported(options: Mapping[str, Any]) -> list[str]:
     return names + values
 
 
-def _find_access(options: Mapping[str, Any]) -> _Access:
+def _find_access(bucket: str, options: Mapping[str, Any]) -> _Access:
     session = botocore.session.Session(profile=options.get("profile"))
     endpoint = options.get("endpoint_url") or options.get("client_kwargs.endpoint_url")
     region = options.get("client_kwargs.region_name")
-    if not endpoint or not region:
+    virtual = options.get("config_kwargs.s3.addressing_style") == "virtual"
+    if is_arn(bucket) or not endpoint or not region:
         # This client sends nothing. It reads the environment and the configuration files.
         client = session.create_client(
             "s3", region, endpoint_url=endpoint, aws_access_key_id="-", aws_secret_access_key="-"
         )
         endpoint, region = client.meta.endpoint_url, client.meta.region_name
+        if is_arn(bucket):
+            endpoint, region, virtual = _access_point(client, bucket)
+    if virtual and not is_arn(bucket):
+        endpoint = _virtual_host(endpoint, bucket)
     verify = options.get("client_kwargs.verify", session.get_config_variable("ca_bundle"))
     credentials = None if options.get("anon") else _CredentialProvider(_find_credentials(session, options))
-    return _Access(endpoint, region or "us-east-1", verify, credentials)
+    return _Access(endpoint, region or "us-east-1", virtual, verify, credentials)
+
+
+def _access_point(client: Any, arn: str) -> tuple[str, str, bool]:
+    """Return the URL of an access point, its region, and that its name is in the URL."""
+    service, region = arn.split(":")[2:4]
+    if service != "s3" or not region:
+        raise ValueError(
+            f"engine='obstore' cannot sign requests for {arn}. Remove the engine from storage_options, or "
+            "use an access point of S3 in one region"
+        )
+    # The rules for the host name are long: dual-stack and FIPS endpoints, partitions, your own endpoint_url.
+    url = urlsplit(client.generate_presigned_url("get_object", Params={"Bucket": arn, "Key": "key"}))
+    return f"{url.scheme}://{url.netloc}", region, True
 
 
 def _find_credentials(session: Any, options: Mapping[str, Any]) -> Any:
@@ -194,15 +248,13 @@ def _find_credentials(session: Any, options: Mapping[str, Any]) -> Any:
     return found
 
 
-def _config(bucket: str, access: _Access, options: Mapping[str, Any]) -> dict[str, Any]:
-    virtual = options.get("config_kwargs.s3.addressing_style") == "virtual"
-    endpoint = _virtual_host(access.endpoint, bucket) if virtual else access.endpoint
+def _config(access: _Access, options: Mapping[str, Any]) -> dict[str, Any]:
     return {
         # Complete, and the endpoint twice: obstore reads settings that are missing here from the environment.
-        "endpoint": endpoint,
-        "aws_endpoint_url_s3": endpoint,
+        "endpoint": access.endpoint,
+        "aws_endpoint_url_s3": access.endpoint,
         "region": access.region,
-        "virtual_hosted_style_request": virtual,
+        "virtual_hosted_style_request": access.bucket_in_host,
         "skip_signature": access.credentials is None,
         "conditional_put": "etag",
         "request_payer": bool(options.get("requester_pays")),

@@ -15,6 +15,7 @@ from asyncssh.constants import FILEXFER_TYPE_DIRECTORY, FILEXFER_TYPE_REGULAR, F
 from fsspec.config import apply_config
 
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.reopening import ReopeningClient
 from input_checkpoint.errors import BackendNotFoundError
 from input_checkpoint_sftp.connection import Connection, Session
 from input_checkpoint_sftp.errors import SftpError, translate
@@ -80,7 +81,8 @@ class SftpBackend(Backend):
             )
         self._root = posixpath.normpath("/" + address.path.strip("/"))
         with self._errors("open"):
-            self._connection = Connection(_login(address, storage_options))
+            login = _login(address, storage_options)
+        self._reopening = ReopeningClient(lambda: Connection(login), Connection.close)
 
     def create(self, key: str, data: Data) -> None:
         """See `Backend.create`."""
@@ -125,7 +127,11 @@ class SftpBackend(Backend):
 
     def close(self) -> None:
         """See `Backend.close`."""
-        self._connection.close()
+        self._reopening.close()
+
+    @property
+    def _connection(self) -> Connection:
+        return self._reopening.get()
 
     def _write(self, operation: str, key: str, data: Data, write_file: _WriteFile) -> None:
         path = self._path(key)

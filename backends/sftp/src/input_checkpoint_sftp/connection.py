@@ -150,6 +150,9 @@ class _SshConnection:
 class Connection:
     """Runs the work of all threads on one SSH connection, and reconnects after the connection was lost.
 
+    Each connection logs in anew, with the keys that the files hold at that time. A forked child cannot use
+    the parent's.
+
     If the connection is lost or cannot be made, all threads that wait for it get the error at once.
 
     Args:
@@ -158,7 +161,6 @@ class Connection:
 
     def __init__(self, login: Login) -> None:
         self._login = login
-        self._loop: Optional[asyncio.AbstractEventLoop] = None
         self._ssh: Optional[_SshConnection] = None
         self._connecting: Optional[asyncio.Task[_SshConnection]] = None
 
@@ -186,7 +188,6 @@ class Connection:
             session.users -= 1
 
     async def _live_connection(self) -> _SshConnection:
-        self._forget_after_fork()
         if self._ssh is not None and self._ssh.is_alive:
             return self._ssh
         if self._connecting is None:
@@ -206,16 +207,9 @@ class Connection:
             self._connecting = None
 
     async def _close(self) -> None:
-        self._forget_after_fork()
         if self._ssh is not None:
             self._ssh.close()
             self._ssh = None
-
-    def _forget_after_fork(self) -> None:
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            # The connection belongs to the parent process, whose event loop does not run here.
-            self._loop, self._ssh, self._connecting = loop, None, None
 
 
 def _is_connection_error(error: Optional[BaseException]) -> bool:
