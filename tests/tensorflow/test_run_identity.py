@@ -11,7 +11,7 @@ import pytest
 
 import input_checkpoint as ic
 from tests.support.hooked_training import Steps
-from tests.support.training import make_estimator, shuffled_ids, trained_on, uninterrupted
+from tests.support.training import FailAt, make_estimator, shuffled_ids, trained_on, uninterrupted
 
 
 def train(model_dir: Path, store: Path, steps: int, seed: int = 7, **options: Any) -> None:
@@ -161,3 +161,29 @@ class TestRetention:
         steps = [step for _, step in checkpoints(tmp_path / "store")]
         assert {20, 28} <= set(steps)  # the models of the last two saves
         assert {10, 11} & set(steps) == set()
+
+    def test_the_input_is_saved_at_the_models_steps_too(self, tmp_path):
+        train(tmp_path / "model", tmp_path / "store", 25, save_steps=7, retention=ic.KeepAll())
+        assert [step for _, step in checkpoints(tmp_path / "store")] == [0, 7, 10, 14, 20, 21, 25]
+
+    def test_a_crash_between_the_inputs_own_steps_loses_and_repeats_nothing(self, tmp_path, reference: Steps):
+        estimator = make_estimator(tmp_path / "model")
+        hook = ic.CheckpointInputPipelineHook(estimator, backend=tmp_path / "store", save_steps=50)
+        with pytest.raises(RuntimeError, match="broken"):
+            estimator.train(shuffled_ids, hooks=[hook, FailAt(25, RuntimeError("broken"))], steps=40)
+        train(tmp_path / "model", tmp_path / "store", 10, save_steps=50)
+        assert trained_on(tmp_path / "model") == reference[: len(trained_on(tmp_path / "model"))]
+
+
+class TestFewModels:
+    @pytest.mark.parametrize("kept", [1, 2])
+    def test_too_few_model_checkpoints_are_warned_about(self, tmp_path, caplog, kept):
+        estimator = make_estimator(tmp_path / "model", keep_checkpoint_max=kept)
+        ic.CheckpointInputPipelineHook(estimator)
+        assert "Keep at least 3" in caplog.text
+
+    @pytest.mark.parametrize("kept", [3, 5, None])
+    def test_enough_are_not(self, tmp_path, caplog, kept):
+        estimator = make_estimator(tmp_path / "model", keep_checkpoint_max=kept)
+        ic.CheckpointInputPipelineHook(estimator)
+        assert "Keep at least" not in caplog.text

@@ -129,4 +129,4 @@ def test_every_option_of_the_integrations_is_a_setting_of_the_same_type() -> Non
     options = {name: kind.__forward_arg__ for name, kind in TrainingOptions.__annotations__.items()}
     settings = {field.name: field.type for field in fields(TrainingSettings)}
     assert options.items() <= settings.items()
-    assert set(settings) - set(options) == {"model_dir", "worker", "num_workers"}
+    assert set(settings) - set(options) == {"model_dir", "worker", "num_workers", "model_schedule"}

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Optional
 
 from input_checkpoint.tensorflow.session_hook import SessionHook
+from input_checkpoint.training.schedule import SaveSchedule
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -103,6 +104,7 @@ class CheckpointInputPipelineHook(SessionHook):
             model_dir=estimator.model_dir,
             worker=_worker_name(config),
             num_workers=config.num_worker_replicas,
+            model_schedule=_model_schedule(config),
             external_state_policy=external_state_policy,
             **options,
         )
@@ -124,6 +126,12 @@ def _check_models_kept(keep_checkpoint_max: Optional[int]) -> None:
             keep_checkpoint_max,
             _MIN_MODELS,
         )
+
+
+def _model_schedule(config: Any) -> Optional[SaveSchedule]:
+    """Return when the Estimator saves its model, or None if it never does."""
+    steps, secs = config.save_checkpoints_steps, config.save_checkpoints_secs
+    return SaveSchedule(steps, secs) if steps or secs else None
 
 
 def _worker_name(config: Any) -> str:

@@ -18,6 +18,7 @@ from input_checkpoint.tensorflow.model_link import ModelLink
 from input_checkpoint.training.background_saver import BackgroundSaver
 from input_checkpoint.training.progress import Progress
 from input_checkpoint.training.resuming import Resumer
+from input_checkpoint.training.schedule import SaveSchedule
 from input_checkpoint.training.settings import TrainingSettings
 from input_checkpoint.training.source import InputSource
 
@@ -39,6 +40,8 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
             then required, and ``resume`` should be ``'latest'``.
         worker: name of this task, unique in the cluster.
         num_workers: how many tasks save input state.
+        model_schedule: when the session's own saver saves the model, if that is at other steps than
+            ``save_steps`` or ``save_secs`` say. The input is then saved at the model's steps as well.
         external_state_policy: as for `CheckpointInputPipelineHook`.
         **options: as for `CheckpointInputPipelineHook`. For ``save_steps`` or ``save_secs``, give the value
             of the session's own saver.
@@ -65,10 +68,17 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         model_dir: Optional[str] = None,
         worker: str = "main",
         num_workers: int = 1,
+        model_schedule: Optional[SaveSchedule] = None,
         external_state_policy: Optional[Any] = None,
         **options: Unpack[TrainingOptions],
     ) -> None:
-        settings = TrainingSettings(model_dir=model_dir, worker=worker, num_workers=num_workers, **options)
+        settings = TrainingSettings(
+            model_dir=model_dir,
+            worker=worker,
+            num_workers=num_workers,
+            model_schedule=model_schedule,
+            **options,
+        )
         self._policy = external_state_policy_number(external_state_policy)
         backend = settings.backend
         if backend is None:
@@ -84,7 +94,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         self._resumer = Resumer(self._store, settings.worker, settings.resume, self._progress)
         self._link = ModelLink(self._store, settings)
         self._saver: Optional[BackgroundSaver] = None
-        self._schedule = settings.schedule
+        self._schedules = settings.schedules
 
     def begin(self) -> None:
         """Add the save and restore operations to the graph. Called by TensorFlow."""
@@ -115,7 +125,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         else:
             self._running_saver.check()
             # Here, and not in after_run(): the model's saver may come after this hook in the list.
-            if self._saves_with_model and self._model_was_saved_at(state.step):
+            if self._is_due(state.step, with_model=True):
                 self._save(state, state.step)
             self._running_saver.wait_for_snapshot()
         self._last_run_started = time.time()
@@ -126,7 +136,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         self._running_saver.check()
         state.runs += 1
         state.step = self._read_step(run_context.session)
-        if not self._saves_with_model and self._schedule.due(state.step, time.time()):
+        if self._is_due(state.step, with_model=False):
             self._save(state, state.step)
 
     def end(self, session: Any) -> None:
@@ -168,25 +178,43 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
     def _read_step(self, session: Any) -> int:
         return int(session.run(self._global_step))
 
-    @property
-    def _saves_with_model(self) -> bool:
-        """Whether saves follow the model's, whose timer fires at steps that cannot be predicted."""
-        return self._schedule.every_secs is not None and self._settings.model_dir is not None
+    def _is_due(self, step: int, *, with_model: bool) -> bool:
+        """Whether a save is due by one of the schedules, which then begin to count anew.
 
-    def _model_was_saved_at(self, step: int) -> bool:
+        They do so even if the save is skipped: the next attempt then coincides with the model saver's next
+        step.
+
+        Args:
+            step: the global step.
+            with_model: whether to ask the schedules that follow the model's timer, or the others.
+        """
+        due = [
+            schedule
+            for schedule in self._schedules
+            if self._follows_model(schedule) == with_model and self._is_due_by(schedule, step)
+        ]
+        started = self._last_run_started
+        self._schedules = tuple(
+            schedule.after(step, started) if schedule in due else schedule for schedule in self._schedules
+        )
+        return bool(due)
+
+    def _follows_model(self, schedule: SaveSchedule) -> bool:
+        """Whether saves follow the model's, whose timer fires at steps that cannot be predicted."""
+        return schedule.every_secs is not None and self._settings.model_dir is not None
+
+    def _is_due_by(self, schedule: SaveSchedule, step: int) -> bool:
         now = time.time()
-        if not self._schedule.due(step, now):
+        if not schedule.due(step, now):
             return False
         # Late by a whole interval: the model is not being saved, so there is nothing to match.
-        if self._schedule.overdue(step, now):
+        if not self._follows_model(schedule) or schedule.overdue(step, now):
             return True
         return latest_model_step(str(self._settings.model_dir)) == step
 
     def _save(self, state: _SessionState, step: int) -> None:
         if self._running_saver.submit(step, state.source, lambda: self._link.context(step)):
             state.saved_step = step
-        # Also if the save was skipped: the next attempt then coincides with the model saver's next step.
-        self._schedule = self._schedule.after(step, self._last_run_started)
 
     def _finish_earlier_training(self) -> None:
         """Wait for the last save of an earlier ``train`` call. Its failure is not an error of this one."""
@@ -211,7 +239,8 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         listing = self._link.listing_for(step)
         restored = self._resumer.restore(state.source, step, listing, self._link.evidence)
         self._saver = self._saver_after(restored, step, listing)
-        self._schedule = self._settings.schedule.after(step, self._last_run_started)
+        started = self._last_run_started
+        self._schedules = tuple(schedule.after(step, started) for schedule in self._settings.schedules)
         state.resumed = True
         state.step = state.saved_step = step
         if restored is None or restored.step != step:

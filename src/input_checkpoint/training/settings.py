@@ -53,6 +53,8 @@ class TrainingSettings:
     model_dir: Optional[str] = None
     worker: str = "main"
     num_workers: int = 1
+    model_schedule: Optional[SaveSchedule] = None
+    """When the model is saved, if that is known: its input is then saved at the same steps."""
     backend: Optional[BackendLocation] = None
     storage_options: Optional[Mapping[str, Any]] = field(default=None, repr=False)
     save_steps: Optional[int] = None
@@ -91,6 +93,12 @@ class TrainingSettings:
     def schedule(self) -> SaveSchedule:
         """When to save."""
         return SaveSchedule(self.save_steps, self.save_secs)
+
+    @property
+    def schedules(self) -> tuple[SaveSchedule, ...]:
+        """When to save: as the user asked, and with the model."""
+        schedules = (self.schedule, self.model_schedule)
+        return tuple(dict.fromkeys(schedule for schedule in schedules if schedule is not None))
 
 
 def check_outside_model_dir(backend: BackendLocation, model_dir: str) -> None:
