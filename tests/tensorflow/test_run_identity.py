@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import input_checkpoint as ic
-from tests.support.hooked_training import Steps
+from tests.support.hooked_training import Steps, set_current_model
 from tests.support.training import FailAt, make_estimator, shuffled_ids, trained_on, uninterrupted
 
 
@@ -153,6 +153,27 @@ class TestModelEvidence:
         with pytest.raises(ic.CheckpointNotFoundError, match="another model") as raised:
             train(tmp_path / "model", tmp_path / "store", 5, resume="exact")
         assert raised.value.step == 20
+
+
+class TestGoingBackByMistake:
+    def test_the_newer_model_gets_its_own_input_again(self, tmp_path, reference: Steps):
+        train(tmp_path / "model", tmp_path / "store", 60)
+        set_current_model(tmp_path / "model", 20)
+        train(tmp_path / "model", tmp_path / "store", 5)
+        set_current_model(tmp_path / "model", 60)
+        train(tmp_path / "model", tmp_path / "store", 10)
+        assert trained_on(tmp_path / "model") == reference[:70]
+
+    def test_what_was_saved_with_another_model_is_not_taken_for_it(self, tmp_path, caplog):
+        train(tmp_path / "model", tmp_path / "store", 60)
+        set_current_model(tmp_path / "model", 20)
+        train(tmp_path / "model", tmp_path / "store", 5)
+        train(tmp_path / "other", tmp_path / "other-store", 60, seed=8)
+        for path in (tmp_path / "other").glob("model.ckpt-60.*"):
+            shutil.copy(path, tmp_path / "model")
+        set_current_model(tmp_path / "model", 60)
+        train(tmp_path / "model", tmp_path / "store", 5)
+        assert "35 steps of data will be seen again" in caplog.text
 
 
 class TestRetention:

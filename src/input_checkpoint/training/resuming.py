@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Optional
 
 from input_checkpoint.checkpoint import CheckpointRef
 from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError, PipelineMismatchError
 from input_checkpoint.store.catalog import WorkerListing
 from input_checkpoint.store.store import CheckpointStore
-from input_checkpoint.training.evidence import ModelEvidence, NoModel, is_refuted
+from input_checkpoint.training.evidence import ModelEvidence, NoModel, is_proven, is_refuted
 from input_checkpoint.training.progress import Progress
 from input_checkpoint.training.resume_plan import ResumePlan, plan_resume, starts_here
 from input_checkpoint.training.source import InputSource
@@ -71,6 +72,9 @@ class Resumer:
         """
         history = listing.history
         plan = plan_resume(self.mode, step, history)
+        if self.mode in ("aligned", "exact"):
+            left_behind = self._left_behind(step, listing, model)
+            plan = replace(plan, candidates=(*left_behind, *plan.candidates))
         restored = self._restore_first_usable(source, plan, model)
         if restored is None and plan.required:
             raise CheckpointNotFoundError(
@@ -104,6 +108,27 @@ class Resumer:
                 ) from error
             return ref
         return None
+
+    def _left_behind(
+        self, step: int, listing: WorkerListing, model: ModelEvidence
+    ) -> tuple[CheckpointRef, ...]:
+        """Return what a restart has left behind at ``step``, if it was saved with the model that exists now.
+
+        So somebody who went back to an older model by mistake can return to the newer one.
+        """
+        history = set(listing.history)
+        if any(ref.step == step for ref in history):
+            return ()
+        for ref in reversed(listing.checkpoints):
+            if ref.step == step and ref not in history and self._is_proven(ref, model):
+                return (ref,)
+        return ()
+
+    def _is_proven(self, ref: CheckpointRef, model: ModelEvidence) -> bool:
+        try:
+            return is_proven(self._store.info(ref), model)
+        except (CorruptCheckpointError, CheckpointNotFoundError):
+            return False
 
     def _restore(self, source: InputSource, ref: CheckpointRef, model: ModelEvidence) -> None:
         started = time.monotonic()
