@@ -34,9 +34,9 @@ def test_a_restore_after_many_saves_reads_at_most_four_times_the_objects_of_a_fu
 
 def test_the_benchmark_lists_the_limits_that_were_exceeded() -> None:
     assert Figures(100, (8, 9), 1.6, 4.1).missed(BAR_TURNOVER) == [
-        "a restore reads 1.60 times the state, more than 1.5",
-        "a restore reads 4.10 times the objects of a full save, more than 4.0",
-        "the largest save uploads 0.0900 of a full one, more than 0.08",
+        "a restore reads 1.60 times the state, the limit is 1.5",
+        "a restore reads 4.10 times the objects of a full save, the limit is 4.0",
+        "the largest save uploads 0.0900 of a full one, the limit is 0.08",
     ]
 
 
