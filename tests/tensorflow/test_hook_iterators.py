@@ -53,7 +53,9 @@ def test_the_error_about_an_uninitialized_iterator_says_to_run_its_initializer(t
         v1.data.make_initializable_iterator(tf.data.Dataset.range(3))
         return shuffled_ids()
 
-    with pytest.raises(ic.UnsupportedPipelineError, match="run its initializer"):
+    with pytest.raises(
+        ic.UnsupportedPipelineError, match=r"IteratorV2 is not initialized.*Run its initializer"
+    ):
         train(tmp_path / "model", 10, input_fn)
 
 

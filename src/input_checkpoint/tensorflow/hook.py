@@ -59,6 +59,9 @@ class CheckpointInputPipelineHook(SessionHook):
             None: not at all.
         probe: write, read, list and delete a small object now, so that a problem with the storage shows
             before training begins. True by default.
+        on_pipeline_change: what to do if the pipeline is not the one that a checkpoint was saved from.
+            ``'refuse'`` (default): an error if TensorFlow could not restore the state, a warning if it would
+            continue in other data. ``'warn'``: a warning in both cases. ``'ignore'``: nothing is compared.
         adopt: resume from the input state of another training that the store holds, which is refused
             otherwise. False by default.
         on_save_failure: ``'raise'`` (default): a save that the storage fails stops training. ``'warn'``:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from typing import Optional
+from typing import Callable, Optional
 
-from input_checkpoint.checkpoint import SaveContext
+from input_checkpoint.checkpoint import CheckpointInfo, SaveContext
 from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.store.catalog import WorkerListing
@@ -18,7 +18,7 @@ from input_checkpoint.tensorflow.model_checkpoints import (
     saved_digest,
 )
 from input_checkpoint.tensorflow.model_retention import KeepForResume
-from input_checkpoint.tensorflow.model_rollback import PipelineCheck, roll_back_model
+from input_checkpoint.tensorflow.model_rollback import roll_back_model
 from input_checkpoint.tensorflow.run_mark_file import read_mark, write_mark
 from input_checkpoint.training.evidence import ModelEvidence, NoModel, is_proven
 from input_checkpoint.training.run_mark import RunMark, check_same_run
@@ -64,7 +64,7 @@ class ModelLink:
         policy = self._settings.retention
         return policy if self._model_dir is None else policy | KeepForResume(self._model_dir)
 
-    def prepare(self, mode: str, check_pipeline: PipelineCheck) -> None:
+    def prepare(self, mode: str, check_pipeline: Callable[[CheckpointInfo], None]) -> None:
         """Look at the model directory and the store before TensorFlow restores the model.
 
         If a crash has left the newest model without its input, the model directory is turned back to the
@@ -94,7 +94,9 @@ class ModelLink:
             step = self._roll_back(self._model, listing, check_pipeline) or step
         self._seen = _Seen(step, listing)
 
-    def roll_back_after_error(self, restored_step: int, check_pipeline: PipelineCheck) -> bool:
+    def roll_back_after_error(
+        self, restored_step: int, check_pipeline: Callable[[CheckpointInfo], None]
+    ) -> bool:
         """If a new session has restored a model without its input, turn the model directory back.
 
         Returns:
@@ -136,7 +138,10 @@ class ModelLink:
         return SaveContext(model_digest=digest, save_steps=self._settings.schedule.every_steps)
 
     def _roll_back(
-        self, model: ModelCheckpoints, listing: WorkerListing, check_pipeline: PipelineCheck
+        self,
+        model: ModelCheckpoints,
+        listing: WorkerListing,
+        check_pipeline: Callable[[CheckpointInfo], None],
     ) -> Optional[int]:
         return roll_back_model(self._store, self._settings, model, listing, self._mark, check_pipeline)
 

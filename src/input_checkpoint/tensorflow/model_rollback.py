@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Optional, Protocol
+from typing import Callable, Optional
 
 from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
 from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError
@@ -24,20 +24,13 @@ from input_checkpoint.training.settings import TrainingSettings
 logger = logging.getLogger(__name__)
 
 
-class PipelineCheck(Protocol):
-    """Tells whether a checkpoint fits the present pipeline, without restoring it."""
-
-    def __call__(self, info: CheckpointInfo) -> None:
-        """Raise `PipelineMismatchError` if it does not."""
-
-
 def roll_back_model(
     store: CheckpointStore,
     settings: TrainingSettings,
     model: ModelCheckpoints,
     listing: WorkerListing,
     mark: Optional[RunMark],
-    check_pipeline: PipelineCheck,
+    check_pipeline: Callable[[CheckpointInfo], None],
 ) -> Optional[int]:
     """If a crash has left the newest model without its input, make the newest complete pair current.
 
@@ -108,7 +101,9 @@ def _readable_info(store: CheckpointStore, ref: CheckpointRef) -> Optional[Check
         return None
 
 
-def _is_usable(store: CheckpointStore, ref: CheckpointRef, check_pipeline: PipelineCheck) -> bool:
+def _is_usable(
+    store: CheckpointStore, ref: CheckpointRef, check_pipeline: Callable[[CheckpointInfo], None]
+) -> bool:
     try:
         check_pipeline(store.info(ref))
         store.check(ref)

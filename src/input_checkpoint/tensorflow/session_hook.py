@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Optional
 
 import tensorflow as tf
 
-from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
+from input_checkpoint.checkpoint import CheckpointRef, SaveContext
 from input_checkpoint.store.catalog import WorkerListing
 from input_checkpoint.store.store import CheckpointStore
 from input_checkpoint.tensorflow.iterators import GraphIterators, external_state_policy_number
 from input_checkpoint.tensorflow.model_checkpoints import default_backend_uri, latest_model_step
 from input_checkpoint.tensorflow.model_link import ModelLink
 from input_checkpoint.training.background_saver import BackgroundSaver
+from input_checkpoint.training.pipeline_check import PipelineCheck
 from input_checkpoint.training.progress import Progress
 from input_checkpoint.training.resuming import Resumer
 from input_checkpoint.training.schedule import SaveSchedule
@@ -106,6 +107,9 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         self._iterators = GraphIterators(graph, self._policy)
         self._global_step = tf.identity(step, name="input_checkpoint/global_step")
         self._finish_earlier_training()
+        self._check_pipeline = PipelineCheck(
+            self._iterators.fingerprints, self._settings.on_pipeline_change, self._store.uri
+        )
         self._link.prepare(self._resumer.mode, self._check_pipeline)
         self._rolled_back_from: Optional[int] = None
         self._current: Optional[_SessionState] = None
@@ -213,8 +217,14 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         return latest_model_step(str(self._settings.model_dir)) == step
 
     def _save(self, state: _SessionState, step: int) -> None:
-        if self._running_saver.submit(step, state.source, lambda: self._link.context(step)):
+        if self._running_saver.submit(step, state.source, lambda: self._context(step)):
             state.saved_step = step
+
+    def _context(self, step: int) -> SaveContext:
+        """Return what is known about the save of ``step``. Called in the background."""
+        fingerprints = self._iterators.fingerprints.items()
+        pipeline = {name: fingerprint.to_json() for name, fingerprint in fingerprints}
+        return replace(self._link.context(step), pipeline=pipeline)
 
     def _finish_earlier_training(self) -> None:
         """Wait for the last save of an earlier ``train`` call. Its failure is not an error of this one."""
@@ -237,7 +247,9 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         if not state.is_first:
             self._roll_back_in_new_session(step)
         listing = self._link.listing_for(step)
-        restored = self._resumer.restore(state.source, step, listing, self._link.evidence)
+        restored = self._resumer.restore(
+            state.source, step, listing, self._link.evidence, self._check_pipeline
+        )
         self._saver = self._saver_after(restored, step, listing)
         started = self._last_run_started
         self._schedules = tuple(schedule.after(step, started) for schedule in self._settings.schedules)
@@ -283,9 +295,6 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
             tolerated_failures=settings.tolerated_failures,
             progress=self._progress,
         )
-
-    def _check_pipeline(self, info: CheckpointInfo) -> None:
-        """Raise `PipelineMismatchError` if a checkpoint was saved from another pipeline."""
 
 
 @dataclass

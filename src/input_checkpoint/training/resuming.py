@@ -6,13 +6,14 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Optional
+from typing import Callable, Optional
 
-from input_checkpoint.checkpoint import CheckpointRef
+from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
 from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError, PipelineMismatchError
 from input_checkpoint.store.catalog import WorkerListing
 from input_checkpoint.store.store import CheckpointStore
 from input_checkpoint.training.evidence import ModelEvidence, NoModel, is_proven, is_refuted
+from input_checkpoint.training.pipeline_check import check_nothing
 from input_checkpoint.training.progress import Progress
 from input_checkpoint.training.resume_plan import ResumePlan, plan_resume, starts_here
 from input_checkpoint.training.source import InputSource
@@ -52,6 +53,7 @@ class Resumer:
         step: int,
         listing: WorkerListing,
         model: ModelEvidence = _NO_MODEL,
+        check_pipeline: Callable[[CheckpointInfo], None] = check_nothing,
     ) -> Optional[CheckpointRef]:
         """Restore the iterators for a model at ``step``.
 
@@ -61,6 +63,7 @@ class Resumer:
             listing: what the worker has stored.
             model: the model checkpoints that exist. An input checkpoint that was saved with another model
                 than the one of its step is not used.
+            check_pipeline: raises `PipelineMismatchError` for a checkpoint of another pipeline.
 
         Returns:
             The checkpoint that they were restored from, or None if they start from their beginning.
@@ -75,7 +78,7 @@ class Resumer:
         if self.mode in ("aligned", "exact"):
             left_behind = self._left_behind(step, listing, model)
             plan = replace(plan, candidates=(*left_behind, *plan.candidates))
-        restored = self._restore_first_usable(source, plan, model)
+        restored = self._restore_first_usable(source, plan, model, check_pipeline)
         if restored is None and plan.required:
             raise CheckpointNotFoundError(
                 f"{self._store.uri} has no input checkpoint of worker {self._worker!r} at step {step}, the "
@@ -89,17 +92,23 @@ class Resumer:
         return restored
 
     def _restore_first_usable(
-        self, source: InputSource, plan: ResumePlan, model: ModelEvidence
+        self,
+        source: InputSource,
+        plan: ResumePlan,
+        model: ModelEvidence,
+        check_pipeline: Callable[[CheckpointInfo], None],
     ) -> Optional[CheckpointRef]:
         for ref in plan.candidates:
             try:
-                self._restore(source, ref, model)
+                self._restore(source, ref, model, check_pipeline)
             except (CorruptCheckpointError, CheckpointNotFoundError) as error:
                 if plan.required:
                     raise
                 logger.warning("Trying an older input checkpoint, because %s", error)
                 continue
             except PipelineMismatchError as error:
+                if error.ref is not None:
+                    raise  # it says all of this already
                 raise PipelineMismatchError(
                     f"{self._store.uri}, checkpoint {ref}: {error} "
                     "To start the input from its beginning, pass resume='fresh'.",
@@ -130,7 +139,13 @@ class Resumer:
         except (CorruptCheckpointError, CheckpointNotFoundError):
             return False
 
-    def _restore(self, source: InputSource, ref: CheckpointRef, model: ModelEvidence) -> None:
+    def _restore(
+        self,
+        source: InputSource,
+        ref: CheckpointRef,
+        model: ModelEvidence,
+        check_pipeline: Callable[[CheckpointInfo], None],
+    ) -> None:
         started = time.monotonic()
         checkpoint = self._store.read(ref)
         if self.mode != "latest" and is_refuted(checkpoint.info, model):
@@ -140,6 +155,7 @@ class Resumer:
                 uri=self._store.uri,
                 ref=ref,
             )
+        check_pipeline(checkpoint.info)
         source.restore(checkpoint.states)
         self._progress.restored(checkpoint.info, time.monotonic() - started)
 

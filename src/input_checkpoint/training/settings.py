@@ -15,6 +15,7 @@ from input_checkpoint.errors import InvalidLocationError
 from input_checkpoint.format.keys import check_worker
 from input_checkpoint.retention.by_count import KeepLast
 from input_checkpoint.retention.policy import RetentionPolicy
+from input_checkpoint.training.pipeline_change import check_on_pipeline_change
 from input_checkpoint.training.resume_plan import check_mode
 from input_checkpoint.training.schedule import SaveSchedule
 
@@ -34,6 +35,7 @@ class TrainingOptions(TypedDict, total=False):
     adopt: bool
     on_save_failure: str
     max_failed_saves: int
+    on_pipeline_change: str
 
 
 BUSY_MODES = ("wait", "skip")
@@ -67,10 +69,12 @@ class TrainingSettings:
     adopt: bool = False
     on_save_failure: str = "raise"
     max_failed_saves: int = 3
+    on_pipeline_change: str = "refuse"
 
     def __post_init__(self) -> None:
         check_mode(self.resume)
         check_worker(self.worker)
+        check_on_pipeline_change(self.on_pipeline_change)
         if self.when_busy not in BUSY_MODES:
             raise ValueError(f"when_busy must be 'wait' or 'skip', got {self.when_busy!r}")
         if self.on_save_failure not in ("raise", "warn"):
