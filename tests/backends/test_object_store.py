@@ -11,6 +11,7 @@ import pytest
 from input_checkpoint import (
     BackendError,
     BackendNotFoundError,
+    BackendPermissionError,
     BackendUnavailableError,
     ObjectExistsError,
     ObjectNotFoundError,
@@ -27,6 +28,7 @@ from input_checkpoint.backends.object_store import (
     parse_bucket_uri,
 )
 from input_checkpoint.testing import BackendContract
+from tests.support.operations import OPERATIONS, every_operation
 
 URI = "dictionary://bucket/run"
 SECRET = "hunter2"
@@ -200,6 +202,105 @@ class TestErrors:
     def test_a_password_in_the_text_is_removed(self):
         error = Operation("read", URI, "key").error(BackendError, f"no answer of http://joe:{SECRET}@host/")
         assert str(error) == f"cannot read {URI}/key: no answer of http://***@host/"
+
+
+class RefusedError(Exception):
+    pass
+
+
+class RenewingBackend(DictionaryBackend):
+    """Its client is the password that it found. The server accepts `accepted`."""
+
+    def __init__(self, passwords: Sequence[str], accepted: str) -> None:
+        self.passwords = iter(passwords)
+        self.accepted = accepted
+        self.sent: list[str] = []
+        super().__init__()
+        self.objects = {f"run/{number}": b"data" for number in range(6)}
+
+    def open_client(self) -> str:
+        return next(self.passwords)
+
+    def log_in(self) -> None:
+        self.sent.append(self.client)
+        if self.client != self.accepted:
+            raise RefusedError
+
+    def upload(self, name: str, data: bytes, *, if_absent: bool) -> None:
+        self.log_in()
+        super().upload(name, data, if_absent=if_absent)
+
+    def download(self, name: str, start: int, end: Optional[int]) -> bytes:
+        self.log_in()
+        return super().download(name, start, end)
+
+    def list_objects(self, prefix: str) -> Iterable[ObjectInfo]:
+        for info in super().list_objects(prefix):
+            self.log_in()
+            yield info
+
+    def delete_objects(self, names: Sequence[str]) -> None:
+        self.log_in()
+        super().delete_objects(names)
+
+    def translate_error(self, error: Exception, operation: Operation) -> BackendError:
+        if isinstance(error, RefusedError):
+            return operation.credentials_refused("wrong password")
+        if isinstance(error, StopIteration):
+            return operation.error(BackendError, "no password found")
+        return super().translate_error(error, operation)
+
+
+class TestRenewedCredentials:
+    @every_operation
+    def test_they_are_looked_up_when_the_server_refuses_the_old_ones(self, operation):
+        backend = RenewingBackend(["old", "new"], "old")
+        backend.put("key", b"data")
+        backend.accepted = "new"
+        if operation is OPERATIONS["create"]:
+            backend.delete(["key"])
+        operation(backend)
+        assert backend.client == "new"
+
+    @every_operation
+    def test_credentials_that_stay_refused_are_an_error_after_one_repetition(self, operation):
+        backend = RenewingBackend(["old", "wrong", "unused"], "none")
+        assert backend.client == "old"
+        with pytest.raises(BackendPermissionError, match="wrong password"):
+            operation(backend)
+        assert backend.sent == ["old", "wrong"]
+
+    def test_a_client_that_was_opened_for_the_request_is_not_opened_again(self):
+        backend = RenewingBackend(["wrong", "unused"], "none")
+        with pytest.raises(BackendPermissionError, match="wrong password"):
+            backend.get("key")
+        assert backend.sent == ["wrong"]
+
+    def test_a_listing_goes_on_after_the_last_object_that_it_returned(self):
+        backend = RenewingBackend(["old", "new"], "old")
+        assert backend.client == "old"
+        listing = backend.list()
+        keys = [next(listing).key, next(listing).key]
+        backend.accepted = "new"
+        keys += [info.key for info in listing]
+        assert keys == ["0", "1", "2", "3", "4", "5"]
+
+    def test_a_failed_lookup_is_the_error(self):
+        backend = RenewingBackend(["old"], "new")
+        assert backend.client == "old"
+        with pytest.raises(BackendError, match=f"cannot open {URI}: no password found"):
+            backend.get("1")
+
+    def test_a_missing_permission_is_not_a_reason_to_look_them_up(self, monkeypatch):
+        def refuse(name: str, start: int, end: Optional[int]) -> bytes:
+            raise BackendPermissionError("not yours")
+
+        backend = RenewingBackend(["old", "unused"], "old")
+        assert backend.client == "old"
+        monkeypatch.setattr(backend, "download", refuse)
+        with pytest.raises(BackendPermissionError, match="not yours"):
+            backend.get("1")
+        assert backend.client == "old"
 
 
 class TestRequestWithoutAnswer:

@@ -345,7 +345,7 @@ class TestLogin:
             backend.put("key", b"data")
             with pytest.raises(BackendPermissionError):
                 opened(**with_password(password=SECRET)).get("key")
-        shown = f"{caplog.text}{backend!r}{backend.uri}{backend._connection._login!r}"
+        shown = f"{caplog.text}{backend!r}{backend.uri}{backend._connection._login()!r}"
         assert PASSWORD not in shown
         assert SECRET not in shown
 

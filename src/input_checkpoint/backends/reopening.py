@@ -7,14 +7,19 @@ uses an inherited client waits for a thread that does not exist, or writes into 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import weakref
 from typing import Any, Callable, Generic, Optional, TypeVar
 
+from fsspec import asyn
+
+from input_checkpoint.backends.configuration import update_configuration
+
 _Client = TypeVar("_Client")
 
 _holders: weakref.WeakSet[ReopeningClient[Any]] = weakref.WeakSet()
+_parents_loop: Any = None
+"""fsspec's event loop in the parent process."""
 _inherited: list[Any] = []
 """Clients of the parent process. They are kept, because their finalizers close the parent's connections."""
 
@@ -63,7 +68,7 @@ class ReopeningClient(Generic[_Client]):
             return self._client
 
     def replace(self, refused: _Client) -> None:
-        """Open the client again, unless another thread has already done so.
+        """Open the client again, with credentials looked up anew, unless another thread has just done so.
 
         Args:
             refused: the client whose credentials the server refused. It is not closed, because other threads
@@ -72,6 +77,7 @@ class ReopeningClient(Generic[_Client]):
         self.forget_inherited()
         with self._lock:
             if self._client is None or self._client is refused:
+                update_configuration()
                 self._client = self._open()
 
     def close(self) -> None:
@@ -91,15 +97,31 @@ class ReopeningClient(Generic[_Client]):
         self._client, self._lock, self._process = None, threading.Lock(), os.getpid()
 
 
+def _before_fork() -> None:
+    global _parents_loop
+    _parents_loop = asyn.loop[0]
+
+
 def _start_over_in_child() -> None:
-    asyn = sys.modules.get("fsspec.asyn")
-    if asyn is not None:
-        # fsspec forgets its event loop itself, but not the lock that guards it.
-        asyn.reset_lock()
+    # fsspec forgets its event loop itself, but not the lock that guards it.
+    asyn.reset_lock()
     for holder in list(_holders):
         holder.forget_inherited()
+    _detach_inherited_finalizers()
+
+
+def _detach_inherited_finalizers() -> None:
+    """Keep the parent's filesystems from waiting for the parent's event loop when the child ends.
+
+    adlfs waits forever, s3fs for a second.
+    """
+    # There is no public way to find them.
+    registry = getattr(weakref.finalize, "_registry", {})
+    for finalizer, info in list(registry.items()):
+        if _parents_loop is not None and any(argument is _parents_loop for argument in info.args):
+            _inherited.append(finalizer.detach())
 
 
 if hasattr(os, "register_at_fork"):
     # Right after the fork, before anything else in the child can drop a client.
-    os.register_at_fork(after_in_child=_start_over_in_child)
+    os.register_at_fork(before=_before_fork, after_in_child=_start_over_in_child)

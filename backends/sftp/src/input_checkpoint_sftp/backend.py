@@ -15,6 +15,7 @@ from asyncssh.constants import FILEXFER_TYPE_DIRECTORY, FILEXFER_TYPE_REGULAR, F
 from fsspec.config import apply_config
 
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.configuration import update_configuration
 from input_checkpoint.backends.reopening import ReopeningClient
 from input_checkpoint.errors import BackendNotFoundError
 from input_checkpoint_sftp.connection import Connection, Session
@@ -80,8 +81,13 @@ class SftpBackend(Backend):
                 uri=self.uri,
             )
         self._root = posixpath.normpath("/" + address.path.strip("/"))
+
+        def login() -> Login:
+            update_configuration()
+            return _login(address, storage_options)
+
         with self._errors("open"):
-            login = _login(address, storage_options)
+            login()
         self._reopening = ReopeningClient(lambda: Connection(login), Connection.close)
 
     def create(self, key: str, data: Data) -> None:

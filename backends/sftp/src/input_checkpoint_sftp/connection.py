@@ -150,16 +150,16 @@ class _SshConnection:
 class Connection:
     """Runs the work of all threads on one SSH connection, and reconnects after the connection was lost.
 
-    Each connection logs in anew, with the keys that the files hold at that time. A forked child cannot use
-    the parent's.
+    Each connection logs in with what the options and key files hold at that time, so renewed credentials are
+    found. A forked child cannot use the parent's connection.
 
     If the connection is lost or cannot be made, all threads that wait for it get the error at once.
 
     Args:
-        login: where and how to connect.
+        login: returns where and how to connect. It is called for each connection.
     """
 
-    def __init__(self, login: Login) -> None:
+    def __init__(self, login: Callable[[], Login]) -> None:
         self._login = login
         self._ssh: Optional[_SshConnection] = None
         self._connecting: Optional[asyncio.Task[_SshConnection]] = None
@@ -199,7 +199,8 @@ class Connection:
             if self._ssh is not None:
                 self._ssh.close()
                 self._ssh = None
-            ssh = _SshConnection(await connect(self._login), self._login.timeout)
+            login = self._login()
+            ssh = _SshConnection(await connect(login), login.timeout)
             await ssh.session()
             self._ssh = ssh
             return ssh
