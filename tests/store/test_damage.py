@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from input_checkpoint import (
@@ -85,6 +87,18 @@ class TestDamage:
         failing = Failing(backend, "get", "packs/", BackendUnavailableError("no answer"))
         with pytest.raises(BackendUnavailableError):
             loaded(CheckpointStore(failing), damaged)
+
+    def test_the_reading_threads_end_before_the_error_about_a_damaged_chunk_is_raised(
+        self, store, backend, damaged
+    ):
+        """If they did not, the garbage collector would join them later, in any thread, and could deadlock."""
+        (pack,) = pack_keys(backend)
+        backend.put(pack, bytes(len(backend.get(pack))))
+        with pytest.raises(CorruptCheckpointError) as raised:
+            loaded(store, damaged)
+        assert raised.value.__traceback__ is not None  # keeps the frames of the reading code alive
+        threads = [thread.name for thread in threading.enumerate()]
+        assert [name for name in threads if name.startswith("input-checkpoint")] == []
 
     def test_other_checkpoints_can_still_be_loaded(self, store, backend, run, damaged):
         (other,) = save(run, 200)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -166,10 +167,12 @@ def read_batches(
     check_counts(rows)
     key_extents = plan_reads(rows.keys)
     plans = [(rows.keys, key_extents), (rows.elements, plan_reads(rows.elements))]
-    extents = _read_extents(backend, manifest, plans, concurrency)
-    keys = _join_keys(rows.keys, itertools.islice(extents, len(key_extents)))
-    decoder = _BatchDecoder(rows.elements.elements, keys)
-    yield from map(decoder.decode, extents)
+    # Closed here if decoding fails. Otherwise the garbage collector joins the reading threads later, and that
+    # deadlocks if it happens to run in a thread that is just starting.
+    with contextlib.closing(_read_extents(backend, manifest, plans, concurrency)) as extents:
+        keys = _join_keys(rows.keys, itertools.islice(extents, len(key_extents)))
+        decoder = _BatchDecoder(rows.elements.elements, keys)
+        yield from map(decoder.decode, extents)
 
 
 class _BatchDecoder:
@@ -248,7 +251,7 @@ def _read_extents(
     manifest: Manifest,
     plans: Iterable[tuple[ChunkTable, Sequence[Extent]]],
     concurrency: int,
-) -> Iterator[Chunks]:
+) -> Generator[Chunks, None, None]:
     """Yield the chunks of each extent of several tables, in order."""
     keys = manifest.pack_keys
 
@@ -258,9 +261,9 @@ def _read_extents(
 
     max_reads = READS_PER_UPLOAD * concurrency
     planned = [(table, extent) for table, extents in plans for extent in extents]
-    fetched = map_ordered(fetch, planned, max_reads, lambda read: read[1].weight, max_reads)
     # Decoded in one thread: small chunks are bound by Python code, so more threads would compete for the GIL.
-    for table, extent, data in fetched:
+    # No variable holds the iterator, so that it is closed at once if decoding fails.
+    for table, extent, data in map_ordered(fetch, planned, max_reads, lambda read: read[1].weight, max_reads):
         yield list(decode_chunks(data, keys[extent.pack], table, extent))
 
 
