@@ -9,9 +9,10 @@ import pytest
 
 from input_checkpoint import CheckpointStore, IteratorState, KeepLast, RetentionPolicy
 from input_checkpoint.backends.memory import MemoryBackend
+from input_checkpoint.errors import BackendUnavailableError
 from input_checkpoint.format.keys import parse_checkpoint_key
 from input_checkpoint.training.background_saver import BackgroundSaver
-from tests.support.wrappers import Wrapped
+from tests.support.wrappers import Failing, Wrapped
 
 
 class FixedInput:
@@ -71,7 +72,7 @@ def gated(memory: MemoryBackend) -> Iterator[PruneGate]:
 
 
 def saver_on(backend, retention=KeepLast(1), **options) -> BackgroundSaver:  # noqa: B008 - immutable
-    store = CheckpointStore.open(backend, create=True)
+    store = CheckpointStore.open(backend, create=True, retry=None)
     return BackgroundSaver(store.begin_run("main"), retention, **options)
 
 
@@ -141,3 +142,42 @@ def test_an_error_in_a_retention_policy_is_raised_in_the_training_thread(memory)
     with pytest.raises(ZeroDivisionError, match="a mistake"):
         saver.wait()
     assert committed_steps(memory) == [10]
+
+
+class TestToleratedFailures:
+    def save_all(self, saver: BackgroundSaver, *steps: int) -> None:
+        for step in steps:
+            submit(saver, step)
+            saver.wait()
+
+    def test_a_failed_save_is_warned_about_and_the_next_one_succeeds(self, memory, caplog):
+        failing = Failing(memory, "put", "packs/main/00000001/000000000010", BackendUnavailableError("away"))
+        saver = saver_on(failing, tolerated_failures=1)
+        self.save_all(saver, 10, 20)
+        assert committed_steps(memory) == [20]
+        assert "failed (1 in a row; 1 are tolerated): away" in caplog.text
+
+    def test_one_failure_too_many_in_a_row_is_raised(self, memory):
+        failing = Failing(memory, "put", "packs/", BackendUnavailableError("away"))
+        saver = saver_on(failing, tolerated_failures=1)
+        self.save_all(saver, 10)
+        with pytest.raises(BackendUnavailableError, match="away"):
+            self.save_all(saver, 20)
+
+    def test_a_success_in_between_begins_the_count_anew(self, memory):
+        failing = Failing(
+            memory, "put", "packs/main/00000001/0000000000[13]0", BackendUnavailableError("away")
+        )
+        saver = saver_on(failing, tolerated_failures=1)
+        self.save_all(saver, 10, 20, 30, 40)
+        assert committed_steps(memory)[-1] == 40
+
+    def test_what_is_no_failure_of_the_storage_is_always_raised(self, memory):
+        class Broken(FixedInput):
+            def snapshot(self):
+                raise ZeroDivisionError("a mistake")
+
+        saver = saver_on(memory, tolerated_failures=5)
+        saver.submit(10, Broken(b""))
+        with pytest.raises(ZeroDivisionError):
+            saver.wait()

@@ -27,7 +27,8 @@ class Progress:
     ) -> None:
         """Say where a run saves, how often, what it keeps, what it found and what it resumes from."""
         history = listing.history
-        found = f"{len(history)} checkpoints, up to step {history[-1].step}" if history else "no checkpoints"
+        count = f"{len(history)} checkpoint{'s' if len(history) > 1 else ''}"
+        found = f"{count}, up to step {history[-1].step}" if history else "no checkpoints"
         source = "the beginning of the input" if restored is None else f"step {restored.step}"
         self._logger.info(
             "Input checkpoints of worker %s go to %s every %s, keeping %r. Found %s there; starting from %s.",

@@ -1,0 +1,67 @@
+"""Whether a store can be that of the training in a model directory."""
+
+from __future__ import annotations
+
+import pytest
+
+from input_checkpoint import CheckpointRef, DifferentRunError
+from input_checkpoint.format.lineage import InferredLineage, Lineage
+from input_checkpoint.store.catalog import WorkerListing
+from input_checkpoint.training.run_mark import RunMark, check_same_run, decode_mark, encode_mark
+
+OURS = RunMark("aaaa", "s3://bucket/run", "main", lineage=3)
+SAVED = (CheckpointRef("main", 1, 20),)
+
+
+def check(mark, run_id="aaaa", checkpoints=SAVED, proven=(), lineage=Lineage) -> None:
+    listing = WorkerListing(checkpoints, lineage("main", 1, (), run_id=run_id))
+    check_same_run(mark, listing, proven, uri="s3://bucket/store", model_dir="/models/run")
+
+
+def test_the_store_of_the_same_run_is_accepted():
+    check(OURS)
+
+
+def test_the_store_of_another_run_is_refused():
+    with pytest.raises(DifferentRunError, match=r"/models/run belongs to run aaaa, .*s3://bucket/run"):
+        check(OURS, run_id="bbbb")
+
+
+def test_a_model_directory_without_a_mark_is_refused_a_used_store():
+    with pytest.raises(DifferentRunError, match="nothing in /models/run belongs to it"):
+        check(None)
+
+
+def test_without_a_mark_a_proven_pair_is_enough():
+    check(None, proven=[20])
+
+
+def test_with_the_mark_of_another_run_a_proven_pair_is_not_enough():
+    with pytest.raises(DifferentRunError):
+        check(OURS, run_id="bbbb", proven=[20])
+
+
+@pytest.mark.parametrize("mark", [None, OURS])
+def test_a_store_without_checkpoints_is_accepted(mark):
+    check(mark, run_id="bbbb", checkpoints=())
+
+
+@pytest.mark.parametrize("mark", [None, OURS])
+def test_a_store_whose_run_id_is_unknown_is_accepted(mark):
+    check(mark, run_id="")
+    check(mark, run_id="", lineage=InferredLineage)
+
+
+def test_an_empty_store_is_accepted():
+    check_same_run(OURS, WorkerListing((), None), (), uri="s3://bucket/store", model_dir="/models/run")
+
+
+@pytest.mark.parametrize("ended_at", [None, 0, 20])
+def test_a_mark_comes_back_as_it_was_written(ended_at):
+    mark = RunMark("aaaa", "s3://bucket/run", "main", 3, ended_at)
+    assert decode_mark(encode_mark(mark)) == mark
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", "\x00", '{"run_id": "a", "lineage": "x"}'])
+def test_a_damaged_mark_is_as_good_as_none(text):
+    assert decode_mark(text) is None
