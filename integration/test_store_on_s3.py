@@ -9,10 +9,11 @@ import pytest
 from aiobotocore.session import AioSession
 
 from input_checkpoint import Backend, open_backend
-from tests.store.conftest import memory, run, store
+from tests.conftest import memory
+from tests.store.conftest import run, store
 from tests.store.test_commit import TestCommit
 from tests.store.test_damage import TestDamage, TestForgery
-from tests.store.test_lineages import TestDamagedLineageRecord, TestGoingBack, TestLineages
+from tests.store.test_lineages import TestDamagedLineageRecord, TestLineages, TestRestartFromAnOlderStep
 from tests.store.test_listing import TestListing
 from tests.store.test_opening import TestOpening
 from tests.store.test_pruning import TestPruning
@@ -26,12 +27,12 @@ __all__ = [
     "TestDamage",
     "TestDamagedLineageRecord",
     "TestForgery",
-    "TestGoingBack",
     "TestLineages",
     "TestListing",
     "TestMemory",
     "TestOpening",
     "TestPruning",
+    "TestRestartFromAnOlderStep",
     "TestSavingAndLoading",
     "TestVerifying",
     "memory",

@@ -94,11 +94,12 @@ class TestDamage:
         """If they did not, the garbage collector would join them later, in any thread, and could deadlock."""
         (pack,) = pack_keys(backend)
         backend.put(pack, bytes(len(backend.get(pack))))
+        before = set(threading.enumerate())
         with pytest.raises(CorruptCheckpointError) as raised:
             loaded(store, damaged)
         assert raised.value.__traceback__ is not None  # keeps the frames of the reading code alive
-        threads = [thread.name for thread in threading.enumerate()]
-        assert [name for name in threads if name.startswith("input-checkpoint")] == []
+        started = set(threading.enumerate()) - before
+        assert [thread for thread in started if thread.name.startswith("input-checkpoint")] == []
 
     def test_other_checkpoints_can_still_be_loaded(self, store, backend, run, damaged):
         (other,) = save(run, 200)
