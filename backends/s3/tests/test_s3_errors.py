@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import boto3
+import fsspec.config
 import pytest
 from aiobotocore.session import AioSession
 
@@ -271,6 +272,47 @@ class TestErrorAnswer:
             backend.create("key", b"data")
         assert not isinstance(raised.value, BackendUnavailableError)
 
+    @pytest.mark.parametrize("operation", ["put", "create"])
+    @pytest.mark.parametrize(
+        ("status", "code"),
+        [
+            (403, "QuotaExceeded"),
+            (400, "XMinioAdminBucketQuotaExceeded"),
+            (507, "XMinioStorageFull"),
+            (400, "ServiceQuotaExceededException"),
+            (507, "InsufficientStorage"),
+        ],
+    )
+    def test_a_full_quota_is_permanent(self, engine, operation, status, code):
+        with (
+            backend_at(engine, s3_error(status, code)) as backend,
+            pytest.raises(BackendError, match=rf"no space left.*\({code}: the message\).*quota") as raised,
+        ):
+            OPERATIONS[operation](backend)
+        assert not isinstance(raised.value, BackendUnavailableError)
+
+    @pytest.mark.parametrize(
+        ("status", "code"),
+        [
+            (503, "SlowDown"),
+            (403, "AccessDenied"),
+            (403, "AccountProblem"),
+            (400, "InvalidTag"),
+            (404, "NoSuchBucket"),
+        ],
+    )
+    def test_the_servers_own_code_is_in_the_message(self, engine, status, code):
+        with backend_at(engine, s3_error(status, code)) as backend, pytest.raises(BackendError, match=code):
+            backend.put("key", b"data")
+
+    @pytest.mark.parametrize("code", ["AccessDenied", "SlowDown"])
+    def test_the_servers_own_message_is_kept(self, engine, code):
+        with (
+            backend_at(engine, s3_error(403, code)) as backend,
+            pytest.raises(BackendError, match=f"{code}: the message"),
+        ):
+            backend.put("key", b"data")
+
     def test_a_conflict_of_two_writers_does_not_mean_that_the_key_exists(self, engine):
         # https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html says to retry
         with (
@@ -329,6 +371,40 @@ class TestOptions:
         OPERATIONS[write](backend)
         head = client.head_object(Bucket=s3_server.bucket, Key=f"{prefix}/key")
         assert {name: head[name] for name in more} == more
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"use_listings_cache": True},
+            {"use_listings_cache": False},
+            {"skip_instance_cache": False},
+            {"skip_instance_cache": True},
+            {"config_kwargs": None},
+            {"config_kwargs": {}},
+            {"config_kwargs": {"connect_timeout": 1, "max_pool_connections": 3}},
+            {"s3_additional_kwargs": None},
+        ],
+        ids=str,
+    )
+    def test_an_option_that_the_backend_sets_itself_may_be_given(self, engine, s3_server, given):
+        if engine == "obstore" and given.get("config_kwargs"):
+            given = {"config_kwargs": {"connect_timeout": 1}}
+        backend = opened(
+            engine, f"s3://{s3_server.bucket}/{uuid.uuid4().hex}", {**s3_server.options, **given}
+        )
+        for number in range(2):
+            backend.put(f"{number}", b"data")
+            assert len(list(backend.list())) == number + 1
+
+    def test_client_kwargs_may_be_none(self, engine, s3_server, monkeypatch):
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        options = {**s3_server.options, "client_kwargs": None}
+        opened(engine, f"s3://{s3_server.bucket}/{uuid.uuid4().hex}", options).put("key", b"data")
+
+    def test_options_may_also_be_in_the_configuration_of_fsspec(self, engine, s3_server, monkeypatch):
+        conf = {**s3_server.options, "config_kwargs": {"connect_timeout": 1}, "use_listings_cache": True}
+        monkeypatch.setitem(fsspec.config.conf, "s3", conf)
+        opened(engine, f"s3://{s3_server.bucket}/{uuid.uuid4().hex}", {}).put("key", b"data")
 
     def test_even_a_large_object_is_not_a_multipart_upload(self, engine, s3_server, client):
         prefix = uuid.uuid4().hex

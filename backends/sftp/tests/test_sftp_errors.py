@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
-import subprocess
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Callable
 
 import asyncssh
@@ -48,9 +44,9 @@ from input_checkpoint import (
 from input_checkpoint.backends.probing import probe
 from input_checkpoint_sftp.login import Login
 from tests.support.answering_server import mute_server, unused_port
+from tests.support.forking import WAYS, needs_fork, run_forking
 from tests.support.operations import OPERATIONS, every_operation, outcome
 
-FORKING_CHILD = Path(__file__).with_name("sftp_forking_child.py")
 SECRET = "correct horse"
 HALF_A_MINUTE = 30
 every_write = pytest.mark.parametrize(
@@ -215,11 +211,31 @@ class TestDyingServer:
         assert server.logins == 2
 
 
+@needs_fork
 def test_a_forked_process_makes_its_own_connection(server, folder_name):
-    command = [sys.executable, str(FORKING_CHILD), server.uri(folder_name), json.dumps(server.options())]
-    done = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert run_forking("parents_backend", server.uri(folder_name), server.options()) == ""
     assert server.logins == 2
+
+
+@needs_fork
+@pytest.mark.parametrize("how", WAYS)
+def test_parent_and_forked_child_work(server, folder_name, how):
+    assert run_forking(how, server.uri(folder_name), server.options()) == ""
+
+
+def test_a_renewed_key_is_read_for_the_next_connection(server, opened, tmp_path, monkeypatch):
+    file = tmp_path / "key"
+    server.user_key.write_private_key_file(str(file))
+    backend = opened(key_filename=str(file))
+    backend.put("key", b"data")
+    monkeypatch.setattr(server, "user_key", paramiko.ECDSAKey.generate())
+    server.user_key.write_private_key_file(str(file))
+    server.hang_up()
+    until = time.monotonic() + HALF_A_MINUTE
+    while backend._connection._ssh.is_alive:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert backend.get("key") == b"data"
 
 
 class TestThreads:
