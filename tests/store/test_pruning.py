@@ -135,15 +135,20 @@ class TestPruning:
         store.prune(KeepAll(), orphan_age=0)
         assert list(backend.list("saves/")) == []
 
-    def test_a_save_is_announced_before_it_lists_checkpoints_and_until_it_has_committed(
+    def test_a_save_is_announced_before_it_looks_up_what_it_builds_on_and_until_it_has_committed(
         self, store, run, backend
     ):
         recording = Recording(backend)
-        info = run_in(CheckpointStore(recording), run).save(10, some_state())
-        changes = [(verb, key.split("/")[0]) for verb, key in recording.calls if verb != "get"]
-        assert [change for change in changes if change[1] != "lineages"] == [
+        resumed = store.begin_run("main", parent=run.save(10, some_state()).ref)
+        observed = run_in(CheckpointStore(recording), resumed)
+        observed.save(20, some_state(b"20"))
+        recording.calls.clear()
+        info = observed.save(30, some_state(b"30"))
+        calls = [(verb, key.split("/")[0]) for verb, key in recording.calls]
+        assert [call for call in dict.fromkeys(calls) if call[1] != "lineages"] == [
             ("put", "saves"),
-            ("list", "checkpoints"),
+            ("get", "checkpoints"),
+            ("get", "packs"),
             ("put", "packs"),
             ("create", "checkpoints"),
             ("delete", "saves"),

@@ -15,10 +15,12 @@ from benchmarks.incremental import measure
 from input_checkpoint.backends.memory import MemoryBackend
 from input_checkpoint.format.keys import manifest_key
 from input_checkpoint.state import Element
+from input_checkpoint.store import saving
+from input_checkpoint.store.saving import checkpoints_to_build_on
 from tests.support.faults import Fail, FaultyBackend
 from tests.support.memory import peak_memory
-from tests.support.stores import run_in
-from tests.support.wrappers import BeforeWrites, Failing, Recording
+from tests.support.stores import loaded, pack_keys, run_in
+from tests.support.wrappers import BeforeWrites, Failing, Recording, Wrapped
 
 SMALL = ic.SaveOptions(pack_bytes=1 << 16, concurrency=1, compress=False)
 
@@ -29,6 +31,18 @@ class WithoutPacks(MemoryBackend):
     def put(self, key, data):
         if not key.startswith("packs/"):
             super().put(key, data)
+
+
+class AllLookupsAtOnce(Wrapped):
+    """Answers no read of a pack before the expected number of reads is waiting."""
+
+    def __init__(self, inner: ic.Backend, expected: int) -> None:
+        super().__init__(inner)
+        self._all_waiting = threading.Barrier(expected)
+
+    def before(self, verb: str, key: str) -> None:
+        if verb == "get" and key.startswith("packs/"):
+            self._all_waiting.wait(10)
 
 
 def state(*elements: Element) -> list[ic.IteratorState]:
@@ -99,6 +113,154 @@ class TestOrder:
         with pytest.raises(OSError, match="the session is gone"):
             store.begin_run("main").save(1, [ic.IteratorState("Iterator", elements())])
         assert list(memory.list("saves/")) == []
+
+
+class TestDataDeletedFromOutside:
+    """What is no prune's work: a lifecycle rule, a cleanup job, a person."""
+
+    def test_a_deleted_pack_is_written_again_by_the_next_save(self, memory):
+        store = ic.CheckpointStore.open(memory, create=True, options=SMALL)
+        run = store.begin_run("main")
+        first = run.save(1, state(large(1), large(2)))
+        memory.delete(pack_keys(memory))
+        second = run.save(2, state(large(1), large(2)))
+        assert loaded(store, second) == [("Iterator", [large(1), large(2)])]
+        assert list(store.verify().problems) == [first.ref]
+
+    def test_only_the_deleted_pack_is_written_again(self, memory):
+        store = ic.CheckpointStore.open(memory, create=True, options=ic.SaveOptions(pack_bytes=1))
+        run = store.begin_run("main")
+        elements = [large(number) for number in range(4)]
+        memory.delete([run.save(1, state(*elements)).packs[0].key])
+        second = run.save(2, state(*elements))
+        assert [pack.new for pack in second.packs] == [False] * 4 + [True]
+        assert second.stored_bytes < 2 * 2100
+        assert loaded(store, second) == [("Iterator", elements)]
+
+    def test_a_truncated_pack_is_written_again(self, memory):
+        store = ic.CheckpointStore.open(memory, create=True, options=SMALL)
+        run = store.begin_run("main")
+        run.save(1, state(large(1)))
+        (pack,) = pack_keys(memory)
+        memory.put(pack, memory.get(pack)[:-1])
+        assert loaded(store, run.save(2, state(large(1)))) == [("Iterator", [large(1)])]
+
+    def test_the_first_save_of_a_resumed_run_notices_a_deleted_pack_too(self, memory):
+        store = ic.CheckpointStore.open(memory, create=True, options=SMALL)
+        parent = store.begin_run("main").save(1, state(large(1)))
+        run = store.begin_run("main", parent=parent.ref)
+        memory.delete(pack_keys(memory))
+        assert loaded(store, run.save(2, state(large(1)))) == [("Iterator", [large(1)])]
+
+    def test_the_packs_of_a_deleted_manifest_are_not_built_on(self, memory):
+        store = ic.CheckpointStore.open(memory, create=True, options=SMALL)
+        run = store.begin_run("main")
+        first = run.save(1, state(large(1)))
+        memory.delete([manifest_key(first.ref)])
+        second = run.save(2, state(large(1)))
+        assert {pack.key for pack in first.packs}.isdisjoint(pack.key for pack in second.packs)
+
+    def test_a_warning_names_the_store_the_pack_and_the_checkpoints_that_are_lost(self, memory, caplog):
+        store = ic.CheckpointStore.open(memory, create=True, options=SMALL)
+        run = store.begin_run("main")
+        first = run.save(1, state(large(1)))
+        memory.delete(pack_keys(memory))
+        run.save(2, state(large(1)))
+        (warning,) = caplog.messages
+        assert warning.startswith(f"{store.uri}: 1 packs that committed checkpoints need are missing")
+        assert first.packs[0].key in warning
+        assert warning.endswith(f"among them {first.ref}.")
+        run.save(3, state(large(1)))
+        assert len(caplog.messages) == 1
+
+    def test_a_deleted_manifest_alone_causes_no_warning(self, memory, caplog):
+        store = ic.CheckpointStore.open(memory, create=True, options=SMALL)
+        run = store.begin_run("main")
+        run.save(1, state(large(1)))
+        memory.delete([*pack_keys(memory), *(info.key for info in memory.list("checkpoints/"))])
+        run.save(2, state(large(1)))
+        assert caplog.messages == []
+
+
+class TestHistory:
+    """What a save costs does not depend on how many checkpoints there are."""
+
+    def test_the_requests_of_a_save_are_the_same_after_20_and_after_200_saves(self, memory):
+        recording = Recording(memory)
+        store = ic.CheckpointStore.open(recording, create=True, options=SMALL)
+        run = store.begin_run("main")
+
+        def requests_of_save(step: int) -> list[tuple[str, str]]:
+            recording.calls.clear()
+            run.save(step, state(*map(large, range(step, step + 20))))
+            return [(verb, key.split("/")[0]) for verb, key in recording.calls]
+
+        for step in range(20):
+            run.save(step, state(*map(large, range(step, step + 20))))
+        early = requests_of_save(20)
+        for step in range(21, 200):
+            run.save(step, state(*map(large, range(step, step + 20))))
+        assert requests_of_save(200) == early
+        assert [call for call in early if call[0] == "list"] == [("list", "lineages")]
+
+    def test_what_a_run_remembers_does_not_grow(self, memory):
+        store = ic.CheckpointStore.open(memory, create=True, options=SMALL)
+        run = store.begin_run("main")
+        for step in range(100):
+            run.save(step, state(large(step)))
+        saver = run._saver
+        assert len(saver._known) == saving.MAX_KNOWN_CHECKPOINTS
+        assert len(saver._index) <= saving.MAX_KNOWN_CHECKPOINTS * 2
+        assert saver._index.packs == saver._known_packs().keys()
+
+    def test_an_element_that_returns_after_two_saves_is_not_stored_again(self, memory):
+        store = ic.CheckpointStore.open(memory, create=True, options=SMALL)
+        run = store.begin_run("main")
+        elements = [(b"slot %d" % number, large(number)[1]) for number in range(3)]
+        for step, element in enumerate(elements):
+            run.save(step, state(element))
+        info = run.save(3, state(elements[0]))
+        assert info.stored_bytes == 0
+        assert loaded(store, info) == [("Iterator", [elements[0]])]
+
+    def test_packs_are_looked_up_at_the_same_time(self, memory):
+        packs = 5
+        options = ic.SaveOptions(pack_bytes=1)
+        store = ic.CheckpointStore.open(memory, create=True, options=options)
+        elements = [large(number) for number in range(packs - 1)]
+        parent = store.begin_run("main").save(1, state(*elements))
+        assert len(parent.packs) == packs
+        run = store.begin_run("main", parent=parent.ref)
+        observed = ic.CheckpointStore(AllLookupsAtOnce(memory, packs), options)
+        assert loaded(store, run_in(observed, run).save(2, state(*elements))) == [("Iterator", elements)]
+
+
+class TestCheckpointsToBuildOn:
+    def refs(self, count: int) -> list[ic.CheckpointRef]:
+        return [ic.CheckpointRef("main", 1, step) for step in range(count)]
+
+    def test_the_newest_are_chosen_from_old_to_new(self):
+        committed = {ref: {f"pack {ref.step}": 1} for ref in self.refs(saving.MAX_KNOWN_CHECKPOINTS + 3)}
+        useful = {f"pack {ref.step}" for ref in committed}
+        assert list(checkpoints_to_build_on(committed, useful)) == list(committed)[3:]
+
+    def test_packs_without_useful_chunks_are_left_out(self):
+        first, second = self.refs(2)
+        committed = {first: {"a": 1}, second: {"b": 2, "c": 3}}
+        assert checkpoints_to_build_on(committed, {"c"}) == {second: {"c": 3}}
+
+    def test_an_older_checkpoint_that_adds_no_pack_is_left_out(self):
+        first, second = self.refs(2)
+        committed = {first: {"a": 1}, second: {"a": 1, "b": 2}}
+        assert list(checkpoints_to_build_on(committed, {"a", "b"})) == [second]
+
+    def test_all_packs_of_the_newest_checkpoint_are_chosen_but_few_of_older_ones(self):
+        old, middle, newest = self.refs(3)
+        many = {f"new {number}": 1 for number in range(3 * saving.MAX_OLDER_PACKS)}
+        some = {f"middle {number}": 1 for number in range(saving.MAX_OLDER_PACKS)}
+        committed = {old: {"old": 1}, middle: some, newest: many}
+        useful = {"old", *some, *many}
+        assert checkpoints_to_build_on(committed, useful) == {middle: some, newest: many}
 
 
 class TestMemory:

@@ -270,6 +270,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.model.saved[ref] = state
         packs = decode_header(self.inner.get(manifest_key(ref))).packs
         self.model.named[ref] = {manifest_key(ref), *(pack.key for pack in packs)}
+        # Also if a pack that it could have shared was deleted or truncated before the save began.
+        stored = {info.key: info.size for info in self.inner.list("packs/")}
+        assert {pack.key: pack.size for pack in packs}.items() <= stored.items()
 
     def prune_by(self, prune: Callable[..., ic.PruneReport], n: int) -> None:
         model = self.model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Optional
 
@@ -83,6 +83,23 @@ class Catalog:
     def holds(self, ref: CheckpointRef) -> bool:
         """Whether a checkpoint is there now, damaged or not."""
         return any(info.key == manifest_key(ref) for info in self.backend.list(manifest_key(ref)))
+
+    def existing(self, sizes: Mapping[str, int], concurrency: int) -> set[str]:
+        """Return which objects are there now and not shorter than expected. Reads the last byte of each.
+
+        Args:
+            sizes: key of each object, with the size in bytes that it must have at least.
+            concurrency: how many are read at once.
+        """
+
+        def exists(key: str) -> bool:
+            last = max(sizes[key], 1) - 1
+            try:
+                return len(self.backend.get(key, last, last + 1)) == 1
+            except ObjectNotFoundError:
+                return False
+
+        return {key for key, found in zip(sizes, map_ordered(exists, sizes, concurrency)) if found}
 
     def header(self, ref: CheckpointRef) -> Header:
         """Return the header of a manifest. Reads it once: a manifest never changes."""

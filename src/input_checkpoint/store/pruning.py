@@ -93,11 +93,11 @@ class Pruner:
     """Prunes one worker.
 
     Removing data is safe without a lock, even while a save is running in this or another process. A save
-    first announces itself, then lists the manifests and builds only on those, then uploads, commits, and
-    finally withdraws its announcement. A prune deletes manifests, then lists packs, then looks for
-    announcements, then lists the manifests again. In whatever order these steps interleave, either the prune
-    sees the announcement and leaves the packs alone, or the save sees that the manifest is gone, or the prune
-    sees the new manifest.
+    first announces itself, then looks up the manifests that it may build on and builds only on those that
+    exist, then uploads, commits, and finally withdraws its announcement. A prune deletes manifests, then
+    lists packs, then looks for announcements, then lists the manifests again. In whatever order these steps
+    interleave, either the prune sees the announcement and leaves the packs alone, or the save sees that the
+    manifest is gone, or the prune sees the new manifest.
 
     A run that prunes beside its own save knows what that save builds on and spares exactly that. Otherwise
     nothing could ever be removed while one save follows the other without a pause.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import platform
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -21,7 +23,7 @@ from input_checkpoint.errors import (
 )
 from input_checkpoint.format.chunking import ChunkContent, digest, split_into_chunks
 from input_checkpoint.format.compression import Compressor
-from input_checkpoint.format.keys import announcement_key, pack_key
+from input_checkpoint.format.keys import announcement_key, manifest_key, pack_key
 from input_checkpoint.format.lineage import Lineage
 from input_checkpoint.format.manifest import Header, IteratorEntry, Manifest
 from input_checkpoint.state import IteratorState
@@ -30,6 +32,16 @@ from input_checkpoint.store.chunk_index import ChunkIndex, ChunkRows, PackUse, p
 from input_checkpoint.store.commit import commit
 from input_checkpoint.store.fencing import Fence
 from input_checkpoint.store.pack_writer import CONCURRENCY, PACK_BYTES, PackWriter
+
+logger = logging.getLogger(__name__)
+
+MAX_KNOWN_CHECKPOINTS = 8
+"""A save builds on at most this many checkpoints: the newest ones of its run."""
+
+MAX_OLDER_PACKS = 64
+"""A save builds on at most this many packs besides those of the newest checkpoint."""
+
+_LOOKUPS_AT_ONCE = 32
 
 _BATCH_BYTES = 1 << 18
 _BATCH_CHUNKS = 1 << 8
@@ -43,7 +55,7 @@ class SaveOptions:
     """A pack is closed once it holds this many bytes."""
     concurrency: int = CONCURRENCY
     """How many packs are uploaded at once. Three times as many ranges, each a quarter as large, are read at
-    once."""
+    once. With 1, a save sends its requests one after another."""
     compress: bool = True
     """Whether to try zstd. Data that does not shrink is stored uncompressed either way."""
 
@@ -80,7 +92,7 @@ class CheckpointSaver:
         self._options = options
         self._index = ChunkIndex()
         # Replaced, never changed: a prune in another thread reads it.
-        self._known: dict[CheckpointRef, dict[str, int]] = {}
+        self._known: Mapping[CheckpointRef, Mapping[str, int]] = {}
         self._current: Optional[tuple[CheckpointRef, str]] = None
 
     def pending(self) -> Optional[PendingSave]:
@@ -106,7 +118,7 @@ class CheckpointSaver:
         ref = CheckpointRef(self._lineage.worker, self._lineage.number, step)
         write_id = uuid.uuid4().hex
         with _start_encoding(iterators) as states, self._announced(ref, write_id):
-            self._forget_removed()
+            self._forget_missing()
             with self._index.rollback_on_error():
                 stored = self._upload(ref, write_id, states)
                 header = self._commit(ref, write_id, stored, context())
@@ -118,9 +130,9 @@ class CheckpointSaver:
         live = self._index.live_bytes(chunks)
         uses = {pack.key: PackUse(live.get(pack.key, 0), pack.size) for pack in header.packs}
         self._index.retain(chunks, packs_to_repack(uses, self._options.pack_bytes))
-        known = {**self._known, header.ref: {pack.key: pack.size for pack in header.packs}}
-        useful = self._index.packs
-        self._known = {ref: packs for ref, packs in known.items() if not useful.isdisjoint(packs)}
+        committed = {**self._known, header.ref: {pack.key: pack.size for pack in header.packs}}
+        self._known = checkpoints_to_build_on(committed, self._index.packs)
+        self._index.forget_packs(self._index.packs - self._known_packs().keys())
 
     @contextlib.contextmanager
     def _announced(self, ref: CheckpointRef, write_id: str) -> Iterator[None]:
@@ -142,14 +154,38 @@ class CheckpointSaver:
                 with contextlib.suppress(BackendError):
                     self._backend.delete([key])
 
-    def _forget_removed(self) -> None:
-        """Build only on checkpoints that still exist once the save is announced (see `Pruner`)."""
-        removed = set(self._known) - set(self._catalog.refs(self._lineage.worker))
-        if not removed:
+    def _forget_missing(self) -> None:
+        """Build only on what still exists once the save is announced (see `Pruner`)."""
+        manifests = {manifest_key(ref): ref for ref in self._known}
+        packs = self._known_packs()
+        lookups = _LOOKUPS_AT_ONCE if self._options.concurrency > 1 else 1
+        present = self._catalog.existing({**dict.fromkeys(manifests, 1), **packs}, lookups)
+        committed = {ref: self._known[ref] for key, ref in manifests.items() if key in present}
+        self._warn_of_lost_packs(committed, present)
+        self._known = {
+            ref: {key: size for key, size in sizes.items() if key in present}
+            for ref, sizes in committed.items()
+        }
+        self._index.forget_packs(packs.keys() - self._known_packs().keys())
+
+    def _warn_of_lost_packs(
+        self, committed: Mapping[CheckpointRef, Mapping[str, int]], present: AbstractSet[str]
+    ) -> None:
+        """Log which packs are missing although a checkpoint needs them. No prune removes such a pack."""
+        affected = [ref for ref, sizes in committed.items() if not sizes.keys() <= present]
+        if not affected:
             return
-        before = set(self._known_packs())
-        self._known = {ref: packs for ref, packs in self._known.items() if ref not in removed}
-        self._index.forget_packs(before - set(self._known_packs()))
+        lost = sorted({key for ref in affected for key in committed[ref]} - present)
+        logger.warning(
+            "%s: %d packs that committed checkpoints need are missing or too short (first: %s). Something "
+            "other than this library has deleted or changed them, such as a lifecycle rule that expires "
+            "objects by age. Exclude this URI from it. This save stores their data again, but older "
+            "checkpoints that need them can no longer be restored, among them %s.",
+            self._backend.uri,
+            len(lost),
+            lost[0],
+            ", ".join(map(str, affected)),
+        )
 
     def _known_packs(self) -> dict[str, int]:
         return {key: size for packs in self._known.values() for key, size in packs.items()}
@@ -199,6 +235,35 @@ class CheckpointSaver:
         )
         commit(self._backend, self._fence, header, body)
         return header
+
+
+def checkpoints_to_build_on(
+    committed: Mapping[CheckpointRef, Mapping[str, int]], useful: AbstractSet[str]
+) -> dict[CheckpointRef, dict[str, int]]:
+    """Choose the checkpoints that the next save may build on, and the packs of each.
+
+    The save looks each of them up, so their number must not grow with the length of the run. An older
+    checkpoint counts only if it adds packs to those of newer ones.
+
+    Args:
+        committed: the packs of each checkpoint with their sizes, from the oldest checkpoint to the newest.
+        useful: keys of the packs that hold chunks that the save could share.
+
+    Returns:
+        The chosen part of ``committed``, in the same order.
+    """
+    chosen: dict[CheckpointRef, dict[str, int]] = {}
+    covered: set[str] = set()
+    max_packs = 0
+    for ref in reversed(tuple(committed)):
+        packs = {key: size for key, size in committed[ref].items() if key in useful}
+        max_packs = max_packs or len(packs) + MAX_OLDER_PACKS
+        if len(chosen) == MAX_KNOWN_CHECKPOINTS or len(covered | packs.keys()) > max_packs:
+            break
+        if not packs.keys() <= covered:
+            chosen[ref] = packs
+            covered |= packs.keys()
+    return dict(reversed(tuple(chosen.items())))
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,8 @@ def warn_of_locked_caches(pipelines: Iterable[Pipeline]) -> None:
     for pipeline in pipelines:
         for lock_file in _lock_files(pipeline):
             logger.warning(
-                "The cache of iterator %s is locked by %s, so TensorFlow will not write to it. Delete that file "
-                "if a killed run has left it behind, and no other process is writing to the cache.",
+                "The cache of iterator %s is locked by %s, so TensorFlow will not write to it. Delete that "
+                "file if a killed run has left it behind, and no other process is writing to the cache.",
                 pipeline.iterator,
                 lock_file,
             )
