@@ -64,7 +64,9 @@ def test_an_iterator_that_nobody_has_initialised_is_named_as_such(tmp_path: Path
         v1.data.make_initializable_iterator(tf.data.Dataset.range(3))
         return shuffled_ids()
 
-    with pytest.raises(ic.UnsupportedPipelineError, match="run its initializer"):
+    with pytest.raises(
+        ic.UnsupportedPipelineError, match=r"IteratorV2 is not initialized.*Run its initializer"
+    ):
         train(tmp_path / "model", input_fn)
 
 

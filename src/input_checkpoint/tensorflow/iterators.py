@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import threading
 import uuid
 from array import array
@@ -38,6 +39,10 @@ from input_checkpoint.errors import (
 )
 from input_checkpoint.parallel import map_ordered, prefetch_one
 from input_checkpoint.state import Element, ElementBatch, IteratorState, StoredState
+from input_checkpoint.tensorflow.dataset_graph import Pipeline, is_alias, read_pipelines
+from input_checkpoint.tensorflow.external_state import is_saved_with_iterator
+from input_checkpoint.tensorflow.fingerprint import fingerprint_iterators
+from input_checkpoint.tensorflow.known_faults import check_known_faults, warn_of_locked_caches
 from input_checkpoint.tensorflow.variants import join_variants, split_payload, split_variants
 
 v1 = tf.compat.v1
@@ -47,6 +52,11 @@ _GLOBAL_ITERATORS = "iterators"
 
 # tensorflow/core/framework/dataset_options.proto, ExternalStatePolicy.
 _POLICIES = {"warn": 0, "ignore": 1, "fail": 2}
+
+# From tensorflow/core/kernels/data/iterator_ops.cc and the messages of its readers.
+_NOT_INITIALIZED = "not been initialized"
+_MISSING_FILE = re.compile(r"(?:checkpoint: )?(\S[^;]*); No such file")
+_MISSING_KEY = re.compile(r"Iterator::[^\s.,]+")
 
 _SLICE_BYTES = 8 << 20
 _BLOCK_ELEMENTS = 4
@@ -105,20 +115,31 @@ class GraphIterators:
 
     Raises:
         ValueError: the graph has no iterators.
+        UnsupportedPipelineError: TensorFlow would lose data when it restores one of the pipelines.
     """
 
     def __init__(self, graph: Any, policy: int) -> None:
-        resources = graph.get_collection(_GLOBAL_ITERATORS)
+        in_collection = graph.get_collection(_GLOBAL_ITERATORS)
+        # A handle from Iterator.from_string_handle names an iterator that is in the collection itself, and
+        # has no value before it is fed.
+        resources = [resource for resource in in_collection if not is_alias(resource)]
         if not resources:
             raise ValueError(
                 "There is no iterator in the graph, so there is no input pipeline to checkpoint. "
                 "Return a tf.data.Dataset from input_fn, or create the iterator inside it."
             )
+        pipelines = read_pipelines(graph, resources)
+        check_known_faults(pipelines.values(), policy)
+        warn_of_locked_caches(pipelines.values())
+        self.fingerprints = fingerprint_iterators(pipelines)
         self._keys = itertools.count(1)
         # A separate container each, so that two hooks on one graph do not mix up their snapshots.
         container = f"input_checkpoint/{uuid.uuid4().hex}"
         with graph.as_default(), graph.name_scope("input_checkpoint"):
-            self._ops = [_IteratorOps(graph, resource, policy, container) for resource in resources]
+            self._ops = [
+                _IteratorOps(graph, resource, _policy_for(pipelines.get(resource.op.name), policy), container)
+                for resource in resources
+            ]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -157,16 +178,10 @@ class GraphIterators:
             session.run([ops.restore for ops in self._ops], feeds)
         except _TRANSIENT_ERRORS:
             raise
-        except tf.errors.NotFoundError as error:
-            raise PipelineMismatchError(
-                f"the pipeline needs something that no longer exists: {_reason(error)}. Put it back."
-            ) from error
         except tf.errors.OpError as error:
-            raise PipelineMismatchError(
-                f"TensorFlow cannot restore this state into this input pipeline: {_reason(error)}. "
-                "A state fits only the pipeline that it was saved from: same datasets, same order of "
-                "transformations."
-            ) from error
+            if _NOT_INITIALIZED in _reason(error):
+                raise UnsupportedPipelineError(_not_initialized_message(error)) from error
+            raise PipelineMismatchError(_mismatch_message(error)) from error
         finally:
             # A broken session has already freed what was staged in it.
             with contextlib.suppress(*_SESSION_CLOSED_ERRORS):
@@ -425,19 +440,47 @@ def _is_permutation(positions: Sequence[int], count: int) -> bool:
     return len(positions) == count and np.array_equal(np.sort(positions), np.arange(count))
 
 
+def _policy_for(pipeline: Optional[Pipeline], policy: int) -> int:
+    """Return the policy under which to serialize a pipeline."""
+    if pipeline is not None and is_saved_with_iterator(pipeline):
+        return _POLICIES["ignore"]
+    return policy
+
+
+def _mismatch_message(error: Any) -> str:
+    """Return why TensorFlow cannot restore a state into a pipeline, and what to change."""
+    reason = _reason(error)
+    missing_file = _MISSING_FILE.search(reason)
+    if missing_file:
+        return f"the pipeline was reading a file that no longer exists: {missing_file.group(1)}. Put it back."
+    missing_key = _MISSING_KEY.search(reason)
+    if missing_key:
+        reason = f"the state has nothing for {missing_key.group()}"
+    return (
+        f"TensorFlow cannot restore this state into this input pipeline: {reason}. A state fits only the "
+        "pipeline that it was saved from: same datasets, same order of transformations, same tf.data options."
+    )
+
+
+def _not_initialized_message(error: Any) -> str:
+    # The operation that failed, such as SerializeIterator, reads the iterator as its first input.
+    name = error.op.inputs[0].op.name if error.op is not None and error.op.inputs else "of this graph"
+    return (
+        f"Iterator {name} is not initialized, so it cannot be checkpointed. Run its initializer before the "
+        "first step (add it to tf.compat.v1.GraphKeys.TABLE_INITIALIZERS), or remove the iterator."
+    )
+
+
 def _unsupported_message(error: Any) -> str:
     """Return why TensorFlow cannot serialize a pipeline, and what to change."""
     reason = _reason(error)
+    if _NOT_INITIALIZED in reason:
+        return _not_initialized_message(error)
     if "PyFunc is stateful" in reason:
         advice = (
             "The pipeline calls Python code. from_generator cannot be saved. With py_function or "
             "numpy_function, pass external_state_policy='ignore' if the function has no state that must be "
             "restored."
-        )
-    elif "not been initialized" in reason:
-        advice = (
-            "An iterator of this graph is not initialized: run its initializer (add it to "
-            "tf.compat.v1.GraphKeys.TABLE_INITIALIZERS), or remove the iterator."
         )
     elif "is stateful" in reason:
         advice = (

@@ -1,0 +1,31 @@
+"""Which state outside a pipeline TensorFlow restores although its own check refuses it."""
+
+from __future__ import annotations
+
+from input_checkpoint.tensorflow.dataset_graph import Pipeline, dataset_kind
+
+_SAVED_WITH_THE_ITERATOR = frozenset(
+    (
+        "AnonymousMemoryCache",
+        "AnonymousSeedGenerator",
+        "DummyMemoryCache",
+        "DummySeedGenerator",
+    )
+)
+"""Operations that a ``shuffle`` or ``cache`` inside a function makes. Its iterator saves what they hold."""
+# As in TensorFlow's own check (IsNodeStateful in tensorflow/core/data/captured_function.cc). What the
+# functions of If and While run is looked at separately.
+_HARMLESS = frozenset(("Assert", "If", "While"))
+
+
+def is_saved_with_iterator(pipeline: Pipeline) -> bool:
+    """Whether the functions of a pipeline use state outside it, and all of it is saved with the iterator.
+
+    TensorFlow refuses a ``shuffle`` inside ``interleave`` as stateful, although it restores it exactly: its
+    iterator saves the numbers that it has drawn from the seed generator. With the policy ``ignore`` nothing
+    is lost then.
+    """
+    stateful = {
+        each for each in pipeline.stateful_types() if not dataset_kind(each) and each not in _HARMLESS
+    }
+    return bool(stateful) and stateful <= _SAVED_WITH_THE_ITERATOR
