@@ -26,6 +26,7 @@ _UNSTABLE_ATTRIBUTES = frozenset(
     ("config_proto", "container", "executor_type", "metadata", "seed", "seed2", "shared_name", "token")
 )
 _TRANSPARENT = frozenset(("Identity", "UnwrapDatasetVariant", "WrapDatasetVariant"))
+_SHAPING = frozenset(("ExpandDims", "Reshape"))
 _DATASET_NAME = re.compile(r"(\w+?)Dataset(V\d+)?")
 _DIGEST_BYTES = 12
 
@@ -357,6 +358,8 @@ class _Scope:
 
     def _argument(self, reference: str) -> Argument:
         node, _ = self.producer(reference)
+        while node is not None and node.op in _SHAPING:
+            node, _ = self.producer(node.input[0])
         if node is not None and node.op == "Const":
             value = tf.make_ndarray(node.attr["value"].tensor)
             return Argument(constant_digest(value), value)

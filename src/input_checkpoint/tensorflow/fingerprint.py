@@ -5,6 +5,8 @@ What is compared, and how strictly, was measured with TensorFlow 2.15.1: docs/pi
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +26,9 @@ _LAYOUT_ARGUMENTS = frozenset(
     (
         ("Cache", "filename"),
         ("Interleave", "cycle_length"),
+        ("LegacyParallelInterleave", "buffer_output_elements"),
+        ("LegacyParallelInterleave", "cycle_length"),
+        ("LegacyParallelInterleave", "prefetch_input_elements"),
         ("ParallelInterleave", "cycle_length"),
         ("Shuffle", "buffer_size"),
         ("ShuffleAndRepeat", "buffer_size"),
@@ -33,6 +38,8 @@ _LAYOUT_ARGUMENTS = frozenset(
 """Arguments that the saved state is laid out by. Another value crashes TensorFlow, or is an error."""
 
 _NO_OP_COUNTS = {"Take": -1, "Skip": 0, "Repeat": 1, "Prefetch": 0}
+_MOST_TRANSFORMATIONS = 2000
+"""A limit for pipelines that read a dataset twice, over and over."""
 _LONGEST_TEXT = 48
 _MOST_VALUES = 3
 _SHOWN_CHARACTERS = 12
@@ -59,32 +66,69 @@ def fingerprint_iterators(pipelines: Mapping[str, Pipeline]) -> dict[str, Finger
 
 
 def _transformations(operations: Sequence[DatasetOperation]) -> Iterator[Transformation]:
-    """Yield the transformations of a pipeline, without those that TensorFlow removes or adds by itself."""
-    kept: dict[int, int] = {}
-    position = 0
-    for index, operation in enumerate(operations):
-        if _is_removed(operation, is_last=index == len(operations) - 1):
-            kept[index] = kept[operation.inputs[0]]
-            continue
-        kept[index] = position
-        position += 1
-        inputs = tuple(kept[parent] for parent in operation.inputs)
+    """Yield the transformations of a pipeline, without those that TensorFlow removes or adds by itself.
+
+    A dataset that is read twice comes twice, because TensorFlow makes an iterator for each of its readers.
+    """
+    kept = _without_removed(operations)
+    for operation, inputs in itertools.islice(_iterators(kept), _MOST_TRANSFORMATIONS):
         # TensorFlow turns Map into ParallelMap by itself, and Map before Batch into MapAndBatch.
         name = "Map" if operation.kind == "ParallelMap" else operation.kind
-        follows_map = any(_source_kind(operations, parent) == "Map" for parent in operation.inputs)
-        yield from _with_functions(operation, name, inputs, fused=name == "Batch" and follows_map)
+        is_fused = name == "Batch" and kept[operation.inputs[0]].kind in ("Map", "ParallelMap")
+        yield from _with_functions(operation, name, inputs, is_fused)
 
 
 def _nested(operations: Sequence[DatasetOperation], depth: int) -> Iterator[Transformation]:
     # TensorFlow's optimizations leave functions alone.
-    for operation in operations:
-        yield from _with_functions(operation, operation.kind, operation.inputs, depth=depth)
+    for operation, inputs in itertools.islice(_iterators(operations), _MOST_TRANSFORMATIONS):
+        yield from _with_functions(operation, operation.kind, inputs, depth=depth)
+
+
+def _without_removed(operations: Sequence[DatasetOperation]) -> list[DatasetOperation]:
+    """Return the operations that TensorFlow keeps, which read one another and not those that it removes."""
+    kept: list[DatasetOperation] = []
+    positions: list[int] = []
+    for index, operation in enumerate(operations):
+        inputs = tuple(positions[parent] for parent in operation.inputs)
+        if _is_removed(operation, is_last=index == len(operations) - 1):
+            positions.append(inputs[0])
+        else:
+            positions.append(len(kept))
+            kept.append(dataclasses.replace(operation, inputs=inputs))
+    return kept
+
+
+def _iterators(
+    operations: Sequence[DatasetOperation],
+) -> Iterator[tuple[DatasetOperation, tuple[int, ...]]]:
+    """Yield the operation of each iterator that TensorFlow makes, and the positions of its inputs."""
+    position = 0
+    finished: list[int] = []
+    for root in _roots(operations):
+        pending = [(root, False)]
+        while pending:
+            index, inputs_are_finished = pending.pop()
+            operation = operations[index]
+            if not inputs_are_finished:
+                pending.append((index, True))
+                pending.extend((parent, False) for parent in reversed(operation.inputs))
+                continue
+            first = len(finished) - len(operation.inputs)
+            yield operation, tuple(finished[first:])
+            finished[first:] = [position]
+            position += 1
+
+
+def _roots(operations: Sequence[DatasetOperation]) -> list[int]:
+    """Return the datasets that no other one reads."""
+    read = {parent for operation in operations for parent in operation.inputs}
+    return [index for index in range(len(operations)) if index not in read]
 
 
 def _with_functions(
-    operation: DatasetOperation, name: str, inputs: tuple[int, ...], fused: bool = False, depth: int = 0
+    operation: DatasetOperation, name: str, inputs: tuple[int, ...], is_fused: bool = False, depth: int = 0
 ) -> Iterator[Transformation]:
-    layout = dict(_layout(operation, fused))
+    layout = dict(_layout(operation, is_fused))
     yield Transformation(name, inputs, depth, layout, dict(_content(operation, layout)), operation.elements)
     for function in operation.functions.values():
         yield from _nested(function.operations, depth + 1)
@@ -104,17 +148,9 @@ def _is_removed(operation: DatasetOperation, is_last: bool) -> bool:
     )
 
 
-def _source_kind(operations: Sequence[DatasetOperation], index: int) -> str:
-    """Return the kind of a transformation, or of the one before it where TensorFlow removes it."""
-    while _is_removed(operations[index], is_last=False):
-        index = operations[index].inputs[0]
-    kind = operations[index].kind
-    return "Map" if kind == "ParallelMap" else kind
-
-
-def _layout(operation: DatasetOperation, fused: bool) -> Iterator[tuple[str, str]]:
+def _layout(operation: DatasetOperation, is_fused: bool) -> Iterator[tuple[str, str]]:
     for name, values in operation.arguments.items():
-        if (operation.kind, name) in _LAYOUT_ARGUMENTS or (fused and name == "batch_size"):
+        if (operation.kind, name) in _LAYOUT_ARGUMENTS or (is_fused and name == "batch_size"):
             yield name, _text(values)
     if operation.kind in ("Repeat", "Take"):
         count = operation.constant("count")

@@ -110,40 +110,44 @@ def _reads_csv_header(operations: Operations) -> bool:
 
 
 def _mixes_finite_datasets(operations: Operations) -> bool:
+    endless = _endless(operations)
     return any(
         each.kind == "DirectedInterleave"
         and each.constant("stop_on_empty_dataset") is not True
-        and _is_endless(operations, each.inputs[0])
-        and not any(_is_endless(operations, parent) for parent in each.inputs[1:])
+        and endless[each.inputs[0]]
+        and not any(endless[parent] for parent in each.inputs[1:])
         for each in operations
     )
 
 
-_REPEATED_ELEMENTWISE = frozenset(("Concatenate", "DirectedInterleave"))
-_CALLING = frozenset(("FlatMap", "Interleave", "ParallelInterleave"))
+_ENDLESS_WITH_ONE_INPUT = frozenset(("Concatenate", "DirectedInterleave"))
+_CALLING = frozenset(("FlatMap", "Interleave", "LegacyParallelInterleave", "ParallelInterleave"))
 
 
-def _is_endless(operations: Operations, index: int) -> bool:
-    """Whether a dataset never ends. Whatever is not known to be endless counts as finite."""
-    operation = operations[index]
-    endless = [_is_endless(operations, parent) for parent in operation.inputs]
+def _endless(operations: Operations) -> list[bool]:
+    """Return for each dataset whether it never ends. What is not known to be endless counts as finite."""
+    found: list[bool] = []
+    for operation in operations:
+        found.append(_is_endless(operation, [found[parent] for parent in operation.inputs]))
+    return found
+
+
+def _is_endless(operation: DatasetOperation, inputs: Sequence[bool]) -> bool:
+    has_endless_input = bool(inputs) and all(inputs)
     if operation.kind == "Random":
         return True
     if operation.kind == "Repeat":
-        return any(endless) or (operation.constant("count") or 0) < 0
+        return has_endless_input or (operation.constant("count") or 0) < 0
     if operation.kind == "Take":
-        return all(endless) and (operation.constant("count") or 0) < 0
+        return has_endless_input and (operation.constant("count") or 0) < 0
     if operation.kind == "TakeWhile":
         return False
-    if operation.kind in _REPEATED_ELEMENTWISE:
-        return any(endless)
-    if operation.kind in _CALLING and not all(endless):
-        return any(
-            _is_endless(function.operations, len(function.operations) - 1)
-            for function in operation.functions.values()
-            if function.operations
-        )
-    return bool(endless) and all(endless)
+    if operation.kind in _ENDLESS_WITH_ONE_INPUT:
+        return any(inputs)
+    if operation.kind in _CALLING:
+        functions = [each.operations for each in operation.functions.values() if each.operations]
+        return has_endless_input or any(_endless(inside)[-1] for inside in functions)
+    return has_endless_input
 
 
 _DROPS_EXHAUSTED_INPUT = frozenset(
@@ -164,39 +168,55 @@ _DROPS_EXHAUSTED_INPUT = frozenset(
 )
 """Transformations that give up their input once it has ended, and do not save its state any more."""
 _HOLDS_ELEMENTS = frozenset(
-    ("Interleave", "Map", "ParallelBatch", "ParallelInterleave", "ParallelMap", "Prefetch", "Shuffle")
+    (
+        "Interleave",
+        "LegacyParallelInterleave",
+        "Map",
+        "ParallelBatch",
+        "ParallelInterleave",
+        "ParallelMap",
+        "Prefetch",
+        "Shuffle",
+    )
 )
 """Transformations that read ahead, so that elements remain to be drawn when their input has ended."""
 
 
 def _repeats_a_consumed_reshuffle(operations: Operations) -> bool:
-    return any(
-        _consumes_reshuffle(operations, parent, is_first=True)
-        for repeated in _repeats(operations)
-        for parent in repeated.inputs
-    )
+    """Whether there is a moment at which the state lacks a shuffle that the next pass needs."""
+    pending = [_Place(index, below_repeat=True) for each in _repeats(operations) for index in each.inputs]
+    seen = set(pending)
+    while pending:
+        place = pending.pop()
+        operation = operations[place.index]
+        # TensorFlow merges a batch with the map below it.
+        is_fused = operation.kind == "Batch" and operations[operation.inputs[0]].kind in _MAPS
+        if operation.kind in _DROPS_EXHAUSTED_INPUT and not is_fused:
+            # It also merges a shuffle with the repeat above it, and then loses nothing.
+            keeps_some = (
+                not place.below_repeat if operation.kind == "Shuffle" else _ends_with_a_part(operation)
+            )
+            if (place.holds or keeps_some) and _reads_reshuffle(operations, operation):
+                return True
+        holds = place.holds or is_fused or operation.kind in _HOLDS_ELEMENTS
+        below = {_Place(index, holds=holds) for index in operation.inputs} - seen
+        seen |= below
+        pending.extend(below)
+    return False
 
 
-def _consumes_reshuffle(
-    operations: Operations, index: int, is_first: bool = False, holds: bool = False
-) -> bool:
-    """Whether there is a moment at which the state lacks a shuffle that the next pass needs.
+_MAPS = frozenset(("Map", "ParallelMap"))
 
-    Args:
-        operations: all operations of the pipeline.
-        index: where to look, and below.
-        is_first: whether the ``repeat`` reads this operation directly.
-        holds: whether an operation in between still holds elements when its input has ended.
-    """
-    operation = operations[index]
-    # TensorFlow merges a shuffle directly below a repeat with it, and then loses nothing.
-    # It merges a batch with the map below it as well.
-    is_fused = operation.kind == "Batch" and operations[operation.inputs[0]].kind in ("Map", "ParallelMap")
-    keeps_some = not is_first if operation.kind == "Shuffle" else _ends_with_a_part(operation)
-    if operation.kind in _DROPS_EXHAUSTED_INPUT and not is_fused and (holds or keeps_some):
-        return any(_has_reshuffle(operations, parent) for parent in operation.inputs)
-    holds = holds or is_fused or operation.kind in _HOLDS_ELEMENTS
-    return any(_consumes_reshuffle(operations, parent, holds=holds) for parent in operation.inputs)
+
+@dataclass(frozen=True)
+class _Place:
+    """A dataset below a ``repeat``, and how it is reached."""
+
+    index: int
+    below_repeat: bool = False
+    """Whether the ``repeat`` reads it directly."""
+    holds: bool = False
+    """Whether a transformation in between may still hold elements when its input has ended."""
 
 
 def _ends_with_a_part(operation: DatasetOperation) -> bool:
@@ -208,7 +228,7 @@ def _ends_with_a_part(operation: DatasetOperation) -> bool:
 
 def _repeats_a_concatenated_reshuffle(operations: Operations) -> bool:
     return any(
-        operations[index].kind == "Concatenate" and _has_reshuffle(operations, index)
+        operations[index].kind == "Concatenate" and _reads_reshuffle(operations, operations[index])
         for repeated in _repeats(operations)
         for index in _ancestors(operations, repeated)
     )
@@ -220,11 +240,9 @@ def _repeats(operations: Operations) -> Iterator[DatasetOperation]:
             yield operation
 
 
-def _has_reshuffle(operations: Operations, index: int) -> bool:
-    """Whether a dataset, or one that it reads, is a shuffle with a seed and another order in each pass."""
-    return any(
-        _is_reshuffle(operations[each]) for each in (index, *_ancestors(operations, operations[index]))
-    )
+def _reads_reshuffle(operations: Operations, operation: DatasetOperation) -> bool:
+    """Whether a dataset reads, directly or not, a seeded shuffle whose order changes from pass to pass."""
+    return any(_is_reshuffle(operations[index]) for index in _ancestors(operations, operation))
 
 
 def _is_reshuffle(operation: DatasetOperation) -> bool:

@@ -171,8 +171,7 @@ def compare(stored: Fingerprint, current: Fingerprint) -> list[PipelineChange]:
         return []
     if stored.digests["structure"] != current.digests["structure"]:
         return [PipelineChange(Effect.UNRESTORABLE, _describe_structure(stored, current))]
-    changes = list(_changes_of_listed(stored, current))
-    return changes + list(_changes_of_omitted(stored, current, changes))
+    return [*_changes_of_listed(stored, current), *_changes_of_omitted(stored, current)]
 
 
 def compare_all(
@@ -242,14 +241,14 @@ _FIXED_BYTES = 300
 def _digest(transformations: Sequence[Transformation], aspect: str) -> str:
     digest = hashlib.sha256()
     for each in transformations:
-        part = {
-            "structure": [each.name, each.inputs, each.depth],
-            "layout": each.layout,
-            "elements": each.elements,
-            "content": each.content,
-        }[aspect]
-        digest.update(_compact(part).encode() + b"\n")
+        digest.update(_compact(_part(each, aspect)).encode() + b"\n")
     return digest.hexdigest()[:_DIGEST_CHARACTERS]
+
+
+def _part(transformation: Transformation, aspect: str) -> Any:
+    if aspect == "structure":
+        return [transformation.name, transformation.inputs, transformation.depth]
+    return getattr(transformation, aspect)
 
 
 def _compact(value: Any) -> str:
@@ -320,15 +319,20 @@ def _describe(name: str, label: str, before: Mapping[str, str], after: Mapping[s
     return f"{name} of {label} was {before.get(name, 'not set')} and is {after.get(name, 'not set')}"
 
 
-def _changes_of_omitted(
-    stored: Fingerprint, current: Fingerprint, listed: Sequence[PipelineChange]
-) -> Iterator[PipelineChange]:
-    if not stored.omitted or listed:
+def _changes_of_omitted(stored: Fingerprint, current: Fingerprint) -> Iterator[PipelineChange]:
+    if not (stored.omitted or current.omitted):
         return
-    where = f"one of the {stored.omitted} transformations after the first {len(stored.transformations)}"
-    if any(stored.digests[aspect] != current.digests[aspect] for aspect in ("layout", "elements")):
+    pairs = list(zip(stored.transformations, current.transformations))
+    where = f"one of the transformations after the first {len(pairs)}"
+    changed = {
+        aspect
+        for aspect in _ASPECTS
+        if stored.digests[aspect] != current.digests[aspect]
+        and all(_part(before, aspect) == _part(after, aspect) for before, after in pairs)
+    }
+    if changed & {"layout", "elements"}:
         yield PipelineChange(Effect.UNRESTORABLE, f"a buffer size or the elements of {where} have changed")
-    else:
+    elif changed:
         yield PipelineChange(Effect.DIFFERENT_DATA, f"a value or function of {where} has changed")
 
 
@@ -390,5 +394,9 @@ def _compatible_component(before: str, after: str) -> bool:
         return False
     if "...]" in (old_shape, new_shape):
         return True
-    old, new = old_shape[:-1].split(","), new_shape[:-1].split(",")
+    old, new = _sizes(old_shape), _sizes(new_shape)
     return len(old) == len(new) and all(a == b or "?" in (a, b) for a, b in zip(old, new))
+
+
+def _sizes(shape: str) -> list[str]:
+    return shape[:-1].split(",") if shape != "]" else []
