@@ -131,6 +131,7 @@ class TestModelEvidence:
         assert None not in digests
         assert len(set(digests)) == len(digests)
         assert {context.save_steps for context in contexts} == {10}
+        assert [context.draws for context in contexts] == [0, 10, 20]
 
     def test_a_model_that_was_replaced_is_not_taken_for_the_one_of_the_pair(
         self, tmp_path, reference: Steps, caplog

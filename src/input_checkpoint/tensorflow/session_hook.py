@@ -217,14 +217,15 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         return latest_model_step(str(self._settings.model_dir)) == step
 
     def _save(self, state: _SessionState, step: int) -> None:
-        if self._running_saver.submit(step, state.source, lambda: self._context(step)):
+        draws = state.runs
+        if self._running_saver.submit(step, state.source, lambda: self._context(step, draws)):
             state.saved_step = step
 
-    def _context(self, step: int) -> SaveContext:
+    def _context(self, step: int, draws: int) -> SaveContext:
         """Return what is known about the save of ``step``. Called in the background."""
         fingerprints = self._iterators.fingerprints.items()
         pipeline = {name: fingerprint.to_json() for name, fingerprint in fingerprints}
-        return replace(self._link.context(step), pipeline=pipeline)
+        return replace(self._link.context(step), pipeline=pipeline, draws=draws)
 
     def _finish_earlier_training(self) -> None:
         """Wait for the last save of an earlier ``train`` call. Its failure is not an error of this one."""
