@@ -188,6 +188,20 @@ class TestRetention:
         train(tmp_path / "model", tmp_path / "store", 25, save_steps=7, retention=ic.KeepAll())
         assert [step for _, step in checkpoints(tmp_path / "store")] == [0, 7, 10, 14, 20, 21, 25]
 
+    def test_a_step_at_which_both_are_due_is_saved_once(self, tmp_path):
+        train(tmp_path / "model", tmp_path / "store", 20, save_steps=5, retention=ic.KeepAll())
+        assert [step for _, step in checkpoints(tmp_path / "store")] == [0, 5, 10, 15, 20]
+
+    def test_steps_of_its_own_beside_a_model_that_is_saved_by_time(self, tmp_path):
+        estimator = make_estimator(tmp_path / "model", save_checkpoints_secs=0.001)
+        hook = ic.CheckpointInputPipelineHook(
+            estimator, backend=tmp_path / "store", save_steps=5, retention=ic.KeepAll()
+        )
+        estimator.train(shuffled_ids, hooks=[hook], steps=12)
+        steps = [step for _, step in checkpoints(tmp_path / "store")]
+        assert {0, 5, 10, 12} <= set(steps)
+        assert len(steps) == len(set(steps))
+
     def test_a_crash_between_the_inputs_own_steps_loses_and_repeats_nothing(self, tmp_path, reference: Steps):
         estimator = make_estimator(tmp_path / "model")
         hook = ic.CheckpointInputPipelineHook(estimator, backend=tmp_path / "store", save_steps=50)

@@ -120,9 +120,9 @@ class ModelLink:
         return self._store.list_worker(self._settings.worker)
 
     @property
-    def run_id(self) -> str:
-        """Identity of this training, the same in all of its runs."""
-        return self._run_id
+    def run_id(self) -> Optional[str]:
+        """Identity of this training, the same in all of its runs; None if no model directory remembers it."""
+        return None if self._model_dir is None else self._run_id
 
     def run_begun(self, run: Run) -> None:
         """Let the model directory remember the run that now saves its input."""

@@ -129,8 +129,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         else:
             self._running_saver.check()
             # Here, and not in after_run(): the model's saver may come after this hook in the list.
-            if self._is_due(state.step, with_model=True):
-                self._save(state, state.step)
+            self._save_if_due(state, with_model=True)
             self._running_saver.wait_for_snapshot()
         self._last_run_started = time.time()
 
@@ -140,8 +139,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         self._running_saver.check()
         state.runs += 1
         state.step = self._read_step(run_context.session)
-        if self._is_due(state.step, with_model=False):
-            self._save(state, state.step)
+        self._save_if_due(state, with_model=False)
 
     def end(self, session: Any) -> None:
         """Save the last state and wait until everything is stored. Called by TensorFlow."""
@@ -181,6 +179,11 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
 
     def _read_step(self, session: Any) -> int:
         return int(session.run(self._global_step))
+
+    def _save_if_due(self, state: _SessionState, *, with_model: bool) -> None:
+        # Two schedules may be due at one step, which is saved once.
+        if self._is_due(state.step, with_model=with_model) and state.step != state.saved_step:
+            self._save(state, state.step)
 
     def _is_due(self, step: int, *, with_model: bool) -> bool:
         """Whether a save is due by one of the schedules, which then begin to count anew.
