@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from input_checkpoint.backends.base import Backend
 from input_checkpoint.backends.opening import open_backend
 from input_checkpoint.backends.retrying import RetryPolicy
-from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
+from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef, SaveContext
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFoundError,
@@ -81,6 +81,7 @@ __all__ = [
     "RetentionPolicy",
     "RetryPolicy",
     "Run",
+    "SaveContext",
     "SaveOptions",
     "SessionHook",
     "StoredState",

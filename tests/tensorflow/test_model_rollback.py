@@ -119,7 +119,7 @@ def test_a_training_that_ended_normally_and_went_on_without_the_hook_keeps_its_m
 
 def test_the_way_back_is_told(recording, model_dir, caplog):
     prepared(recording, model_dir)
-    assert f'model_checkpoint_path: "{model_dir}/model.ckpt-30"' in caplog.text
+    assert 'model_checkpoint_path: "model.ckpt-30"' in caplog.text
 
 
 def test_a_new_session_that_restored_another_step_needs_no_listing(recording, model_dir):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tensorflow as tf
 
 import input_checkpoint as ic
 from tests.support.hooked_training import Steps, set_current_model
@@ -56,6 +57,11 @@ class TestAnotherTraining:
     def test_its_input_state_can_be_adopted(self, tmp_path, store, reference: Steps):
         train(tmp_path / "second", store, 10, adopt=True, resume="latest")
         assert trained_on(tmp_path / "second") == reference[20:30]
+
+    def test_the_one_whose_state_was_adopted_is_refused_from_then_on(self, tmp_path, store):
+        train(tmp_path / "second", store, 10, adopt=True, resume="latest")
+        with pytest.raises(ic.DifferentRunError):
+            train(tmp_path / "first", store, 10)
 
     def test_its_store_can_be_taken_over_with_a_fresh_start(self, tmp_path, store):
         train(tmp_path / "second", store, 10, seed=8, resume="fresh")
@@ -115,6 +121,15 @@ class TestTheSameTraining:
         }
         assert len(text) < 1024
 
+    def test_a_swap_back_to_an_older_store_is_told(self, tmp_path, caplog):
+        train(tmp_path / "model", tmp_path / "old", 20)
+        new = ic.CheckpointStore.open(tmp_path / "new", create=True)
+        ic.CheckpointStore.open(tmp_path / "old").copy_to(new)
+        train(tmp_path / "model", tmp_path / "new", 20)
+        train(tmp_path / "model", tmp_path / "old", 5)
+        message = f"went on in {tmp_path}/new, up to step 40; {tmp_path}/old ends at step 20"
+        assert message in caplog.text
+
     def test_its_run_id_stays_the_same_over_its_runs(self, tmp_path):
         ids = set()
         for _ in range(3):
@@ -162,6 +177,18 @@ class TestGoingBackByMistake:
         set_current_model(tmp_path / "model", 20)
         train(tmp_path / "model", tmp_path / "store", 5)
         set_current_model(tmp_path / "model", 60)
+        train(tmp_path / "model", tmp_path / "store", 10)
+        assert trained_on(tmp_path / "model") == reference[:70]
+
+    def test_a_crash_in_between_does_not_stand_in_the_way(self, tmp_path, reference: Steps):
+        train(tmp_path / "model", tmp_path / "store", 60)
+        set_current_model(tmp_path / "model", 50)
+        estimator = make_estimator(tmp_path / "model")
+        hook = ic.CheckpointInputPipelineHook(estimator, backend=tmp_path / "store")
+        with pytest.raises(RuntimeError, match="broken"):
+            estimator.train(shuffled_ids, hooks=[hook, FailAt(53, RuntimeError("broken"))], steps=20)
+        paths = [str(tmp_path / "model" / f"model.ckpt-{step}") for step in (40, 50, 60)]
+        tf.compat.v1.train.update_checkpoint_state(str(tmp_path / "model"), paths[-1], paths)
         train(tmp_path / "model", tmp_path / "store", 10)
         assert trained_on(tmp_path / "model") == reference[:70]
 

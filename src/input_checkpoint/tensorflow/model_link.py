@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Callable, Optional
 
@@ -21,7 +22,7 @@ from input_checkpoint.tensorflow.model_retention import KeepForResume
 from input_checkpoint.tensorflow.model_rollback import roll_back_model
 from input_checkpoint.tensorflow.run_mark_file import read_mark, write_mark
 from input_checkpoint.training.evidence import ModelEvidence, NoModel, is_proven
-from input_checkpoint.training.run_mark import RunMark, check_same_run
+from input_checkpoint.training.run_mark import RunMark, check_same_run, warn_of_older_store
 from input_checkpoint.training.settings import TrainingSettings
 
 
@@ -83,9 +84,12 @@ class ModelLink:
         self._model = read_model_checkpoints(self._model_dir)
         self._mark = read_mark(self._model_dir)
         listing = self._store.list_worker(self._settings.worker)
+        proven = self._proven_steps(listing) if self._mark is None else []
         if mode != "fresh" and not self._settings.adopt:
-            self._check_same_run(self._model_dir, listing)
-        self._run_id = self._continued_run_id(mode, listing)
+            check_same_run(self._mark, listing, proven, uri=self._store.uri, model_dir=self._model_dir)
+        self._run_id = self._continued_run_id(listing, proven)
+        if self._mark is not None:
+            warn_of_older_store(self._mark, listing, self._store.uri)
         if self._mark is None:
             # Now, so that a second hook on the same training finds it.
             self._remember(lineage=0, ended_at=None)
@@ -145,10 +149,6 @@ class ModelLink:
     ) -> Optional[int]:
         return roll_back_model(self._store, self._settings, model, listing, self._mark, check_pipeline)
 
-    def _check_same_run(self, model_dir: str, listing: WorkerListing) -> None:
-        proven = self._proven_steps(listing) if self._mark is None else ()
-        check_same_run(self._mark, listing, proven, uri=self._store.uri, model_dir=model_dir)
-
     def _proven_steps(self, listing: WorkerListing) -> list[int]:
         """Return the steps of input checkpoints that were saved with the model checkpoints that exist."""
         proven = []
@@ -162,11 +162,15 @@ class ModelLink:
                 continue
         return proven
 
-    def _continued_run_id(self, mode: str, listing: WorkerListing) -> str:
-        """Return the id of the training that continues, or a new one if none does."""
+    def _continued_run_id(self, listing: WorkerListing, proven: Collection[int]) -> str:
+        """Return the id of the training that continues, or a new one if none does.
+
+        Whoever adopts the input state of another training becomes another one: the first is refused from
+        then on.
+        """
         if self._mark is not None:
             return self._mark.run_id
-        if mode != "fresh" and listing.lineage is not None and listing.lineage.run_id:
+        if proven and listing.lineage is not None and listing.lineage.run_id:
             return listing.lineage.run_id
         return uuid.uuid4().hex
 

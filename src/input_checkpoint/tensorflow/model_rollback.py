@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from typing import Callable, Optional
 
@@ -11,7 +12,7 @@ from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointEr
 from input_checkpoint.store.catalog import WorkerListing
 from input_checkpoint.store.store import CheckpointStore
 from input_checkpoint.tensorflow.model_checkpoints import ModelCheckpoints, make_latest
-from input_checkpoint.training.evidence import is_refuted
+from input_checkpoint.training.evidence import is_proven, is_refuted
 from input_checkpoint.training.resume_plan import (
     RollbackCandidate,
     crash_explains,
@@ -51,6 +52,8 @@ def roll_back_model(
     Raises:
         PipelineMismatchError: the pair exists, but the pipeline has changed. Nothing was changed.
     """
+    if _was_left_behind(store, model, listing):
+        return None
     candidates = rollback_candidates(model.latest_step, model.paths, listing)
     candidates = list(_matching(store, model, candidates))
     if not candidates or not _was_crash(store, settings, model, listing, mark, candidates[0].step):
@@ -60,6 +63,16 @@ def roll_back_model(
             _make_latest(str(settings.model_dir), model, candidate.step)
             return candidate.step
     return None
+
+
+def _was_left_behind(store: CheckpointStore, model: ModelCheckpoints, listing: WorkerListing) -> bool:
+    """Whether the newest model has its own input, which a restart from an older step has left behind."""
+    for ref in listing.checkpoints:
+        if ref.step == model.latest_step:
+            info = _readable_info(store, ref)
+            if info is not None and is_proven(info, model):
+                return True
+    return False
 
 
 def _matching(
@@ -118,12 +131,12 @@ def _make_latest(model_dir: str, model: ModelCheckpoints, step: int) -> None:
         "The model was saved at step %d, but training stopped before the input of that step was stored. "
         "Going back to step %d, the newest that has both; model.ckpt-%d stays in %s until training has "
         "passed it. (resume='latest' leaves the model where it is. To undo this, write "
-        'model_checkpoint_path: "%s" into %s/checkpoint.)',
+        'model_checkpoint_path: "%s" as the only line into %s/checkpoint.)',
         model.latest_step,
         step,
         model.latest_step,
         model_dir,
-        model.paths.get(model.latest_step, f"model.ckpt-{model.latest_step}"),
+        os.path.basename(model.paths.get(model.latest_step, f"model.ckpt-{model.latest_step}")),
         model_dir,
     )
     make_latest(model_dir, model, step)

@@ -83,7 +83,7 @@ def rollback_candidates(
     pairs = [
         RollbackCandidate(step, by_step[step])
         for step in sorted(model_steps, reverse=True)
-        if step in by_step
+        if step in by_step and step < latest
     ]
     start = _start_step(listing)
     if start is not None and start in model_steps and start not in by_step and start < latest:

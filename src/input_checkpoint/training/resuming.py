@@ -82,8 +82,8 @@ class Resumer:
         if restored is None and plan.required:
             raise CheckpointNotFoundError(
                 f"{self._store.uri} has no input checkpoint of worker {self._worker!r} at step {step}, the "
-                f"step of the model; it has steps {_list_steps(history)}. "
-                "Pass resume='aligned' to use the newest older one.",
+                f"step of the model; {_describe_steps(history)}. Pass resume='aligned' to use the newest "
+                "older one, or to start from the beginning of the input if there is none.",
                 uri=self._store.uri,
             )
         self._has_resumed = True
@@ -199,6 +199,10 @@ class Resumer:
                 self._store.uri,
                 step,
             )
+
+
+def _describe_steps(history: Sequence[CheckpointRef]) -> str:
+    return f"it has steps {_list_steps(history)}" if history else "it has none at all"
 
 
 def _list_steps(history: Sequence[CheckpointRef]) -> str:

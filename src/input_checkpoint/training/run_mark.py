@@ -7,12 +7,15 @@ noticed before anything is restored from it, or removed by its retention policy.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Optional
 
 from input_checkpoint.errors import UNREADABLE_JSON, DifferentRunError
 from input_checkpoint.store.catalog import WorkerListing
+
+logger = logging.getLogger(__name__)
 
 MARK_NAME = "input-checkpoint.json"
 
@@ -58,6 +61,22 @@ def decode_mark(text: str) -> Optional[RunMark]:
         )
     except UNREADABLE_JSON:
         return None
+
+
+def warn_of_older_store(mark: RunMark, listing: WorkerListing, uri: str) -> None:
+    """Warn if the training has gone on in another store since it saved to this one.
+
+    Args:
+        mark: of the model directory.
+        listing: what the worker has stored.
+        uri: of the store.
+    """
+    lineage = listing.lineage
+    if lineage is None or mark.uri == uri or mark.run_id != lineage.run_id or lineage.number >= mark.lineage:
+        return
+    reached = "" if mark.ended_at is None else f", up to step {mark.ended_at}"
+    ends = f"ends at step {listing.checkpoints[-1].step}" if listing.checkpoints else "has no checkpoint"
+    logger.warning("This training went on in %s%s; %s %s.", mark.uri, reached, uri, ends)
 
 
 def check_same_run(
