@@ -77,7 +77,7 @@ class DatasetOperation:
         """Return the value of an argument or attribute as a Python scalar, or None if it is not one."""
         values = self.arguments.get(name, ())
         if len(values) == 1 and values[0].value is not None and values[0].value.size == 1:
-            return values[0].value.reshape(-1)[0].item()
+            return values[0].value.reshape(-1).tolist()[0]
         attribute = self.attributes.get(name)
         if attribute is not None and attribute.WhichOneof("value") in ("b", "i"):
             return getattr(attribute, attribute.WhichOneof("value"))
