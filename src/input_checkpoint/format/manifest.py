@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Callable, Optional, TypeVar
 
 import numpy as np
@@ -64,9 +65,9 @@ class Header:
     table_digest: str
     context: SaveContext = field(default_factory=SaveContext)
 
-    @property
+    @cached_property
     def info(self) -> CheckpointInfo:
-        """The part that users see."""
+        """The part that users see. Built once: a prune asks every header that it knows."""
         return CheckpointInfo(
             step=self.ref.step,
             worker=self.ref.worker,

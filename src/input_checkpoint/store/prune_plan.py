@@ -125,8 +125,10 @@ def unneeded_packs(
     """
 
     def is_unneeded(key: str, age: float) -> bool:
+        if key in needs.named:
+            return False
         owner = parse_pack_key(key)
-        if owner is None or owner in committed or key in needs.named:
+        if owner is None or owner in committed:
             return False
         if pending is not None and (owner == pending.ref or key in pending.known_packs):
             return False

@@ -85,6 +85,8 @@ class ReleasedPacks:
 
     def keep_only_owners(self, worker: str, packs: Iterable[str]) -> None:
         """Forget the worker's checkpoints that own none of these packs."""
+        if not self.refs:
+            return
         owners = frozenset(filter(None, map(parse_pack_key, packs)))
         self.refs = frozenset(ref for ref in self.refs if ref.worker != worker or ref in owners)
 
