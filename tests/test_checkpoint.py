@@ -6,7 +6,7 @@ import json
 from dataclasses import fields
 from datetime import datetime, timezone
 
-from input_checkpoint import CheckpointInfo, CheckpointRef
+from input_checkpoint import CheckpointInfo, CheckpointRef, SaveContext
 from input_checkpoint.checkpoint import PackEntry
 
 INFO = CheckpointInfo(
@@ -22,6 +22,7 @@ INFO = CheckpointInfo(
     pid=4711,
     packs=(PackEntry("packs/main/old.pack", 8000, False), PackEntry("packs/main/new.pack", 400, True)),
     table_bytes=120,
+    context=SaveContext(model_digest="0f", save_steps=10),
 )
 
 
@@ -44,4 +45,5 @@ def test_an_info_has_a_json_form_with_every_field() -> None:
             {"key": "packs/main/old.pack", "size": 8000, "new": False},
             {"key": "packs/main/new.pack", "size": 400, "new": True},
         ],
+        "context": {"model_digest": "0f", "pipeline": {}, "save_steps": 10, "draws": None},
     }

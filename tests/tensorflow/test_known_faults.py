@@ -50,6 +50,9 @@ def run_apart(name: str, seconds: float) -> Optional[subprocess.CompletedProcess
         return None
 
 
+_MAX_ATTEMPTS = 20
+
+
 class TestTensorFlowsOwnFaults:
     """If one of these fails, TensorFlow no longer has the fault, and its row can go."""
 
@@ -83,21 +86,33 @@ class TestTensorFlowsOwnFaults:
     def test_passes_after_a_consumed_shuffle_come_in_another_order_and_are_complete(
         self, build: Build, saved_at: int
     ) -> None:
+        """What TensorFlow has read ahead decides whether it happens, so that one run may not show it."""
         assert find_faults_in(build) == [REPEATED]
         expected = flat(uninterrupted(build, 60))
-        found = flat(uninterrupted(build, saved_at)) + flat(resumed(build, saved_at, 60))
-        assert found != expected
-        assert found[:20] == expected[:20]
-        assert sorted(found[20:40]) == sorted(expected[20:40])
+        in_another_order = False
+        for _ in range(_MAX_ATTEMPTS):
+            found = flat(uninterrupted(build, saved_at)) + flat(resumed(build, saved_at, 60))
+            assert found[:20] == expected[:20]
+            assert sorted(found[20:40]) == sorted(expected[20:40])
+            in_another_order = in_another_order or found != expected
+            if in_another_order:
+                break
+        assert in_another_order
 
     def test_passes_after_a_concatenated_shuffle_come_in_another_order_and_are_complete(self) -> None:
         def build() -> Any:
             return shuffled(numbers(20)).concatenate(Dataset.range(100, 120)).repeat()
 
-        expected, found = uninterrupted(build, 80), resumed(build, 25, 80)
-        assert found[:15] == expected[25:40]
-        assert found[15:] != expected[40:]
-        assert sorted(found[15:]) == sorted(expected[40:])
+        expected = uninterrupted(build, 80)
+        in_another_order = False
+        for _ in range(_MAX_ATTEMPTS):
+            found = resumed(build, 25, 80)
+            assert found[:15] == expected[25:40]
+            assert sorted(found[15:]) == sorted(expected[40:])
+            in_another_order = in_another_order or found[15:] != expected[40:]
+            if in_another_order:
+                break
+        assert in_another_order
 
 
 class TestCures:
