@@ -234,6 +234,16 @@ REFUSED: dict[str, tuple[Build, Build, str]] = {
         lambda: numbers().map(increment).batch(8),
         "batch_size of Batch was 4 and is 8",
     ),
+    "another batch size after a map in a function": (
+        lambda: numbers(3).flat_map(lambda n: numbers().map(increment).batch(4)),
+        lambda: numbers(3).flat_map(lambda n: numbers().map(increment).batch(8)),
+        "batch_size of Batch inside FlatMap was 4 and is 8",
+    ),
+    "a map made parallel in a function": (
+        lambda: numbers(3).flat_map(lambda n: numbers().map(increment)),
+        lambda: numbers(3).flat_map(lambda n: numbers().map(increment, num_parallel_calls=2)),
+        "Map inside FlatMap became ParallelMap inside FlatMap",
+    ),
     "a cache in a file": (
         lambda: numbers().cache(),
         lambda: numbers().cache("/data/cache"),

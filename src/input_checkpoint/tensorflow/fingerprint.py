@@ -65,32 +65,30 @@ def fingerprint_iterators(pipelines: Mapping[str, Pipeline]) -> dict[str, Finger
     }
 
 
-def _transformations(operations: Sequence[DatasetOperation]) -> Iterator[Transformation]:
+def _transformations(operations: Sequence[DatasetOperation], depth: int = 0) -> Iterator[Transformation]:
     """Yield the transformations of a pipeline, without those that TensorFlow removes or adds by itself.
 
     A dataset that is read twice comes twice, because TensorFlow makes an iterator for each of its readers.
     """
-    kept = _without_removed(operations)
+    kept = _without_removed(operations, depth)
     for operation, inputs in itertools.islice(_iterators(kept), _MOST_TRANSFORMATIONS):
-        # TensorFlow turns Map into ParallelMap by itself, and Map before Batch into MapAndBatch.
-        name = "Map" if operation.kind == "ParallelMap" else operation.kind
-        is_fused = name == "Batch" and kept[operation.inputs[0]].kind in ("Map", "ParallelMap")
-        yield from _with_functions(operation, name, inputs, is_fused)
+        # TensorFlow turns Map into ParallelMap by itself, except inside functions.
+        name = "Map" if operation.kind == "ParallelMap" and depth == 0 else operation.kind
+        layout = dict(_layout(operation, kept))
+        content = dict(_content(operation, layout))
+        yield Transformation(name, inputs, depth, layout, content, operation.elements)
+        for function in operation.functions.values():
+            yield from _transformations(function.operations, depth + 1)
 
 
-def _nested(operations: Sequence[DatasetOperation], depth: int) -> Iterator[Transformation]:
-    # TensorFlow's optimizations leave functions alone.
-    for operation, inputs in itertools.islice(_iterators(operations), _MOST_TRANSFORMATIONS):
-        yield from _with_functions(operation, operation.kind, inputs, depth=depth)
-
-
-def _without_removed(operations: Sequence[DatasetOperation]) -> list[DatasetOperation]:
+def _without_removed(operations: Sequence[DatasetOperation], depth: int) -> list[DatasetOperation]:
     """Return the operations that TensorFlow keeps, which read one another and not those that it removes."""
     kept: list[DatasetOperation] = []
     positions: list[int] = []
     for index, operation in enumerate(operations):
         inputs = tuple(positions[parent] for parent in operation.inputs)
-        if _is_removed(operation, is_last=index == len(operations) - 1):
+        is_last = index == len(operations) - 1 and depth == 0
+        if _is_removed(operation, is_last):
             positions.append(inputs[0])
         else:
             positions.append(len(kept))
@@ -125,17 +123,13 @@ def _roots(operations: Sequence[DatasetOperation]) -> list[int]:
     return [index for index in range(len(operations)) if index not in read]
 
 
-def _with_functions(
-    operation: DatasetOperation, name: str, inputs: tuple[int, ...], is_fused: bool = False, depth: int = 0
-) -> Iterator[Transformation]:
-    layout = dict(_layout(operation, is_fused))
-    yield Transformation(name, inputs, depth, layout, dict(_content(operation, layout)), operation.elements)
-    for function in operation.functions.values():
-        yield from _nested(function.operations, depth + 1)
-
-
 def _is_removed(operation: DatasetOperation, is_last: bool) -> bool:
-    """Whether TensorFlow removes a transformation before it runs the pipeline, or adds the same by itself."""
+    """Whether TensorFlow removes a transformation before it runs the pipeline, or adds the same by itself.
+
+    Args:
+        operation: the transformation.
+        is_last: whether it is the last one of the whole pipeline.
+    """
     if operation.kind == "Options" or (operation.kind == "Prefetch" and is_last):
         return bool(operation.inputs)
     if operation.kind in _NO_OP_COUNTS:
@@ -148,7 +142,9 @@ def _is_removed(operation: DatasetOperation, is_last: bool) -> bool:
     )
 
 
-def _layout(operation: DatasetOperation, is_fused: bool) -> Iterator[tuple[str, str]]:
+def _layout(operation: DatasetOperation, kept: Sequence[DatasetOperation]) -> Iterator[tuple[str, str]]:
+    # TensorFlow merges a batch with the map before it into MapAndBatch, which saves whole batches.
+    is_fused = operation.kind == "Batch" and kept[operation.inputs[0]].kind in ("Map", "ParallelMap")
     for name, values in operation.arguments.items():
         if (operation.kind, name) in _LAYOUT_ARGUMENTS or (is_fused and name == "batch_size"):
             yield name, _text(values)
