@@ -127,7 +127,7 @@ class TestTheSameTraining:
         ic.CheckpointStore.open(tmp_path / "old").copy_to(new)
         train(tmp_path / "model", tmp_path / "new", 20)
         train(tmp_path / "model", tmp_path / "old", 5)
-        message = f"went on in {tmp_path}/new, up to step 40; {tmp_path}/old ends at step 20"
+        message = f"continued in {tmp_path}/new, up to step 40; {tmp_path}/old ends at step 20"
         assert message in caplog.text
 
     def test_its_run_id_stays_the_same_over_its_runs(self, tmp_path):

@@ -110,7 +110,7 @@ class Catalog:
     def fetch_headers(self, wanted: Iterable[CheckpointRef]) -> None:
         """Read the headers that are not known yet, several at once.
 
-        What is wrong with one is told when it is asked for.
+        A damaged one raises its error when it is requested.
         """
         unknown = [ref for ref in wanted if ref not in self._headers]
 

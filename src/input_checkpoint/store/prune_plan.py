@@ -133,7 +133,7 @@ def unneeded_packs(
         if pending is not None and (owner == pending.ref or key in pending.known_packs):
             return False
         if any(owner <= ref for ref in needs.damaged):
-            # We cannot tell what a damaged manifest names, but the run that goes on from it can.
+            # We cannot tell what a damaged manifest names, but the run that resumed from it can.
             return False
         return owner in released or age >= orphan_age
 

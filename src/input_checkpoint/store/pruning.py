@@ -36,7 +36,7 @@ from input_checkpoint.store.prune_plan import (
 from input_checkpoint.store.saving import CheckpointSaver
 
 ORPHAN_AGE_SECONDS = 3600.0
-"""Age at which data that no manifest names is taken for that of a crash, and removed."""
+"""Age at which data that no manifest names counts as left behind by a crash, and is removed."""
 
 _DELETE_BATCH = 500
 

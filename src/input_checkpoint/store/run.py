@@ -116,7 +116,7 @@ class Run:
 
     def _prepare_first_save(self) -> None:
         """Let the first save build on the checkpoint that this run was resumed from."""
-        # Before anything is read or uploaded: a full save would be in vain if the run is superseded.
+        # Before anything is read or uploaded: a full save is wasted work if the run is superseded.
         self._fence.check_may_save()
         parent = self._lineage.parent
         if parent is not None:

@@ -45,9 +45,9 @@ class CheckpointInputPipelineHook(SessionHook):
         backend: URI (``s3://bucket/run-7/input``, ``/data/run-7-input``, …), path, or an open `Backend`,
             outside the model directory. None means ``<model_dir>-input``, beside it.
         storage_options: passed to the fsspec filesystem.
-        save_steps: save every so many global steps. None for both this and ``save_secs`` means: as the
+        save_steps: number of global steps between two saves. None for both this and ``save_secs`` means: as the
             estimator's RunConfig says, at the same steps as the model.
-        save_secs: save every so many seconds, at a step at which the model was saved.
+        save_secs: seconds between two saves, each at a step at which the model was saved.
         retention: which checkpoints to keep; ``KeepLast(5)`` by default.
         resume: ``'aligned'`` (default): at the model's step or, failing that, from the newest older
             checkpoint, with a warning. ``'exact'``: at the model's step, or an error. ``'latest'``: from the
@@ -65,7 +65,7 @@ class CheckpointInputPipelineHook(SessionHook):
         adopt: resume from the input state of another training that the store holds, which is refused
             otherwise. False by default.
         on_save_failure: ``'raise'`` (default): a save that the storage fails stops training. ``'warn'``:
-            training continues, until so many saves in a row have failed as ``max_failed_saves`` says.
+            training continues, until ``max_failed_saves`` saves in a row have failed.
         max_failed_saves: at least 1; 3 by default.
 
     Raises:

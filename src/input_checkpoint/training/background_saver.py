@@ -31,7 +31,7 @@ class BackgroundSaver:
         when_busy: what `submit` does while the previous save is running: ``'wait'`` for it, or ``'skip'`` the
             new one.
         tolerated_failures: how many saves in a row may fail because of the storage before that is raised.
-        progress: told of every save; None: logs to this module's logger.
+        progress: reports every save. None: to this module's logger.
     """
 
     def __init__(

@@ -140,9 +140,9 @@ def crash_explains(
 
 
 def observed_interval(recorded: Optional[int], history: Sequence[CheckpointRef]) -> Optional[int]:
-    """Return how many steps lie between two saves: as recorded, or more if the saves show it.
+    """Return how many steps lie between two saves: as recorded, or more if the history shows it.
 
-    A session that advances by many steps at once saves more rarely than it was told to.
+    A session that advances by many steps at once saves less often than its schedule says.
 
     Args:
         recorded: steps between two saves, as the newest checkpoint says; None if not counted in steps.

@@ -30,7 +30,7 @@ class Resumer:
         store: where the input checkpoints are.
         worker: name of the worker.
         mode: one of `resume_plan.MODES`.
-        progress: told of every restore; None: logs to this module's logger.
+        progress: reports every restore. None: to this module's logger.
     """
 
     def __init__(

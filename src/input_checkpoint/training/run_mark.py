@@ -64,7 +64,7 @@ def decode_mark(text: str) -> Optional[RunMark]:
 
 
 def warn_of_older_store(mark: RunMark, listing: WorkerListing, uri: str) -> None:
-    """Warn if the training has gone on in another store since it saved to this one.
+    """Warn if the training has continued in another store since it saved to this one.
 
     Args:
         mark: of the model directory.
@@ -76,7 +76,7 @@ def warn_of_older_store(mark: RunMark, listing: WorkerListing, uri: str) -> None
         return
     reached = "" if mark.ended_at is None else f", up to step {mark.ended_at}"
     ends = f"ends at step {listing.checkpoints[-1].step}" if listing.checkpoints else "has no checkpoint"
-    logger.warning("This training went on in %s%s; %s %s.", mark.uri, reached, uri, ends)
+    logger.warning("This training continued in %s%s; %s %s.", mark.uri, reached, uri, ends)
 
 
 def check_same_run(
