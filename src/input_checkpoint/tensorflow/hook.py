@@ -45,8 +45,8 @@ class CheckpointInputPipelineHook(SessionHook):
         backend: URI (``s3://bucket/run-7/input``, ``/data/run-7-input``, …), path, or an open `Backend`,
             outside the model directory. None means ``<model_dir>-input``, beside it.
         storage_options: passed to the fsspec filesystem.
-        save_steps: number of global steps between two saves. None for both this and ``save_secs`` means: as the
-            estimator's RunConfig says, at the same steps as the model.
+        save_steps: number of global steps between two saves. None for both this and ``save_secs`` means: as
+            the estimator's RunConfig says, at the same steps as the model.
         save_secs: seconds between two saves, each at a step at which the model was saved.
         retention: which checkpoints to keep; ``KeepLast(5)`` by default.
         resume: ``'aligned'`` (default): at the model's step or, failing that, from the newest older
