@@ -22,8 +22,11 @@ _STEP = re.compile(r"loss = .*, step = (\d+)")
 _MODEL_RESTORED = re.compile(r"Restoring parameters from .*model\.ckpt-(\d+)")
 _MODEL_ROLLED_BACK = re.compile(r"The model was saved at step (\d+), but training stopped")
 
-# What the model and the Estimator write; anything else in the model directory is input state.
-_MODEL_FILES = re.compile(r"checkpoint$|checkpoint\.tmp|model\.ckpt-|graph\.pbtxt|events\.out\.tfevents\.")
+# What the model and the Estimator write, and the small file that names the run; anything else in the
+# model directory is input state.
+_MODEL_FILES = re.compile(
+    r"checkpoint$|checkpoint\.tmp|model\.ckpt-|graph\.pbtxt|events\.out\.tfevents\.|input-checkpoint\.json$"
+)
 
 
 @dataclass(frozen=True)
