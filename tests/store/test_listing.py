@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from input_checkpoint import CheckpointNotFoundError, CheckpointStore, KeepLast
+from input_checkpoint import CheckpointNotFoundError, CheckpointStore, IteratorState, KeepLast, SaveOptions
 from input_checkpoint.format.keys import manifest_key
 from tests.support.stores import run_in, save
 from tests.support.wrappers import Recording
@@ -61,6 +61,19 @@ class TestListing:
             save(run, step)
             run.prune(KeepLast(2))
         assert len(store._catalog._headers) <= 3
+
+    def test_known_headers_hold_each_shared_pack_once_in_memory(self, memory):
+        options = SaveOptions(pack_bytes=1)
+        run = CheckpointStore.open(memory, create=True, options=options).begin_run("main")
+        for step in range(50):
+            run.save(
+                step, [IteratorState("Iterator", [(b"slot %d" % n, b"%d" % n * 1000) for n in range(9)])]
+            )
+        catalog = CheckpointStore(memory)._catalog
+        packs = [pack for ref in catalog.refs() for pack in catalog.header(ref).packs]
+        assert len(packs) == 50 * 10
+        # Two objects each: the save that uploaded a pack says so.
+        assert len(set(map(id, packs))) <= 2 * len({pack.key for pack in packs})
 
     def test_listing_one_worker_does_not_forget_the_manifests_of_another(self, memory):
         store = CheckpointStore.open(memory, create=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 from input_checkpoint.backends.base import Backend
-from input_checkpoint.checkpoint import CheckpointRef
+from input_checkpoint.checkpoint import CheckpointRef, PackEntry
 from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError, ObjectNotFoundError
 from input_checkpoint.format.keys import (
     announcements_prefix,
@@ -72,6 +72,7 @@ class Catalog:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self._headers: dict[CheckpointRef, Header] = {}
+        self._last_packs: Mapping[str, PackEntry] = {}
 
     def refs(self, worker: Optional[str] = None) -> list[CheckpointRef]:
         """Return every checkpoint that is there now, from old to new, of one worker or of all."""
@@ -103,9 +104,7 @@ class Catalog:
 
     def header(self, ref: CheckpointRef) -> Header:
         """Return the header of a manifest. Reads it once: a manifest never changes."""
-        if ref not in self._headers:
-            self._headers[ref] = self.read_header(ref)
-        return self._headers[ref]
+        return self._headers.get(ref) or self.remember(self.read_header(ref))
 
     def fetch_headers(self, wanted: Iterable[CheckpointRef]) -> None:
         """Read the headers that are not known yet, several at once.
@@ -121,9 +120,15 @@ class Catalog:
         for _ in map_ordered(fetch, unknown, _HEADERS_AT_ONCE):
             continue
 
-    def remember(self, header: Header) -> None:
-        """Take note of a header that need not be read any more."""
-        self._headers[header.ref] = header
+    def remember(self, header: Header) -> Header:
+        """Take note of a header that need not be read any more, and return it."""
+        # Neighboring checkpoints share most packs. One object for each keeps a long history small in memory.
+        last = self._last_packs
+        packs = tuple(last[pack.key] if last.get(pack.key) == pack else pack for pack in header.packs)
+        self._last_packs = {pack.key: pack for pack in packs}
+        remembered = replace(header, packs=packs)
+        self._headers[header.ref] = remembered
+        return remembered
 
     def read_header(self, ref: CheckpointRef) -> Header:
         """Read the header of a manifest, also if it is known already."""

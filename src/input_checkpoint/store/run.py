@@ -71,8 +71,10 @@ class Run:
     ) -> CheckpointInfo:
         """Store and commit one checkpoint. It becomes visible completely or not at all.
 
-        Only what the run's earlier checkpoints do not contain is uploaded. Memory stays bounded, however
-        large the state is: elements are taken from the streams as uploads make room.
+        Only what the run's newest checkpoints do not contain is uploaded. The cost does not depend on how
+        many checkpoints there are. What something other than a prune has deleted is uploaded again, with a
+        warning. Memory stays bounded, however large the state is: elements are taken from the streams as
+        uploads make room.
 
         Args:
             step: global step of the model.

@@ -177,9 +177,9 @@ class CheckpointSaver:
             return
         lost = sorted({key for ref in affected for key in committed[ref]} - present)
         logger.warning(
-            "%s: %d packs that committed checkpoints need are missing or too short (first: %s). Something "
-            "other than this library has deleted or changed them, such as a lifecycle rule that expires "
-            "objects by age. Exclude this URI from it. This save stores their data again, but older "
+            "%s: packs that committed checkpoints need are missing or truncated: %d, the first is %s. "
+            "Something other than this library has deleted or changed them, such as a lifecycle rule that "
+            "expires objects by age. Exclude this URI from it. This save stores their data again, but older "
             "checkpoints that need them can no longer be restored, among them %s.",
             self._backend.uri,
             len(lost),
