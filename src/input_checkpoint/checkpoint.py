@@ -35,6 +35,16 @@ class CheckpointRef:
         return asdict(self)
 
 
+def problems_to_list(problems: Mapping[CheckpointRef, str]) -> list[dict[str, Any]]:
+    """Return what is wrong with each checkpoint, in a form that `json.dumps` accepts.
+
+    Example:
+        >>> problems_to_list({CheckpointRef("main", lineage=1, step=500): "its pack is missing"})
+        [{'checkpoint': {'worker': 'main', 'lineage': 1, 'step': 500}, 'problem': 'its pack is missing'}]
+    """
+    return [{"checkpoint": ref.to_dict(), "problem": problem} for ref, problem in problems.items()]
+
+
 @dataclass(frozen=True)
 class PackEntry:
     """One pack of a checkpoint. The chunk table refers to packs by their position in the list of packs."""

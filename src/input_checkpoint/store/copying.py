@@ -17,7 +17,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from input_checkpoint.backends.base import Backend
-from input_checkpoint.checkpoint import CheckpointRef
+from input_checkpoint.checkpoint import CheckpointRef, problems_to_list
 from input_checkpoint.errors import (
     BackendError,
     CheckpointNotFoundError,
@@ -99,9 +99,7 @@ class CopyReport:
             "ok": self.ok,
             "copied": [ref.to_dict() for ref in self.copied],
             "present": [ref.to_dict() for ref in self.present],
-            "problems": [
-                {"checkpoint": ref.to_dict(), "problem": problem} for ref, problem in self.problems.items()
-            ],
+            "problems": problems_to_list(self.problems),
             "copied_bytes": self.copied_bytes,
         }
 

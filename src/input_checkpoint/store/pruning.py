@@ -19,6 +19,7 @@ from input_checkpoint.format.keys import (
     parse_pack_key,
 )
 from input_checkpoint.format.lineage import InferredLineage, Lineage
+from input_checkpoint.format.manifest import Header
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.store.catalog import Catalog
 from input_checkpoint.store.fencing import Fence
@@ -182,29 +183,25 @@ class Pruner:
     def _read_history(self, history: Sequence[CheckpointRef]) -> ReadableHistory:
         if isinstance(self._newest, InferredLineage):
             return ReadableHistory((), ())  # not needed: everything is kept
-        self._catalog.fetch_headers(history)
-        infos, damaged = [], []
-        for ref in history:
-            try:
-                infos.append(self._catalog.header(ref).info)
-            except CorruptCheckpointError:
-                damaged.append(ref)
-            except CheckpointNotFoundError:
-                continue  # another process has just removed it
-        return ReadableHistory(infos, damaged)
+        headers, damaged = self._read_headers(history)
+        return ReadableHistory([header.info for header in headers], damaged)
 
     def _read_needs(self, committed: Collection[CheckpointRef]) -> PackNeeds:
-        self._catalog.fetch_headers(committed)
-        named: set[str] = set()
-        damaged = []
-        for ref in committed:
+        headers, damaged = self._read_headers(committed)
+        return PackNeeds({pack.key for header in headers for pack in header.packs}, damaged)
+
+    def _read_headers(self, refs: Collection[CheckpointRef]) -> tuple[list[Header], list[CheckpointRef]]:
+        """Return the headers that can be read, and the checkpoints whose manifest is damaged."""
+        self._catalog.fetch_headers(refs)
+        headers, damaged = [], []
+        for ref in refs:
             try:
-                named.update(pack.key for pack in self._catalog.header(ref).packs)
+                headers.append(self._catalog.header(ref))
             except CorruptCheckpointError:
                 damaged.append(ref)
             except CheckpointNotFoundError:
                 continue  # another process has just removed it
-        return PackNeeds(named, damaged)
+        return headers, damaged
 
     def _delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), _DELETE_BATCH):

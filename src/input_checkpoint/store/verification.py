@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from input_checkpoint.backends.base import Backend
-from input_checkpoint.checkpoint import CheckpointRef
+from input_checkpoint.checkpoint import CheckpointRef, problems_to_list
 from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError
 from input_checkpoint.format.chunk_table import Column
 from input_checkpoint.format.keys import packs_prefix
@@ -48,9 +48,7 @@ class VerifyReport:
         return {
             "ok": self.ok,
             "checked": [ref.to_dict() for ref in self.checked],
-            "problems": [
-                {"checkpoint": ref.to_dict(), "problem": problem} for ref, problem in self.problems.items()
-            ],
+            "problems": problems_to_list(self.problems),
             "read_bytes": self.read_bytes,
         }
 
