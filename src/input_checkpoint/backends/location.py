@@ -14,17 +14,23 @@ from typing import NoReturn, Optional, Union
 from urllib.parse import quote, unquote_to_bytes
 
 from input_checkpoint.backends.redaction import redact
-from input_checkpoint.backends.schemes import BUILT_IN_SCHEMES, LOCAL_SCHEMES, OFFICIAL_PLUGINS, is_known
+from input_checkpoint.backends.schemes import (
+    BUILT_IN_SCHEMES,
+    LOCAL_SCHEMES,
+    OFFICIAL_PLUGINS,
+    SCHEME_PATTERN,
+    is_known,
+)
 from input_checkpoint.backends.suggestions import NEAR_SCHEMES
 from input_checkpoint.errors import InvalidLocationError
 
-_WORD = r"[A-Za-z][A-Za-z0-9+._-]*"
-_URI = re.compile(rf"({_WORD})(://|::)(.*)", re.DOTALL)
-_SCHEME_AND_COLON = re.compile(rf"({_WORD}):")
-_SCHEME_AND_SLASHES = re.compile(rf"({_WORD})//")
+_URI = re.compile(rf"({SCHEME_PATTERN})(://|::)(.*)", re.DOTALL)
+_SCHEME_AND_COLON = re.compile(rf"({SCHEME_PATTERN}):")
+_SCHEME_AND_SLASHES = re.compile(rf"({SCHEME_PATTERN})//")
 _LOGIN_AND_COLON = re.compile(r"[^/]+@[^/:]+:")
+# Two characters at least: one is a Windows drive.
 _MANGLED_IN_PATH_OBJECT = re.compile(r"([A-Za-z][A-Za-z0-9+._-]+):/(?!/)")
-_SCHEME_INSIDE = re.compile(rf"/({_WORD}):/")
+_SCHEME_INSIDE = re.compile(rf"/({SCHEME_PATTERN}):/")
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\")
 _WINDOWS_DRIVE_IN_URI = re.compile(r"/[A-Za-z][:|](?:/|$)")
 _VARIABLE = re.compile(r"(?:^|/)(\$\{?[A-Za-z_]\w*\}?)")

@@ -8,6 +8,9 @@ from importlib.metadata import EntryPoint, entry_points
 
 import fsspec
 
+SCHEME_PATTERN = r"[A-Za-z][A-Za-z0-9+._-]*"
+"""What is taken for a scheme in a text: what RFC 3986 allows, and the underscore."""
+
 ENTRY_POINT_GROUP = "input_checkpoint.backends"
 
 LOCAL_SCHEMES = ("file", "local")

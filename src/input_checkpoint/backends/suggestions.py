@@ -8,7 +8,7 @@ from typing import Optional
 from urllib.parse import parse_qs, unquote
 
 from input_checkpoint.backends.redaction import redact
-from input_checkpoint.backends.schemes import BUILT_IN_SCHEMES, OFFICIAL_PLUGINS, is_known
+from input_checkpoint.backends.schemes import BUILT_IN_SCHEMES, OFFICIAL_PLUGINS, SCHEME_PATTERN, is_known
 
 NEAR_SCHEMES = {
     "s3n": "s3",
@@ -32,7 +32,7 @@ NEAR_SCHEMES = {
 }
 """Schemes that other tools use or that people guess, and the one that serves the same storage here."""
 
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+._-]*)://([^/?#]*)(?:/([^?#]*))?(?:\?([^#]*))?", re.DOTALL)
+_ADDRESS = re.compile(rf"({SCHEME_PATTERN})://([^/?#]*)(?:/([^?#]*))?(?:\?([^#]*))?", re.DOTALL)
 _AZURE_HOST = re.compile(r"([a-z0-9-]+)\.(?:blob|dfs)\.core\.[a-z.]+")
 _S3_HOST = re.compile(r"(?:(.+)\.)?(s3(?:[.-][a-z0-9-]+)*\.[a-z0-9-]+\.[a-z]+)")
 _AWS_HOST = re.compile(r".*\.amazonaws\.com(?:\.cn)?")
