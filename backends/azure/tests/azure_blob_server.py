@@ -34,25 +34,31 @@ class BlobServer:
 @contextlib.contextmanager
 def blob_server() -> Iterator[BlobServer]:
     """Run a server."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
-    state = BlobServer(server.server_port)
-    server.state = state  # type: ignore[attr-defined]
+    server = _Server(("127.0.0.1", 0), _Handler)
     serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     serving.start()
     try:
-        yield state
+        yield server.state
     finally:
         server.shutdown()
         serving.join()
         server.server_close()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(address, handler)
+        self.state = BlobServer(self.server_port)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def _reply(self) -> None:
-        state: BlobServer = self.server.state  # type: ignore[attr-defined]
+        assert isinstance(self.server, _Server)
+        state = self.server.state
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         url = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}

@@ -160,6 +160,15 @@ class ObjectStoreBackend(Backend):
         """What `open_client` returned in this process. It is called when the client is first needed."""
         return self._reopening.get()
 
+    def connect(self) -> None:
+        """Open the client now. Call it last in a constructor: wrong options and credentials then fail there.
+
+        Raises:
+            BackendError: that it cannot be opened, as `translate_error` describes it.
+        """
+        with self.errors("open"):
+            self._reopening.get()
+
     def open_client(self) -> Any:
         """Open what sends the requests. Look up the credentials here, so that renewed ones are found.
 

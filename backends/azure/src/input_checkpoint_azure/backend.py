@@ -61,8 +61,7 @@ class AzureBackend(ObjectStoreBackend):
         super().__init__(uri, parsed.prefix, shown_uri=parsed.shown)
         self._parsed_uri = parsed
         self._storage_options = storage_options
-        with self.errors("open"):
-            self.client  # noqa: B018 - opened on access
+        self.connect()
 
     def open_client(self) -> _Client:
         """See `ObjectStoreBackend.open_client`."""

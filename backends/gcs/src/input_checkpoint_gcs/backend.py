@@ -51,8 +51,7 @@ class GcsBackend(ObjectStoreBackend):
         )
         super().__init__(uri, prefix)
         self._storage_options = storage_options
-        with self.errors("open"):
-            self.client  # noqa: B018 - opened on access
+        self.connect()
 
     def open_client(self) -> GcsClient:
         """See `ObjectStoreBackend.open_client`."""

@@ -125,12 +125,12 @@ class GcsClient:
 
     def close(self) -> None:
         """Close the connections."""
-        self._session.close()  # type: ignore[no-untyped-call]
+        self._session.close()
 
     def _send(self, request: Request) -> Answer:
         timeouts = self.settings.timeouts
         clock = _Clock(timeouts.limit(request.upload_bytes))
-        with self._session.request(  # type: ignore[no-untyped-call]
+        with self._session.request(
             request.method,
             self.settings.endpoint + request.path,
             params={**request.params, "userProject": self.settings.user_project},

@@ -23,7 +23,7 @@ _POOL_SIZE = 64
 def open_session(settings: GcsSettings) -> AuthorizedSession:
     """Return a session with credentials, TLS and proxy as ``settings`` say. Sends nothing."""
     # No refresh after a 401: it would hide what the server says about a token that cannot be renewed.
-    session = AuthorizedSession(settings.credentials, refresh_status_codes=())  # type: ignore[no-untyped-call]
+    session = AuthorizedSession(settings.credentials, refresh_status_codes=())
     # Otherwise requests takes a password from ~/.netrc in place of the token.
     session.trust_env = False
     session.proxies.update(settings.proxies)
@@ -37,7 +37,7 @@ def refresh_token(settings: GcsSettings) -> None:
     """Replace the token of a credentials object. Keep it if the object cannot get another one."""
     with requests.Session() as session, contextlib.suppress(GoogleAuthError):
         session.proxies.update(settings.proxies)
-        settings.credentials.refresh(Request(session))  # type: ignore[no-untyped-call]
+        settings.credentials.refresh(Request(session))
 
 
 class _Adapter(HTTPAdapter):

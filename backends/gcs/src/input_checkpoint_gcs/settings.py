@@ -86,7 +86,7 @@ def read_settings(uri: str, storage_options: Mapping[str, Any]) -> GcsSettings:
     endpoint = filesystem.base[: -len(_API_PATH)].rstrip("/")
     return GcsSettings(
         endpoint,
-        filesystem.credentials.credentials or AnonymousCredentials(),  # type: ignore[no-untyped-call]
+        filesystem.credentials.credentials or AnonymousCredentials(),
         _user_project(operation, filesystem),
         _timeouts(filesystem),
         _proxies(operation, filesystem.session_kwargs, endpoint),
@@ -119,7 +119,7 @@ def _token(operation: Operation, token: Any) -> Any:
         return token
     if token.endswith(".json") or token.startswith(("/", "~", ".")):
         raise operation.error(BackendPermissionError, "token names a file that does not exist")
-    return Credentials(token)  # type: ignore[no-untyped-call]  # google-auth has types for some calls only
+    return Credentials(token)
 
 
 def _user_project(operation: Operation, filesystem: GCSFileSystem) -> Optional[str]:

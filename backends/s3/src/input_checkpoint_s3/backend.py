@@ -55,8 +55,7 @@ class S3Backend(ObjectStoreBackend):
         self._bucket, prefix = parse_s3_uri(uri)
         super().__init__(uri, prefix)
         self._storage_options = storage_options
-        with self.errors("open"):
-            self.client  # noqa: B018 - opened on access
+        self.connect()
 
     def open_client(self) -> s3fs.S3FileSystem:
         """See `ObjectStoreBackend.open_client`."""
