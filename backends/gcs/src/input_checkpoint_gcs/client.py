@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+import requests
 import tenacity
 
 from input_checkpoint_gcs.errors import GcsError, is_unavailable, is_worth_repeating, read_answer
@@ -142,9 +143,18 @@ class GcsClient:
             stream=True,
         ) as response:
             body = b"".join(clock.watch(response.iter_content(_RECEIVED_BLOCK)))
+            _check_complete(response, body)
             if not 200 <= response.status_code < 300:
                 raise read_answer(response.status_code, body)
             return Answer(response.status_code, body)
+
+
+def _check_complete(response: requests.Response, body: bytes) -> None:
+    """Raise ConnectionError if a download has broken off. urllib3 does so only from version 2 on."""
+    declared = response.headers.get("Content-Length", "")
+    encoded = "Content-Encoding" in response.headers
+    if declared.isdigit() and not encoded and len(body) < int(declared):
+        raise requests.exceptions.ConnectionError(f"the answer ended after {len(body)} of {declared} bytes")
 
 
 class _Clock:
