@@ -65,7 +65,7 @@ def _model_fn(features: Any, labels: Any, mode: str, params: dict[str, Any]) -> 
 
 def make_accumulating(model_dir: Path, **params: Any) -> Any:
     """Return an Estimator that accumulates, and saves its model every 2 steps by default."""
-    config = tf.estimator.RunConfig(
+    config = params.pop("config", None) or tf.estimator.RunConfig(
         log_step_count_steps=None,
         save_summary_steps=0,
         save_checkpoints_steps=params.pop("save_checkpoints_steps", 2),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import input_checkpoint as ic
 from input_checkpoint.backends.memory import MemoryBackend
 from input_checkpoint.tensorflow.model_checkpoints import latest_model_step, read_model_checkpoints
 from input_checkpoint.tensorflow.unfinished_step import beside, remove_leftovers
+from input_checkpoint.training.evidence import is_proven
 from tests.support.accumulation import (
     LATER_MOMENTS,
     MICRO,
@@ -78,6 +80,57 @@ def test_a_session_does_so_wherever_its_saver_stands_in_the_list(
                 while not session.should_stop():
                     session.run(op)
     assert accumulated(tmp_path / "model") == reference[:40]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_sequence_of_ends_trains_on_the_same_examples(
+    seed: int, tmp_path: Path, reference: Steps
+) -> None:
+    chance = random.Random(seed)
+    for _ in range(6):
+        params = {"save_checkpoints_steps": chance.randint(1, 3)}
+        save_steps = chance.choice([None, 1, 2, 5])
+        accumulate(
+            tmp_path / "model", chance.randint(1, 11), save_steps=save_steps, resume="exact", params=params
+        )
+    seen = accumulated(tmp_path / "model")
+    assert seen == reference[: len(seen)]
+
+
+def test_input_that_is_saved_at_a_time_is_saved_with_the_runs_that_the_model_contains(
+    tmp_path: Path, reference: Steps, memory: MemoryBackend
+) -> None:
+    """The model's timer fires in the middle of steps, at some of which the input has been saved already."""
+
+    class Slowly(tf.estimator.SessionRunHook):
+        def before_run(self, run_context: Any) -> None:
+            time.sleep(0.05)
+
+    config = tf.estimator.RunConfig(
+        save_checkpoints_secs=1, save_summary_steps=0, log_step_count_steps=None, keep_checkpoint_max=100
+    )
+    estimator = make_accumulating(tmp_path / "model", config=config)
+    hook = ic.CheckpointInputPipelineHook(estimator, backend=memory, save_steps=1, retention=ic.KeepAll())
+    estimator.train(shuffled_ids, hooks=[hook, Slowly(), StopAfter(78)])
+    draws = {}
+    model = read_model_checkpoints(str(tmp_path / "model"))
+    assert model is not None
+    for info in ic.CheckpointStore.open(memory).checkpoints():
+        if is_proven(info, model):
+            draws[info.step] = info.context.draws
+    contained = {
+        step: int(tf.train.load_variable(path, "runs"))
+        for step, path in model.paths.items()
+        if ".end-" not in path
+    }
+    assert len(contained) >= 4
+    assert draws == contained | {19: 78}
+
+
+def test_every_pair_is_proven(tmp_path: Path, memory: MemoryBackend) -> None:
+    accumulate(tmp_path / "model", 27, backend=memory)
+    contexts = [info.context for info in ic.CheckpointStore.open(memory).checkpoints()]
+    assert None not in [context.model_digest for context in contexts]
 
 
 def test_data_that_ends_in_the_middle_of_a_step_is_in_the_model_and_does_not_come_again(
@@ -212,4 +265,4 @@ def test_only_what_crashes_have_left_of_our_own_checkpoints_is_removed(tmp_path:
 
 def test_a_model_directory_that_does_not_exist_has_no_leftovers(tmp_path: Path) -> None:
     remove_leftovers(str(tmp_path / "none"))
-    logging.getLogger(__name__).debug("nothing was raised")
+    assert not (tmp_path / "none").exists()

@@ -92,6 +92,10 @@ BYPASSING: dict[str, Step] = {
         context.session.make_callable(ids)(),
         context.run_with_hooks(op),
     ),
+    "a batch, by a partial run": lambda context, ids, op: (
+        context.session.partial_run(context.session.partial_run_setup([ids]), ids),
+        context.run_with_hooks(op),
+    ),
     "all but the step": lambda context, ids, op: (
         context.session.run(op),
         context.run_with_hooks(v1.train.get_global_step()),

@@ -13,8 +13,8 @@ _NOTHING = object()
 class DrawWatch:
     """Watches the raw session beneath a ``MonitoredSession``.
 
-    Hooks do not see what ``run_step_fn`` or another hook runs with the raw session. So the session's ``run``
-    and ``make_callable`` are wrapped, in this session object alone. A run with hooks costs one comparison.
+    Hooks do not see what ``run_step_fn`` or another hook runs with the raw session. So everything by which a
+    session runs is wrapped, in this session object alone. A run with hooks costs one comparison.
 
     Args:
         session: the raw session.
@@ -30,7 +30,12 @@ class DrawWatch:
         self._hooked: tuple[Draw, ...] = ()
         self._run = session.run
         self._make_callable = session.make_callable
-        self._wrappers = {"run": self._watched_run, "make_callable": self._watched_callable}
+        self._partial_run = session.partial_run
+        self._wrappers = {
+            "run": self._watched_run,
+            "make_callable": self._watched_callable,
+            "partial_run": self._watched_partial_run,
+        }
         # Another hook may watch the same session.
         self._replaced = {name: session.__dict__.get(name) for name in self._wrappers}
         session.__dict__.update(self._wrappers)
@@ -102,6 +107,12 @@ class DrawWatch:
             return inner(*values, **run_options)
 
         return call
+
+    def _watched_partial_run(
+        self, handle: Any, fetches: Any, feed_dict: Optional[Mapping[Any, Any]] = None
+    ) -> Any:
+        self._note(fetches, feed_dict)
+        return self._partial_run(handle, fetches, feed_dict)
 
     def _is_expected(self, fetches: Any) -> bool:
         # MonitoredSession adds the fetches of the hooks to those of the caller, in one dictionary.
