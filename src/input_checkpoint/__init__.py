@@ -17,6 +17,7 @@ from input_checkpoint.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
     DifferentHistoryError,
+    DifferentModelError,
     DifferentRunError,
     InputCheckpointError,
     InvalidLocationError,
@@ -26,6 +27,7 @@ from input_checkpoint.errors import (
     UnknownBackendError,
     UnsupportedFormatError,
     UnsupportedPipelineError,
+    UntrackedDrawError,
     WriterSupersededError,
 )
 from input_checkpoint.retention.by_count import KeepAll, KeepBytes, KeepEverySteps, KeepLast, KeepSteps
@@ -61,6 +63,7 @@ __all__ = [
     "CopyReport",
     "CorruptCheckpointError",
     "DifferentHistoryError",
+    "DifferentModelError",
     "DifferentRunError",
     "InputCheckpointError",
     "InvalidLocationError",
@@ -88,6 +91,7 @@ __all__ = [
     "UnknownBackendError",
     "UnsupportedFormatError",
     "UnsupportedPipelineError",
+    "UntrackedDrawError",
     "VerifyReport",
     "WriterSupersededError",
     "open_backend",

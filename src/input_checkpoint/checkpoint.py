@@ -67,7 +67,7 @@ class SaveContext:
     save_steps: Optional[int] = None
     """Steps between two saves; None if they are not counted in steps."""
     draws: Optional[int] = None
-    """How many times the session had been run since its input was restored; None if it is unknown."""
+    """How many runs of the session had drawn from the input since it was restored; None if it is unknown."""
 
 
 @dataclass(frozen=True)

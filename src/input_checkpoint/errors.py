@@ -105,6 +105,10 @@ class DifferentRunError(InputCheckpointError):
     """The store holds the input state of another training. Nothing was changed."""
 
 
+class DifferentModelError(InputCheckpointError):
+    """The session trains another model than that of the hook's model directory. Nothing was restored."""
+
+
 class DifferentHistoryError(InputCheckpointError):
     """The target of a copy holds checkpoints of another run. They were not changed."""
 
@@ -115,6 +119,10 @@ class PipelineMismatchError(InputCheckpointError):
 
 class UnsupportedPipelineError(InputCheckpointError):
     """TensorFlow cannot serialize this input pipeline."""
+
+
+class UntrackedDrawError(InputCheckpointError):
+    """The input was drawn from outside of the session hooks, so no saved state would match the model."""
 
 
 class SnapshotLostError(InputCheckpointError):

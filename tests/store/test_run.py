@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from input_checkpoint import CheckpointStore, KeepLast, WriterSupersededError
+from input_checkpoint import CheckpointRef, CheckpointStore, KeepLast, WriterSupersededError
 from tests.support.stores import save, steps
-from tests.support.wrappers import Recording
+from tests.support.wrappers import Overtaken, Recording
 
 
 class TestRun:
@@ -59,6 +59,39 @@ class TestRun:
 
 
 class TestStore:
+    def test_a_run_that_begins_again_can_save_its_last_step_once_more(self, store, run):
+        save(run, 10, 20)
+        again = run.begin_again(store.newest("main").ref)
+        save(again, 20, 30)
+        history = [(ref.lineage, ref.step) for ref in store.history("main")]
+        assert history == [(1, 10), (1, 20), (2, 20), (2, 30)]
+        assert again.lineage.run_id == run.lineage.run_id
+
+    def test_a_run_that_has_begun_again_is_superseded(self, store, run):
+        save(run, 10)
+        run.begin_again(store.newest("main").ref)
+        with pytest.raises(WriterSupersededError):
+            save(run, 20)
+
+    def test_a_superseded_run_cannot_begin_again(self, store, run):
+        save(run, 10)
+        newer = store.begin_run("main", store.newest("main").ref)
+        with pytest.raises(WriterSupersededError):
+            run.begin_again(store.newest("main").ref)
+        assert store.newest_lineage("main") == newer.lineage
+
+    def test_a_run_that_begins_again_never_overtakes_one_that_begins_meanwhile(self, backend, store):
+        def begin():
+            overtaking.append(store.begin_run("main"))
+
+        overtaking = []
+        overtaken = Overtaken(backend, "create", "lineages/main/00000002", begin)
+        run = CheckpointStore.open(overtaken).begin_run("main")
+        save(run, 10)
+        with pytest.raises(WriterSupersededError):
+            run.begin_again(CheckpointRef("main", 1, 10))
+        assert store.newest_lineage("main") == overtaking[0].lineage
+
     def test_a_store_shows_its_uri(self, store):
         assert repr(store) == f"CheckpointStore({store.uri!r})"
 

@@ -48,6 +48,7 @@ class Run:
     ) -> None:
         self._catalog = catalog
         self._lineage = lineage
+        self._options = options
         self._released = released
         self._fence = Fence(catalog, lineage.worker, lineage.number)
         self._saver = CheckpointSaver(catalog, lineage, self._fence, options)
@@ -115,6 +116,29 @@ class Run:
         self._fence.check_may_save()
         pruner = Pruner(self._catalog, self._lineage, self._fence, self._released, self._saver)
         return pruner.prune(policy, orphan_age, dry_run)
+
+    def begin_again(self, parent: CheckpointRef) -> Run:
+        """Begin the run that follows this one, so that the step of ``parent`` can be saved once more.
+
+        Both checkpoints of that step are then in the history, the new one after the old one.
+
+        Args:
+            parent: the newest checkpoint of this run.
+
+        Raises:
+            WriterSupersededError: a newer run of this worker has begun. It is left alone.
+            BackendError: the storage failed.
+        """
+        worker = self._lineage.worker
+        lineage = replace(
+            next_lineage(worker, self._lineage, parent, self._catalog.refs(worker)),
+            run_id=self._lineage.run_id,
+            start_step=parent.step,
+        )
+        self._fence.check_may_save()
+        while not _create_record(self._catalog, lineage):
+            self._fence.check_may_save()  # raises, since somebody has just taken the number
+        return Run(self._catalog, lineage, self._options, self._released)
 
     def _prepare_first_save(self) -> None:
         """Let the first save build on the checkpoint that this run was resumed from."""

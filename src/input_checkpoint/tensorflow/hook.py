@@ -74,7 +74,9 @@ class CheckpointInputPipelineHook(SessionHook):
             value is not allowed, or the backend lies inside the model directory.
         BackendError: the backend cannot be used.
 
-    `DifferentRunError` is raised when training begins, if the store holds the input state of another one.
+    Training raises `DifferentRunError` if the store holds the input state of another training,
+    `DifferentModelError` if another Estimator is trained, and `UntrackedDrawError` if the input is drawn from
+    outside of the hooks.
 
     Example:
         ```python
@@ -111,6 +113,11 @@ class CheckpointInputPipelineHook(SessionHook):
             external_state_policy=external_state_policy,
             **options,
         )
+
+    @property
+    def _saves_model_first(self) -> bool:
+        # Estimator adds a CheckpointSaverHook if its RunConfig has an interval.
+        return self._settings.model_schedule is not None
 
     def _check_graph(self, graph: Any) -> None:
         super()._check_graph(graph)

@@ -272,6 +272,21 @@ class SessionIterators:
         """See `InputSource.restore`."""
         self.iterators.restore(self.session, states)
 
+    def hold(self) -> HeldIterators:
+        """Take a snapshot now, to save it later if it turns out to be needed."""
+        return HeldIterators(self.iterators, self.session, self.snapshot())
+
+
+@dataclass(frozen=True)
+class HeldIterators(SessionIterators):
+    """The iterators as they were when a snapshot was taken: an `InputSource` for one save."""
+
+    taken: SessionSnapshot
+
+    def snapshot(self) -> SessionSnapshot:
+        """See `InputSource.snapshot`."""
+        return self.taken
+
 
 class SessionSnapshot:
     """The state of all iterators of a graph, in the memory of a session. Must be released."""
@@ -516,4 +531,10 @@ def _reason(error: Any) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-__all__ = ["GraphIterators", "SessionIterators", "SessionSnapshot", "external_state_policy_number"]
+__all__ = [
+    "GraphIterators",
+    "HeldIterators",
+    "SessionIterators",
+    "SessionSnapshot",
+    "external_state_policy_number",
+]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
@@ -33,7 +34,7 @@ class ModelCheckpoints:
         between two models of the same step.
         """
         path = self.paths.get(step)
-        return None if path is None else _index_digest(path)
+        return None if path is None else index_digest(path)
 
 
 def default_backend_uri(model_dir: str) -> str:
@@ -70,7 +71,8 @@ def saved_digest(model_dir: str, step: int) -> Optional[str]:
     return None if model is None or model.latest_step < step else model.digest(step)
 
 
-def _index_digest(path: str) -> Optional[str]:
+def index_digest(path: str) -> Optional[str]:
+    """Return what identifies the content of the checkpoint at a path prefix, or None if there is none."""
     try:
         with tf.io.gfile.GFile(f"{path}.index", "rb") as file:
             return digest(file.read()).hex()
@@ -87,7 +89,38 @@ def latest_model_step(model_dir: str) -> Optional[int]:
 def make_latest(model_dir: str, checkpoints: ModelCheckpoints, step: int) -> None:
     """Make the checkpoint of ``step`` the one that TensorFlow restores. No checkpoint is removed."""
     others = [path for other, path in checkpoints.paths.items() if other != step]
-    paths = [_relative(path, model_dir) for path in (*others, checkpoints.paths[step])]
+    _replace_state(model_dir, [*others, checkpoints.paths[step]])
+
+
+def add_latest(model_dir: str, path: str) -> None:
+    """Make a checkpoint that is not listed yet the one that TensorFlow restores. The others stay listed.
+
+    Raises:
+        tf.errors.NotFoundError: there is no such checkpoint. Nothing was changed.
+    """
+    tf.io.gfile.stat(f"{path}.index")
+    _replace_state(model_dir, [*(listed for listed in listed_paths(model_dir) if listed != path), path])
+
+
+def listed_paths(model_dir: str) -> list[str]:
+    """Return the path prefixes of all checkpoints that the ``checkpoint`` file lists, from old to new."""
+    state = tf.train.get_checkpoint_state(model_dir)
+    return list(state.all_model_checkpoint_paths) if state else []
+
+
+def remove_model(path: str) -> None:
+    """Remove the checkpoint at a path prefix, whether it is complete or not."""
+    folder, name = os.path.split(path)
+    with contextlib.suppress(tf.errors.NotFoundError):
+        # The index first: without it, TensorFlow does not see the rest.
+        for file in sorted(tf.io.gfile.listdir(folder), reverse=True):
+            if file.startswith((f"{name}.index", f"{name}.data-")):
+                tf.io.gfile.remove(f"{folder}/{file}")
+
+
+def _replace_state(model_dir: str, paths: Sequence[str]) -> None:
+    """Write the ``checkpoint`` file, for checkpoints from old to new."""
+    paths = [_relative(path, model_dir) for path in paths]
     state = tf.compat.v1.train.generate_checkpoint_state_proto(_absolute(model_dir), paths[-1], paths)
     replace_file(f"{_absolute(model_dir)}/checkpoint", text_format.MessageToString(state))
 

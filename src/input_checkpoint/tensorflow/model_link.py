@@ -7,20 +7,26 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Callable, Optional
 
-from input_checkpoint.checkpoint import CheckpointInfo, SaveContext
-from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError
+import tensorflow as tf
+
+from input_checkpoint.checkpoint import CheckpointInfo
+from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError, DifferentModelError
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.store.catalog import WorkerListing
 from input_checkpoint.store.run import Run
 from input_checkpoint.store.store import CheckpointStore
 from input_checkpoint.tensorflow.model_checkpoints import (
     ModelCheckpoints,
+    latest_model_step,
     read_model_checkpoints,
     saved_digest,
+    step_of,
 )
 from input_checkpoint.tensorflow.model_retention import KeepForResume
 from input_checkpoint.tensorflow.model_rollback import roll_back_model
-from input_checkpoint.tensorflow.run_mark_file import read_mark, write_mark
+from input_checkpoint.tensorflow.run_mark_file import read_mark, remove_mark, write_mark
+from input_checkpoint.tensorflow.session_model import StateStamp, is_session_model, read_stamp
+from input_checkpoint.tensorflow.unfinished_step import remove_leftovers
 from input_checkpoint.training.evidence import ModelEvidence, NoModel, is_proven
 from input_checkpoint.training.run_mark import RunMark, check_same_run, warn_of_older_store
 from input_checkpoint.training.settings import TrainingSettings
@@ -52,7 +58,14 @@ class ModelLink:
         self._model: Optional[ModelCheckpoints] = None
         self._mark: Optional[RunMark] = None
         self._seen: Optional[_Seen] = None
+        self._stamp: Optional[StateStamp] = None
+        self._marked_now = False
         self._run_id = uuid.uuid4().hex
+
+    @property
+    def model_dir(self) -> Optional[str]:
+        """The model directory, or None if there is nothing to link."""
+        return self._model_dir
 
     @property
     def evidence(self) -> ModelEvidence:
@@ -81,6 +94,7 @@ class ModelLink:
         """
         if self._model_dir is None:
             return
+        remove_leftovers(self._model_dir)
         self._model = read_model_checkpoints(self._model_dir)
         self._mark = read_mark(self._model_dir)
         listing = self._store.list_worker(self._settings.worker)
@@ -90,13 +104,41 @@ class ModelLink:
         self._run_id = self._continued_run_id(listing, proven)
         if self._mark is not None:
             warn_of_older_store(self._mark, listing, self._store.uri)
-        if self._mark is None:
+        self._marked_now = self._mark is None
+        if self._marked_now:
             # Now, so that a second hook on the same training finds it.
             self._remember(lineage=0, ended_at=None)
         step = 0 if self._model is None else self._model.latest_step
         if mode == "aligned" and self._model is not None:
             step = self._roll_back(self._model, listing, check_pipeline) or step
         self._seen = _Seen(step, listing)
+        self._stamp = read_stamp(self._model_dir)
+
+    def check_session(self, steps: Collection[int], saves_first: bool) -> None:
+        """Raise if a session does not train the model of the model directory.
+
+        Args:
+            steps: the global steps of the session up to now.
+            saves_first: whether the session saves its model as soon as it is created.
+
+        Raises:
+            DifferentModelError: it trains another model.
+        """
+        if self._model_dir is None:
+            return
+        latest = latest_model_step(self._model_dir)
+        if is_session_model(self._stamp, read_stamp(self._model_dir), latest, steps, saves_first):
+            return
+        if self._marked_now:
+            remove_mark(self._model_dir)
+        found = "no model checkpoint" if latest is None else f"a model checkpoint of step {latest}"
+        raise DifferentModelError(
+            f"The hook was made for the model directory {self._model_dir}, but this session trains another "
+            f"model: it is at step {max(steps)}, and has not saved its model to {self._model_dir}, which has "
+            f"{found}. The hook was probably made for another Estimator. Make one for each Estimator, or "
+            f"give SessionHook the session's checkpoint_dir as model_dir. {self._store.uri} was not changed.",
+            uri=self._store.uri,
+        )
 
     def roll_back_after_error(
         self, restored_step: int, check_pipeline: Callable[[CheckpointInfo], None]
@@ -136,10 +178,17 @@ class ModelLink:
         """Let the model directory remember that training ended normally."""
         self._remember(run.lineage.number, ended_at=step)
 
-    def context(self, step: int) -> SaveContext:
-        """Return the evidence for the save of ``step``. Reads small files: not for the training thread."""
-        digest = None if self._model_dir is None else saved_digest(self._model_dir, step)
-        return SaveContext(model_digest=digest, save_steps=self._settings.schedule.every_steps)
+    def current_model(self, step: int) -> Optional[str]:
+        """Return the path prefix of the current model checkpoint, or None if it is not of ``step``."""
+        path = None if self._model_dir is None else tf.train.latest_checkpoint(self._model_dir)
+        return path if path is not None and step_of(path) == step else None
+
+    def model_digest(self, step: int) -> Optional[str]:
+        """Return the digest of the model checkpoint of ``step``, or None if there is none (yet).
+
+        Reads small files: not for the training thread.
+        """
+        return None if self._model_dir is None else saved_digest(self._model_dir, step)
 
     def _roll_back(
         self,

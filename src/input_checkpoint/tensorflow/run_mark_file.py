@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Optional
 
@@ -33,6 +34,12 @@ def write_mark(model_dir: str, mark: RunMark) -> None:
             _path(model_dir),
             error.message,
         )
+
+
+def remove_mark(model_dir: str) -> None:
+    """Remove the mark of a model directory, if it has one."""
+    with contextlib.suppress(tf.errors.OpError):
+        tf.io.gfile.remove(_path(model_dir))
 
 
 def _path(model_dir: str) -> str:

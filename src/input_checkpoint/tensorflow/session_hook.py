@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Optional
 
 import tensorflow as tf
 
 from input_checkpoint.checkpoint import CheckpointRef, SaveContext
+from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError
 from input_checkpoint.store.catalog import WorkerListing
+from input_checkpoint.store.run import Run
 from input_checkpoint.store.store import CheckpointStore
-from input_checkpoint.tensorflow.iterators import GraphIterators, external_state_policy_number
-from input_checkpoint.tensorflow.model_checkpoints import default_backend_uri, latest_model_step
+from input_checkpoint.tensorflow.draw_guard import DrawGuard
+from input_checkpoint.tensorflow.draws import check_queue_runners
+from input_checkpoint.tensorflow.iterators import (
+    GraphIterators,
+    SessionIterators,
+    external_state_policy_number,
+)
+from input_checkpoint.tensorflow.model_checkpoints import (
+    add_latest,
+    default_backend_uri,
+    index_digest,
+    latest_model_step,
+)
 from input_checkpoint.tensorflow.model_link import ModelLink
+from input_checkpoint.tensorflow.unfinished_step import model_beside
 from input_checkpoint.training.background_saver import BackgroundSaver
 from input_checkpoint.training.pipeline_check import PipelineCheck
 from input_checkpoint.training.progress import Progress
 from input_checkpoint.training.resuming import Resumer
 from input_checkpoint.training.schedule import SaveSchedule
 from input_checkpoint.training.settings import TrainingSettings
-from input_checkpoint.training.source import InputSource
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -104,6 +117,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         step = tf.compat.v1.train.get_global_step(graph)
         if step is None:
             raise RuntimeError("Global step should be created to use CheckpointInputPipelineHook.")
+        check_queue_runners(graph)
         self._iterators = GraphIterators(graph, self._policy)
         self._global_step = tf.identity(step, name="input_checkpoint/global_step")
         self._finish_earlier_training()
@@ -117,13 +131,21 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
 
     def after_create_session(self, session: Any, coord: Any) -> None:
         """Note that the iterators are new. Called by TensorFlow, again after each recovered error."""
-        self._current = _SessionState(self._iterators.bind(session), is_first=self._current is None)
+        source, step = self._iterators.bind(session), self._read_step(session)
+        self._current = _SessionState(
+            source,
+            DrawGuard(source, self._store.uri, self._wait_for_snapshot),
+            is_first=self._current is None,
+            created_at=step,
+            step=step,
+        )
         # An exception closes the session without end(): the coordinator then waits for a running save.
         coord.register_thread(_SaveThreadProxy(self))
 
     def before_run(self, run_context: Any) -> None:
         """Restore before the first step, wait for the snapshot before later ones. Called by TensorFlow."""
         state = self._state
+        state.guard.check(run_context.original_args, state.step)
         if not state.resumed:
             self._resume(run_context.session, state)
         else:
@@ -131,23 +153,31 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
             # Here, and not in after_run(): the model's saver may come after this hook in the list.
             self._save_if_due(state, with_model=True)
             self._running_saver.wait_for_snapshot()
+        state.guard.expect(run_context.original_args)
         self._last_run_started = time.time()
 
     def after_run(self, run_context: Any, run_values: Any) -> None:
         """Start a save if one is due. Called by TensorFlow."""
         state = self._state
         self._running_saver.check()
-        state.runs += 1
-        state.step = self._read_step(run_context.session)
+        step = self._read_step(run_context.session)
+        if step != state.step:
+            state.draws += 1
+            state.step, state.draws_at_step = step, state.draws
+        elif state.guard.draws(run_context.original_args):
+            state.accumulates = True
+            state.draws += 1
+        state.guard.check(run_context.original_args, step)
         self._save_if_due(state, with_model=False)
 
     def end(self, session: Any) -> None:
         """Save the last state and wait until everything is stored. Called by TensorFlow."""
         state = self._state
+        step = self._read_step(session)
+        state.guard.end(step, state.step)
         if not state.resumed:
             return
-        step = self._read_step(session)
-        if state.runs == 0:
+        if state.draws == 0:
             logger.warning(
                 "No step was run at global step %d. If the input had already ended when it was saved to %s, "
                 "it has ended now too: pass resume='fresh' or another backend to train on it again.",
@@ -155,10 +185,14 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
                 self._store.uri,
             )
         self._running_saver.wait()
-        if step != state.saved_step:
-            self._save(state, step)
-            self._running_saver.wait()
+        self._save_last(session, state, step)
+        state.guard.close()
         self._link.run_ended(self._running_saver.run, step)
+
+    @property
+    def _saves_model_first(self) -> bool:
+        """Whether TensorFlow is known to save the model as soon as a session is created."""
+        return False
 
     def _check_graph(self, graph: Any) -> None:
         """Raise ValueError if the graph's input is not that of a training."""
@@ -181,9 +215,13 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         return int(session.run(self._global_step))
 
     def _save_if_due(self, state: _SessionState, *, with_model: bool) -> None:
-        # Two schedules may be due at one step, which is saved once.
-        if self._is_due(state.step, with_model=with_model) and state.step != state.saved_step:
+        # Two schedules may be due at one step, which is saved once, unless the input has advanced since.
+        if not self._is_due(state.step, with_model=with_model):
+            return
+        if state.step != state.saved_step:
             self._save(state, state.step)
+        elif state.draws != state.saved_draws:
+            self._save_again(state, state.step)
 
     def _is_due(self, step: int, *, with_model: bool) -> bool:
         """Whether a save is due by one of the schedules, which then begin to count anew.
@@ -219,16 +257,98 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
             return True
         return latest_model_step(str(self._settings.model_dir)) == step
 
-    def _save(self, state: _SessionState, step: int) -> None:
-        draws = state.runs
-        if self._running_saver.submit(step, state.source, lambda: self._context(step, draws)):
-            state.saved_step = step
+    def _save(self, state: _SessionState, step: int, model_digest: Optional[str] = None) -> None:
+        """Start a save.
 
-    def _context(self, step: int, draws: int) -> SaveContext:
-        """Return what is known about the save of ``step``. Called in the background."""
-        fingerprints = self._iterators.fingerprints.items()
-        pipeline = {name: fingerprint.to_json() for name, fingerprint in fingerprints}
-        return replace(self._link.context(step), pipeline=pipeline, draws=draws)
+        Args:
+            state: of the session.
+            step: the global step.
+            model_digest: of the model that belongs to this save; None: of the one that TensorFlow saves now.
+        """
+        save = _Save(self._link, state, step, state.draws, model_digest)
+
+        def context() -> SaveContext:
+            fingerprints = self._iterators.fingerprints.items()
+            return SaveContext(
+                model_digest=save.find_model(),
+                pipeline={name: fingerprint.to_json() for name, fingerprint in fingerprints},
+                save_steps=self._settings.schedule.every_steps,
+                draws=save.draws,
+            )
+
+        if self._running_saver.submit(step, state.guard.source, context, save.find_model):
+            state.saved_step, state.saved_draws = step, save.draws
+            state.guard.saved()
+
+    def _save_last(self, session: Any, state: _SessionState, step: int) -> None:
+        """Save the state in which training ends, unless it is saved already."""
+        if (step, state.draws) == (state.saved_step, state.saved_draws):
+            return
+        unfinished = state.draws - state.draws_at_step if step == state.step else 0
+        model_dir = self._link.model_dir
+        if unfinished and model_dir is not None:
+            self._save_unfinished(session, state, step, model_dir)
+        elif state.saved_step != step or self._settings.resume == "latest":
+            self._save_again(state, step)
+        else:
+            self._warn_of_repetition(state, "the hook knows of no model directory")
+
+    def _save_unfinished(self, session: Any, state: _SessionState, step: int, model_dir: str) -> None:
+        """Save model and input in the middle of a step, so that the runs since it was reached are in both."""
+        current = self._link.current_model(step)
+        if current is None:
+            self._save_again(state, step)  # if TensorFlow saves the model at all, it does so after this hook
+            return
+        with model_beside(session, model_dir, current) as model:
+            digest = index_digest(current)
+            if model is None and state.saved_step == step:
+                self._warn_of_repetition(state, "no saver of the graph can write it")
+            elif model is not None and model.digest != digest:
+                # The input first: until its model is current, the earlier pair of this step is used.
+                if self._save_again(state, step, model.digest):
+                    add_latest(model_dir, model.path)
+            elif state.saved_step == step and digest == self._saved_model_digest():
+                self._warn_of_repetition(state, "they have changed nothing that is saved in it")
+            else:
+                self._save_again(state, step)
+
+    def _save_again(self, state: _SessionState, step: int, model_digest: Optional[str] = None) -> bool:
+        """Save ``step``, even if this run has saved it already, and wait.
+
+        Returns:
+            Whether it is stored. A failure of the storage may be tolerated.
+        """
+        saved = self._running_saver.last_committed
+        if saved is not None and saved.step == step:
+            # A run commits a step once.
+            run = self._running_saver.run.begin_again(saved)
+            self._link.run_begun(run)
+            self._saver = self._saver_for(run)
+        self._save(state, step, model_digest)
+        saver = self._running_saver
+        saver.wait()
+        return saver.last_committed == CheckpointRef(saver.run.lineage.worker, saver.run.lineage.number, step)
+
+    def _saved_model_digest(self) -> Optional[str]:
+        """Return the digest of the model that this run was last saved with, or restored with."""
+        ref = self._running_saver.last_committed or self._running_saver.run.lineage.parent
+        try:
+            return None if ref is None else self._store.info(ref).context.model_digest
+        except (CorruptCheckpointError, CheckpointNotFoundError):
+            return None
+
+    def _warn_of_repetition(self, state: _SessionState, reason: str) -> None:
+        logger.warning(
+            "Training ended in the middle of a step: %d runs after global step %d are in no model "
+            "checkpoint, because %s. Training will resume before them and repeat them.",
+            state.draws - state.saved_draws,
+            state.step,
+            reason,
+        )
+
+    def _wait_for_snapshot(self) -> None:
+        if self._saver is not None:
+            self._saver.wait_for_snapshot()
 
     def _finish_earlier_training(self) -> None:
         """Wait for the last save of an earlier ``train`` call. Its failure is not an error of this one."""
@@ -245,10 +365,12 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
             )
 
     def _resume(self, session: Any, state: _SessionState) -> None:
+        step = self._read_step(session)
         if self._saver is not None:
             self._saver.wait()
-        step = self._read_step(session)
-        if not state.is_first:
+        if state.is_first:
+            self._link.check_session({state.created_at, step}, self._saves_model_first)
+        else:
             self._roll_back_in_new_session(step)
         listing = self._link.listing_for(step)
         restored = self._resumer.restore(
@@ -258,6 +380,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         started = self._last_run_started
         self._schedules = tuple(schedule.after(step, started) for schedule in self._settings.schedules)
         state.resumed = True
+        state.guard.restored()
         state.step = state.saved_step = step
         if restored is None or restored.step != step:
             self._save(state, step)
@@ -292,11 +415,14 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         )
         self._link.run_begun(run)
         self._progress.begun(settings, listing, restored)
+        return self._saver_for(run)
+
+    def _saver_for(self, run: Run) -> BackgroundSaver:
         return BackgroundSaver(
             run,
             self._link.retention,
-            when_busy=settings.when_busy,
-            tolerated_failures=settings.tolerated_failures,
+            when_busy=self._settings.when_busy,
+            tolerated_failures=self._settings.tolerated_failures,
             progress=self._progress,
         )
 
@@ -305,15 +431,50 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
 class _SessionState:
     """How far one session has come."""
 
-    source: InputSource
+    source: SessionIterators
     """The iterators of the graph, in this session."""
+    guard: DrawGuard
     is_first: bool
     """Whether it is the first session of this graph. Later ones come after recovered errors."""
-    resumed: bool = False
-    runs: int = 0
-    step: int = 0
+    created_at: int
+    """The global step when it was created."""
+    step: int
     """The global step that was reached."""
+    resumed: bool = False
+    draws: int = 0
+    """How many runs have drawn from the input."""
+    accumulates: bool = False
+    """Whether a run has drawn from the input without finishing a step."""
+    draws_at_step: int = 0
+    """``draws`` when it was reached. The runs since then belong to a step that is not finished."""
     saved_step: Optional[int] = None
+    saved_draws: int = 0
+    """``draws`` when ``saved_step`` was saved."""
+
+
+@dataclass
+class _Save:
+    """One save, and the model that belongs to it."""
+
+    link: ModelLink
+    state: _SessionState
+    step: int
+    draws: int
+    """``draws`` of the session when its snapshot was taken."""
+    model_digest: Optional[str] = None
+
+    def find_model(self) -> Optional[str]:
+        """Return the digest of the model that was saved together with this snapshot, if it is known.
+
+        Called when the snapshot has just been taken, and again just before the commit, because TensorFlow may
+        save the model a little later.
+        """
+        if self.model_digest is None:
+            found = self.link.model_digest(self.step)
+            # With several runs to a step, TensorFlow may have saved this model after more of them.
+            if not self.state.accumulates or self.state.draws == self.draws:
+                self.model_digest = found
+        return self.model_digest
 
 
 class _SaveThreadProxy:

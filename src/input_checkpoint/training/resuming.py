@@ -102,7 +102,7 @@ class Resumer:
             try:
                 self._restore(source, ref, model, check_pipeline)
             except (CorruptCheckpointError, CheckpointNotFoundError) as error:
-                if plan.required:
+                if plan.required and ref == plan.candidates[-1]:
                     raise
                 logger.warning("Trying an older input checkpoint, because %s", error)
                 continue

@@ -1,0 +1,133 @@
+"""Notices the runs of a session that draw from the input outside of the hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Callable, Optional
+
+from input_checkpoint.tensorflow.draws import Draw, InputUse, InputUseReader
+
+_NOTHING = object()
+
+
+class DrawWatch:
+    """Watches the raw session beneath a ``MonitoredSession``.
+
+    Hooks do not see what ``run_step_fn`` or another hook runs with the raw session. So everything by which a
+    session runs is wrapped, in this session object alone. A run with hooks costs one comparison.
+
+    Args:
+        session: the raw session.
+        before_change: called before a run outside of the hooks that draws from the input or initializes it.
+    """
+
+    def __init__(self, session: Any, before_change: Callable[[InputUse], None]) -> None:
+        self._session = session
+        self._before_change = before_change
+        self._reader = InputUseReader(session.graph)
+        self._expected: Any = _NOTHING
+        self._untracked: tuple[Draw, ...] = ()
+        self._hooked: tuple[Draw, ...] = ()
+        self._run = session.run
+        self._make_callable = session.make_callable
+        self._partial_run = session.partial_run
+        self._wrappers = {
+            "run": self._watched_run,
+            "make_callable": self._watched_callable,
+            "partial_run": self._watched_partial_run,
+        }
+        # Another hook may watch the same session.
+        self._replaced = {name: session.__dict__.get(name) for name in self._wrappers}
+        session.__dict__.update(self._wrappers)
+
+    def stop(self) -> None:
+        """Stop watching, so that the session can be freed."""
+        attributes = self._session.__dict__
+        for name, wrapper in self._wrappers.items():
+            if attributes.get(name) is not wrapper:
+                continue
+            if self._replaced[name] is None:
+                del attributes[name]
+            else:
+                attributes[name] = self._replaced[name]
+
+    def expect(self, arguments: Any) -> None:
+        """Announce the run with hooks that comes next.
+
+        Args:
+            arguments: ``SessionRunContext.original_args``.
+        """
+        self._expected = arguments.fetches
+
+    def draws(self, arguments: Any) -> bool:
+        """Whether the run with hooks that has these arguments draws from the input."""
+        return bool(self._reader.read(arguments.fetches, arguments.feed_dict).draws)
+
+    @property
+    def untracked(self) -> tuple[Draw, ...]:
+        """The draws outside of the hooks since `clear`."""
+        return self._untracked
+
+    def conflict(self, arguments: Any) -> Optional[Draw]:
+        """Return an untracked draw from an iterator that the runs with hooks draw from too, or None.
+
+        A draw from another iterator, such as one for validation, does no harm.
+
+        Args:
+            arguments: of the run with hooks that comes next, or has just ended.
+        """
+        if not self._untracked and self._hooked:
+            return None
+        use = self._reader.read(arguments.fetches, arguments.feed_dict)
+        self._hooked = tuple(dict.fromkeys((*self._hooked, *use.draws)))
+        for draw in self._untracked:
+            # While no run with hooks draws at all, this is how the model is trained.
+            if not self._hooked or any(draw.may_be(hooked) for hooked in self._hooked):
+                return draw
+        return None
+
+    def clear(self) -> None:
+        """Forget the untracked draws."""
+        self._untracked = ()
+
+    def _watched_run(
+        self, fetches: Any, feed_dict: Optional[Mapping[Any, Any]] = None, *others: Any, **options: Any
+    ) -> Any:
+        if not self._is_expected(fetches):
+            self._note(fetches, feed_dict)
+        return self._run(fetches, feed_dict, *others, **options)
+
+    def _watched_callable(
+        self, fetches: Any, feed_list: Optional[Any] = None, *others: Any, **options: Any
+    ) -> Callable[..., Any]:
+        inner = self._make_callable(fetches, feed_list, *others, **options)
+
+        def call(*values: Any, **run_options: Any) -> Any:
+            self._note(fetches, dict(zip(feed_list or (), values)))
+            return inner(*values, **run_options)
+
+        return call
+
+    def _watched_partial_run(
+        self, handle: Any, fetches: Any, feed_dict: Optional[Mapping[Any, Any]] = None
+    ) -> Any:
+        self._note(fetches, feed_dict)
+        return self._partial_run(handle, fetches, feed_dict)
+
+    def _is_expected(self, fetches: Any) -> bool:
+        # MonitoredSession adds the fetches of the hooks to those of the caller, in one dictionary.
+        if self._expected is _NOTHING or not isinstance(fetches, dict):
+            return False
+        if not any(value is self._expected for value in fetches.values()):
+            return False
+        self._expected = _NOTHING
+        return True
+
+    def _note(self, fetches: Any, feed_dict: Optional[Mapping[Any, Any]]) -> None:
+        use = self._reader.read(fetches, feed_dict)
+        if use.changes_input:
+            self._before_change(use)
+            self._untracked = tuple(dict.fromkeys((*self._untracked, *use.draws)))
+
+
+__all__ = ["DrawWatch"]

@@ -1,0 +1,210 @@
+"""Which runs of a session draw from the input: read from the graph alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Optional, Union
+
+import tensorflow as tf
+
+from input_checkpoint.errors import UnsupportedPipelineError
+from input_checkpoint.tensorflow.dataset_graph import ALIAS_TYPES
+
+_ITERATOR_TYPES = ALIAS_TYPES | {
+    "AnonymousIterator",
+    "AnonymousIteratorV2",
+    "AnonymousIteratorV3",
+    "AnonymousMultiDeviceIterator",
+    "AnonymousMultiDeviceIteratorV3",
+    "Iterator",
+    "IteratorV2",
+    "MultiDeviceIterator",
+    "MultiDeviceIteratorFromStringHandle",
+    "OneShotIterator",
+}
+# They pass a handle on. The control flow of TensorFlow 1 is among them.
+_TRANSPARENT = frozenset(
+    ("Enter", "Exit", "Identity", "IdentityN", "Merge", "NextIteration", "RefSwitch", "Switch")
+)
+_INITIALIZERS = frozenset(("MakeIterator", "MultiDeviceIteratorInit"))
+# Everything else that reads a handle may draw, such as a conditional or a function that it is passed to.
+_NOT_DRAWING = (
+    _INITIALIZERS
+    | _TRANSPARENT
+    | {
+        "DeleteIterator",
+        "DeleteMultiDeviceIterator",
+        "DeserializeIterator",
+        "IteratorGetModelProto",
+        "IteratorToStringHandle",
+        "MultiDeviceIteratorToStringHandle",
+        "SerializeIterator",
+    }
+)
+_TO_HANDLE = frozenset(("IteratorToStringHandle", "MultiDeviceIteratorToStringHandle"))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """An iterator that a run draws from, and on behalf of which fetch."""
+
+    iterator: Union[str, bytes]
+    """Name of the iterator in the graph; or the handle that was fed, if only that tells which one it is."""
+    fetch: str
+
+    def may_be(self, other: Draw) -> bool:
+        """Whether both may draw from the same iterator."""
+        if isinstance(self.iterator, bytes) != isinstance(other.iterator, bytes):
+            return True
+        return self.iterator == other.iterator
+
+
+@dataclass(frozen=True)
+class InputUse:
+    """What a run does to the iterators of its graph."""
+
+    draws: tuple[Draw, ...] = ()
+    initializes: bool = False
+
+    @property
+    def changes_input(self) -> bool:
+        """Whether an iterator is in another state after the run."""
+        return bool(self.draws) or self.initializes
+
+
+@dataclass(frozen=True)
+class _Reached:
+    """The operations on iterators that one fetch makes TensorFlow run."""
+
+    sources: tuple[Any, ...] = ()
+    """The iterators that are drawn from."""
+    initializes: bool = False
+
+
+class InputUseReader:
+    """Tells what a run does to the input. Looks at each fetch once.
+
+    Args:
+        graph: of the session.
+    """
+
+    def __init__(self, graph: Any) -> None:
+        self._graph = graph
+        self._reached: dict[tuple[str, frozenset[str]], _Reached] = {}
+
+    def read(self, fetches: Any, feed_dict: Optional[Mapping[Any, Any]] = None) -> InputUse:
+        """Return what ``session.run(fetches, feed_dict)`` does to the input."""
+        reached = [(fetch, self._reached_by(fetch, frozenset())) for fetch in self._elements(fetches)]
+        reached = [(fetch, found) for fetch, found in reached if found.sources or found.initializes]
+        if reached and feed_dict:
+            # A value that is fed need not be computed.
+            fed = self._fed(feed_dict)
+            reached = [(fetch, self._reached_by(fetch, frozenset(fed))) for fetch, _ in reached]
+        else:
+            fed = {}
+        draws = {
+            Draw(_identity(source, fed), fetch.name) for fetch, found in reached for source in found.sources
+        }
+        return InputUse(tuple(draws), any(found.initializes for _, found in reached))
+
+    def _elements(self, fetches: Any) -> Iterator[Any]:
+        """Yield the tensors and operations of a structure, without what TensorFlow itself would refuse."""
+        for fetch in _flatten(fetches):
+            try:
+                yield self._graph.as_graph_element(fetch)
+            except (TypeError, ValueError, KeyError):
+                continue
+
+    def _fed(self, feed_dict: Mapping[Any, Any]) -> dict[str, Any]:
+        """Return the fed values by the names of their tensors."""
+        fed: dict[str, Any] = {}
+        for key, value in feed_dict.items():
+            fed.update((tensor.name, value) for tensor in self._elements([key]))
+        return fed
+
+    def _reached_by(self, fetch: Any, fed: frozenset[str]) -> _Reached:
+        known = self._reached.get((fetch.name, fed))
+        if known is None:
+            known = self._reached[fetch.name, fed] = _reach(fetch, fed)
+        return known
+
+
+def check_queue_runners(graph: Any) -> None:
+    """Raise UnsupportedPipelineError if a queue is filled from an iterator by a thread of its own."""
+    reader = InputUseReader(graph)
+    for runner in graph.get_collection(tf.compat.v1.GraphKeys.QUEUE_RUNNERS):
+        for draw in reader.read(list(runner.enqueue_ops)).draws:
+            raise UnsupportedPipelineError(
+                f"The queue runner {runner.name!r} draws from iterator {draw.iterator!r} in a thread of its "
+                "own, and what is in its queue cannot be saved. Use Dataset.batch, shuffle and prefetch "
+                "instead of queues."
+            )
+
+
+def _reach(fetch: Any, fed: frozenset[str]) -> _Reached:
+    """Walk from a fetch to everything that it depends on."""
+    sources: dict[Any, None] = {}
+    initializes = False
+    seen = set()
+    waiting = [] if fetch.name in fed else [_operation(fetch)]
+    while waiting:
+        operation = waiting.pop()
+        if operation in seen:
+            continue
+        seen.add(operation)
+        inputs = list(operation.inputs)
+        initializes = initializes or operation.type in _INITIALIZERS
+        if operation.type not in _NOT_DRAWING:
+            sources.update(dict.fromkeys(_sources(inputs)))
+        waiting.extend(operation.control_inputs)
+        waiting.extend(tensor.op for tensor in inputs if tensor.name not in fed)
+    return _Reached(tuple(sources), initializes)
+
+
+def _flatten(fetches: Any) -> Iterator[Any]:
+    if isinstance(fetches, (tf.Tensor, tf.Operation)):
+        yield fetches
+        return
+    if isinstance(fetches, Mapping):
+        # TensorFlow's own function sorts the keys, which a session does not require.
+        for value in fetches.values():
+            yield from _flatten(value)
+        return
+    yield from tf.nest.flatten(fetches, expand_composites=True)
+
+
+def _operation(fetch: Any) -> Any:
+    return fetch if isinstance(fetch, tf.Operation) else fetch.op
+
+
+def _sources(inputs: Iterable[Any]) -> Iterator[Any]:
+    """Yield the iterators whose handles are among the inputs of an operation."""
+    waiting = [tensor.op for tensor in inputs if tensor.dtype == tf.resource]
+    seen = set()
+    while waiting:
+        operation = waiting.pop()
+        if operation in seen:
+            continue
+        seen.add(operation)
+        if operation.type in _ITERATOR_TYPES:
+            yield operation
+        elif operation.type in _TRANSPARENT:
+            waiting.extend(tensor.op for tensor in operation.inputs if tensor.dtype == tf.resource)
+
+
+def _identity(source: Any, fed: Mapping[str, Any]) -> Union[str, bytes]:
+    """Return what tells an iterator from others: its name, or the handle that was fed to its alias."""
+    if source.type not in ALIAS_TYPES:
+        return str(source.name)
+    handle = source.inputs[0]
+    if handle.name in fed:
+        value = fed[handle.name]
+        return value if isinstance(value, bytes) else str(value).encode()
+    if handle.op.type in _TO_HANDLE:
+        for real in _sources(handle.op.inputs):
+            return str(real.name)
+    return str(source.name)
+
+
+__all__ = ["Draw", "InputUse", "InputUseReader", "check_queue_runners"]
