@@ -20,7 +20,7 @@ ELEMENT_BYTES = 100_000
 def test_training_killed_on_the_local_disk_resumes_from_its_copy_on_the_server(
     place: Place, tmp_path: Path
 ) -> None:
-    train(tmp_path / "reference", "none", 30)
+    train(tmp_path / "reference", None, 30)
     assert train(tmp_path / "model", str(tmp_path / "input"), 30, kill_at="step 17")
     local = ic.CheckpointStore.open(str(tmp_path / "input"))
     assert local.copy_to(ic.CheckpointStore.open(place.uri, place.storage_options, create=True)).ok

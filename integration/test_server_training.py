@@ -17,7 +17,7 @@ KILLS = [("Saving input checkpoint for step 10", 0.01), ("step 17", 0.001)]
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
     model_dir = tmp_path_factory.mktemp("training") / "reference"
-    train(model_dir, "none", STEPS)
+    train(model_dir, None, STEPS)
     return trained_on(model_dir)
 
 

@@ -1,29 +1,119 @@
-"""Runs a training process and kills it with SIGKILL at a chosen moment."""
+"""Runs training processes, and kills them with SIGKILL.
+
+Each training is a process of its own, forked from one that has only imported TensorFlow. So it starts in
+milliseconds.
+"""
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-ROOT = Path(__file__).parents[2]
+from tests.support.train_child import Training, run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training process ended."""
+
+    killed: bool
+    output: str
+
+    @property
+    def error(self) -> str:
+        """The error that ended training, or an empty string."""
+        last = self.output.rpartition("\nerror ")
+        return last[2] if last[1] else ""
+
+
+class RunningTraining:
+    """A training process. It does not outlive the ``with`` block."""
+
+    def __init__(self, training: Training) -> None:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.support.train_child"])
+        reader, writer = context.Pipe(duplex=False)
+        self._process = context.Process(target=run, args=(training, writer))
+        self._process.start()
+        writer.close()
+        self._output = os.fdopen(os.dup(reader.fileno()), errors="replace")
+        reader.close()
+        self._lines: list[str] = []
+
+    def __enter__(self) -> RunningTraining:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.join()
+        self._output.close()
+
+    def lines(self) -> Iterator[str]:
+        """Yield what the process prints, until it ends."""
+        for line in self._output:
+            self._lines.append(line)
+            yield line
+
+    def wait_until_stopped(self) -> None:
+        """Wait until the process has stopped itself."""
+        status = Path(f"/proc/{self._process.pid}/stat")
+        deadline = time.monotonic() + 60
+        while status.read_text().rpartition(") ")[2][0] != "T":
+            assert time.monotonic() < deadline, "the process has not stopped"
+            time.sleep(0.01)
+
+    def wake(self) -> None:
+        """Let a stopped process continue."""
+        os.kill(self._process.pid or 0, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self._process.kill()
+
+    def finish(self) -> Outcome:
+        """Wait for the end of the process."""
+        for _ in self.lines():
+            pass
+        self._process.join()
+        return Outcome(self._process.exitcode == -signal.SIGKILL, "".join(self._lines))
+
+
+def start(training: Training) -> RunningTraining:
+    """Start a training process."""
+    return RunningTraining(training)
+
+
+def finish(training: Training) -> Outcome:
+    """Run a training process to its end, which may be an error. Fail if it is not killed as planned."""
+    with start(training) as running:
+        outcome = running.finish()
+    assert outcome.killed == (training.killed is not None), outcome.output[-4000:]
+    return outcome
+
+
+def succeed(training: Training) -> Outcome:
+    """Run a training process to its end. Fail if it raises."""
+    outcome = finish(training)
+    assert not outcome.error, outcome.output[-4000:]
+    return outcome
 
 
 def train(
     model_dir: Path,
-    backend: str,
+    backend: Optional[str],
     steps: int,
     options: Optional[Mapping[str, Any]] = None,
     kill_at: Optional[str] = None,
     kill_after_seconds: float = 0.0,
 ) -> bool:
-    """Train to ``steps``, or until SIGKILL.
+    """Train on a large state to ``steps``, or until SIGKILL.
 
     Args:
         kill_at: kill at the first line of output that starts with this. None lets the process finish.
@@ -32,25 +122,13 @@ def train(
     Returns:
         Whether the process was killed.
     """
-    command = [sys.executable, "-m", "tests.support.train_child", str(model_dir), backend]
-    command += [json.dumps(dict(options or {})), str(steps)]
-    lines = []
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line)
+    hook = {} if backend is None else {"storage_options": dict(options or {})}
+    with start(Training(model_dir, backend, steps, options=hook, buffer=0)) as running:
+        for line in running.lines():
             if kill_at is not None and line.startswith(kill_at):
                 time.sleep(kill_after_seconds)
-                process.send_signal(signal.SIGKILL)
+                running.kill()
                 break
-    if process.returncode == -signal.SIGKILL:
-        return True
-    assert process.returncode == 0, "".join(lines[-40:])
-    return False
+        outcome = running.finish()
+    assert outcome.killed or not outcome.error, outcome.output[-4000:]
+    return outcome.killed

@@ -1,23 +1,74 @@
-"""A training process for tests to kill.
+"""A training process for tests to kill, and the moments at which it ends or stops itself.
 
-``python -m tests.support.train_child MODEL_DIR BACKEND OPTIONS_JSON STEPS`` prints a line at every step, so
-that the test knows when to kill it.
+A test starts it with `tests.support.kills.start`. It prints a line at every step.
 """
 
 from __future__ import annotations
 
-import json
 import logging
+import os
+import signal
 import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, Optional
 
 import tensorflow as tf
 
 import input_checkpoint as ic
-from tests.support.training import make_estimator
+from input_checkpoint.tensorflow.model_checkpoints import latest_model_step
+from tests.support.hooked_training import wait_until
+from tests.support.training import make_estimator, shuffled_ids
+from tests.support.wrappers import BeforeWrites
 
 ELEMENT_INTS = 2_000
+
+
+@dataclass(frozen=True)
+class AtStep:
+    """After the training of a step."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class BeforeWrite:
+    """Before an object of the store is written whose key starts with ``key``."""
+
+    key: str
+    model_at: Optional[int] = None
+    """The step at which the model was saved last. Training goes no further. None: it may."""
+
+
+@dataclass(frozen=True)
+class InModelSave:
+    """When the model of a step is about to be written."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a process trains, and when it ends."""
+
+    model_dir: Path
+    backend: Optional[str]
+    """None: without the hook."""
+    steps: int = 40
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of the hook."""
+    model_every: int = 10
+    """Steps from one model checkpoint to the next."""
+    buffer: int = 100
+    """Size of the shuffle buffer. 0: a large state, whose save takes a while."""
+    killed: Any = None
+    """The moment at which the process sends itself SIGKILL."""
+    stopped: Any = None
+    """The moment at which it sends itself SIGSTOP."""
 
 
 def padded_ids() -> Any:
@@ -37,29 +88,89 @@ def padded_ids() -> Any:
     )
 
 
-class PrintStep(tf.estimator.SessionRunHook):
-    """Prints the step after each run."""
+class EachStep(tf.estimator.SessionRunHook):
+    """Calls a function with the step after each run."""
+
+    def __init__(self, action: Callable[[int], object]) -> None:
+        self._action = action
 
     def begin(self) -> None:
         self._step = tf.identity(tf.compat.v1.train.get_global_step())
 
     def after_run(self, run_context: Any, run_values: Any) -> None:
-        print("step", run_context.session.run(self._step), flush=True)
+        self._action(int(run_context.session.run(self._step)))
 
 
-def main() -> None:
-    model_dir, backend, options, steps = sys.argv[1:]
-    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
+class BeforeModelSave(tf.estimator.CheckpointSaverListener):
+    """Calls a function with the step before a model is written."""
+
+    def __init__(self, action: Callable[[int], object]) -> None:
+        self._action = action
+
+    def before_save(self, session: Any, global_step_value: int) -> None:
+        self._action(int(global_step_value))
+
+
+def run(training: Training, output: Connection) -> None:
+    """Train, with everything that is printed going to ``output``. The target of a process."""
+    for stream in (1, 2):
+        os.dup2(output.fileno(), stream)
+    output.close()
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s", force=True)
     tf.get_logger().setLevel("ERROR")
     tf.get_logger().propagate = False
-    estimator = make_estimator(Path(model_dir))
-    hooks: list[Any] = [PrintStep()]
-    if backend != "none":
-        hooks.append(
-            ic.CheckpointInputPipelineHook(estimator, backend=backend, storage_options=json.loads(options))
-        )
-    estimator.train(padded_ids, hooks=hooks, max_steps=int(steps))
+    try:
+        _train(training)
+    except Exception as error:
+        traceback.print_exc()
+        sys.exit(f"error {type(error).__name__}: {error}")
+    finally:
+        sys.stdout.flush()
 
 
-if __name__ == "__main__":
-    main()
+def _train(training: Training) -> None:
+    estimator = make_estimator(training.model_dir, save_checkpoints_steps=training.model_every)
+    hooks: list[Any] = [EachStep(lambda step: print("step", step, flush=True))]
+    listeners = []
+    backend: Any = training.backend
+    options = dict(training.options)
+    for moment, number in ((training.killed, signal.SIGKILL), (training.stopped, signal.SIGSTOP)):
+        if isinstance(moment, AtStep):
+            hooks.append(EachStep(_when(moment.step, number)))
+        elif isinstance(moment, InModelSave):
+            listeners.append(BeforeModelSave(_when(moment.step, number)))
+        elif isinstance(moment, BeforeWrite):
+            opened = ic.open_backend(backend, options.pop("storage_options", None))
+            backend = BeforeWrites(opened, _before_write(moment, training.model_dir, number))
+            if moment.model_at is not None:
+                hooks.append(EachStep(_wait_after(moment.model_at)))
+    if backend is not None:
+        hooks.insert(0, ic.CheckpointInputPipelineHook(estimator, backend=backend, **options))
+    input_fn = padded_ids if training.buffer == 0 else lambda: shuffled_ids(buffer=training.buffer)
+    estimator.train(input_fn, hooks=hooks, saving_listeners=listeners, max_steps=training.steps)
+
+
+def _when(step: int, number: signal.Signals) -> Callable[[int], None]:
+    def act(reached: int) -> None:
+        if reached == step:
+            os.kill(os.getpid(), number)
+
+    return act
+
+
+def _before_write(moment: BeforeWrite, model_dir: Path, number: signal.Signals) -> Callable[[str], None]:
+    def act(key: str) -> None:
+        if key.startswith(moment.key):
+            wait_until(lambda: moment.model_at in (None, latest_model_step(str(model_dir))))
+            os.kill(os.getpid(), number)
+
+    return act
+
+
+def _wait_after(step: int) -> Callable[[int], None]:
+    def act(reached: int) -> None:
+        if reached > step:
+            time.sleep(60)
+            raise AssertionError(f"training has passed step {step}")
+
+    return act

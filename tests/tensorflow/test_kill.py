@@ -16,7 +16,7 @@ KILLS = [("Saving input checkpoint for step 10", 0.0), ("step 17", 0.001), ("Sav
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
     model_dir = tmp_path_factory.mktemp("kill") / "reference"
-    train(model_dir, "none", 40)
+    train(model_dir, None, 40)
     return trained_on(model_dir)
 
 

@@ -7,15 +7,24 @@ their like. What is found does not depend on the names that TensorFlow generates
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Optional
 
-import numpy as np
 import tensorflow as tf
 from blake3 import blake3
+
+from input_checkpoint.tensorflow.dataset_operations import (
+    DIGEST_BYTES,
+    HARMLESS_ATTRIBUTES,
+    Argument,
+    DatasetFunction,
+    DatasetOperation,
+    dataset_kind,
+    is_harmless,
+)
+from input_checkpoint.tensorflow.graph_constants import read_constant
 
 ALIAS_TYPES = frozenset(("IteratorFromStringHandle", "IteratorFromStringHandleV2"))
 """Operations that return another iterator by its handle. They have no state of their own."""
@@ -27,61 +36,6 @@ _UNSTABLE_ATTRIBUTES = frozenset(
 )
 _TRANSPARENT = frozenset(("Identity", "UnwrapDatasetVariant", "WrapDatasetVariant"))
 _SHAPING = frozenset(("ExpandDims", "Reshape"))
-_DATASET_NAME = re.compile(r"(\w+?)Dataset(V\d+)?")
-_DIGEST_BYTES = 12
-
-
-@dataclass(frozen=True)
-class Argument:
-    """A value that a dataset operation is given: a constant, or the digest of what computes it."""
-
-    digest: str
-    value: Optional[np.ndarray[Any, Any]] = field(default=None, compare=False)
-    """The constant. None if the value is computed when the pipeline runs."""
-
-
-@dataclass(frozen=True)
-class DatasetFunction:
-    """The function that a dataset operation calls."""
-
-    digest: str
-    """Digest of everything that its results depend on."""
-    operations: tuple[DatasetOperation, ...]
-    """The dataset operations inside it, sources first. Empty for the function of a ``map``."""
-    is_identity: bool
-    """Whether it returns its arguments unchanged."""
-    stateful_types: frozenset[str]
-    """Types of the stateful operations that it runs, those of the functions inside it included."""
-
-
-@dataclass(frozen=True)
-class DatasetOperation:
-    """One dataset operation of a pipeline."""
-
-    kind: str
-    """Its type without ``Dataset`` and a version number: ``Shuffle`` for ``ShuffleDatasetV3``."""
-    inputs: tuple[int, ...]
-    """The datasets that it reads: their positions in the same list."""
-    arguments: Mapping[str, tuple[Argument, ...]]
-    """Its inputs that are not datasets, by the names in TensorFlow's definition of the operation."""
-    attributes: Mapping[str, Any]
-    """Its stable attributes, as ``AttrValue``, without functions, types and shapes."""
-    functions: Mapping[str, DatasetFunction]
-    elements: str
-    """Types and shapes of its elements, such as ``int64[?,3] string[]``.
-
-    Empty if it does not declare them.
-    """
-
-    def constant(self, name: str) -> Optional[Any]:
-        """Return the value of an argument or attribute as a Python scalar, or None if it is not one."""
-        values = self.arguments.get(name, ())
-        if len(values) == 1 and values[0].value is not None and values[0].value.size == 1:
-            return values[0].value.reshape(-1).tolist()[0]
-        attribute = self.attributes.get(name)
-        if attribute is not None and attribute.WhichOneof("value") in ("b", "i"):
-            return getattr(attribute, attribute.WhichOneof("value"))
-        return None
 
 
 @dataclass(frozen=True)
@@ -172,7 +126,8 @@ class _GraphReader:
         # operation of the model.
         lookup = getattr(self._graph, "_get_function", None)
         found = lookup(name) if lookup is not None else None
-        definition = getattr(found, "cached_definition", None) or getattr(found, "definition", None)
+        # Not its cached_definition, which would stay in memory.
+        definition = getattr(found, "definition", None)
         return definition if definition is not None else self._library.get(name)
 
     @cached_property
@@ -195,7 +150,7 @@ class _GraphReader:
         ]
         sources = [scope.producer(result) for result in results]
         return DatasetFunction(
-            digest.hexdigest(_DIGEST_BYTES),
+            digest.hexdigest(DIGEST_BYTES),
             tuple(scope.datasets(datasets)),
             is_identity=sources == [(None, index) for index in range(len(arguments))],
             stateful_types=self._stateful_types(definition.node_def),
@@ -221,6 +176,7 @@ class _Scope:
         self._nodes = dict(nodes)
         self._arguments = {name: index for index, name in enumerate(arguments or ())}
         self._digests: dict[str, bytes] = {}
+        self._constants: dict[str, Argument] = {}
         self._on_path: set[str] = set()
 
     def datasets(self, references: Sequence[str]) -> list[DatasetOperation]:
@@ -287,17 +243,20 @@ class _Scope:
 
     def _node_digest(self, node: Any) -> bytes:
         digest = blake3(node.op.encode())
-        hidden = SILENT_ATTRIBUTES if dataset_kind(node.op) else frozenset()
+        hidden = HARMLESS_ATTRIBUTES if dataset_kind(node.op) else frozenset()
         for name in sorted(node.attr):
             if _is_stable(name) and name not in hidden:
-                digest.update(name.encode() + b"=" + self._attribute_digest(node.attr[name]))
+                digest.update(name.encode() + b"=" + self._attribute_digest(node, name))
         for reference in self._compared_inputs(node):
             digest.update(self._value_digest(reference))
-        return digest.digest(_DIGEST_BYTES)
+        return digest.digest(DIGEST_BYTES)
 
-    def _attribute_digest(self, attribute: Any) -> bytes:
+    def _attribute_digest(self, node: Any, name: str) -> bytes:
+        attribute = node.attr[name]
+        if node.op == "Const" and name == "value":
+            return self._constant(node).digest.encode()
         if attribute.WhichOneof("value") == "tensor":
-            return constant_digest(tf.make_ndarray(attribute.tensor)).encode()
+            return read_constant(attribute.tensor).digest.encode()
         names = _names_in(attribute)
         if names:
             return "".join(self._reader.function(name).digest for name in names).encode()
@@ -361,14 +320,23 @@ class _Scope:
         while node is not None and node.op in _SHAPING:
             node, _ = self.producer(node.input[0])
         if node is not None and node.op == "Const":
-            value = tf.make_ndarray(node.attr["value"].tensor)
-            return Argument(constant_digest(value), value)
-        return Argument(blake3(self.digest(reference)).hexdigest(_DIGEST_BYTES))
+            return self._constant(node)
+        return Argument(blake3(self.digest(reference)).hexdigest(DIGEST_BYTES))
 
     def _node(self, name: str) -> Any:
         if name not in self._nodes and self._is_graph:
-            self._nodes[name] = self._reader.node(name)
+            node = self._reader.node(name)
+            if node.op == "Const":
+                # The node is a copy, and its value may be large.
+                self._constant(node)
+                node.attr["value"].tensor.Clear()
+            self._nodes[name] = node
         return self._nodes[name]
+
+    def _constant(self, node: Any) -> Argument:
+        if node.name not in self._constants:
+            self._constants[node.name] = read_constant(node.attr["value"].tensor)
+        return self._constants[node.name]
 
     def _output_index(self, node: Any, rest: Sequence[str]) -> int:
         """Return which output of a node is meant: ``name:1`` in a graph, ``name:output:0`` in a function."""
@@ -380,70 +348,6 @@ class _Scope:
                 break
             position += len(_types_of(output, node))
         return position
-
-
-def dataset_kind(node_type: str) -> str:
-    """Return ``Shuffle`` for ``ShuffleDatasetV3``, and nothing for an operation that makes no dataset.
-
-    >>> dataset_kind("ParallelMapDatasetV2"), dataset_kind("MatMul")
-    ('ParallelMap', '')
-    """
-    match = _DATASET_NAME.fullmatch(node_type)
-    return match.group(1) if match else ""
-
-
-SILENT_ATTRIBUTES = frozenset(
-    (
-        "buffer_size_min",
-        "deterministic",
-        "legacy_autotune",
-        "parallel_copy",
-        "preserve_cardinality",
-        "replicate_on_split",
-        "serialized_options",
-        "slack_period",
-        "sloppy",
-        "use_inter_op_parallelism",
-        "warm_start",
-    )
-)
-"""Attributes of dataset operations that change neither the state nor which elements come."""
-
-_SILENT_ARGUMENTS = frozenset(
-    (
-        "batch_size",
-        "drop_remainder",
-        "num_parallel_calls",
-        "num_threads",
-        "memory_cache",
-        "seed",
-        "seed2",
-        "seed_generator",
-    )
-)
-_BUFFERS_OF_BYTES_OR_BATCHES = frozenset(("Prefetch", "TextLine", "TFRecord", "FixedLengthRecord", "CSV"))
-
-
-def is_harmless(kind: str, argument: str) -> bool:
-    """Whether an argument of a dataset operation may change without changing which elements come.
-
-    >>> is_harmless("Batch", "batch_size"), is_harmless("Shuffle", "buffer_size")
-    (True, False)
-    """
-    if argument == "buffer_size":
-        return kind in _BUFFERS_OF_BYTES_OR_BATCHES
-    return argument in _SILENT_ARGUMENTS
-
-
-def constant_digest(value: np.ndarray[Any, Any]) -> str:
-    """Return a digest of a constant: its type, shape and content."""
-    digest = blake3(f"{value.dtype.str if value.dtype != object else 'bytes'}{value.shape}".encode())
-    if value.dtype == object:
-        for item in value.reshape(-1):
-            digest.update(len(item).to_bytes(8, "little") + item)
-    else:
-        digest.update(np.ascontiguousarray(value).tobytes())
-    return str(digest.hexdigest(_DIGEST_BYTES))
 
 
 def _types_of(argument: Any, node: Any) -> list[int]:
@@ -475,7 +379,7 @@ def _is_stable(name: str) -> bool:
 
 def _is_plain(name: str, attribute: Any) -> bool:
     """Whether an attribute is neither a function nor a type or shape."""
-    if not _is_stable(name) or name in SILENT_ATTRIBUTES:
+    if not _is_stable(name) or name in HARMLESS_ATTRIBUTES:
         return False
     if attribute.WhichOneof("value") == "list":
         return bool(attribute.list.s or attribute.list.i or attribute.list.f or attribute.list.b)

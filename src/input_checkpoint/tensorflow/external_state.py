@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from input_checkpoint.tensorflow.dataset_graph import Pipeline, dataset_kind
+from input_checkpoint.tensorflow.dataset_graph import Pipeline
+from input_checkpoint.tensorflow.dataset_operations import dataset_kind
 
 _SAVED_WITH_THE_ITERATOR = frozenset(
     (

@@ -14,12 +14,8 @@ import tensorflow as tf
 from blake3 import blake3
 
 from input_checkpoint.backends.redaction import redact
-from input_checkpoint.tensorflow.dataset_graph import (
-    Argument,
-    DatasetOperation,
-    Pipeline,
-    is_harmless,
-)
+from input_checkpoint.tensorflow.dataset_graph import Pipeline
+from input_checkpoint.tensorflow.dataset_operations import Argument, DatasetOperation, is_harmless
 from input_checkpoint.training.pipeline_change import FUNCTION_PREFIX, Fingerprint, Transformation
 
 _LAYOUT_ARGUMENTS = frozenset(
@@ -181,13 +177,13 @@ def _text(values: Sequence[Argument]) -> str:
 
 def _value_text(argument: Argument) -> str:
     value, digest = argument.value, argument.digest[:_SHOWN_CHARACTERS]
-    if value is None:
+    if argument.size is None:
         return f"computed ({digest})"
-    if value.dtype == object and value.size == 1:
+    if value is not None and value.dtype == object and value.size == 1:
         return _short(bytes(value.reshape(-1)[0]).decode(errors="backslashreplace"))
-    if value.dtype != object and value.size <= _MOST_VALUES:
+    if value is not None and value.dtype != object and value.size <= _MOST_VALUES:
         return str(value.tolist())
-    return f"{value.size} values ({digest})"
+    return f"{argument.size} values ({digest})"
 
 
 def _short(text: str) -> str:

@@ -15,7 +15,8 @@ from typing import Callable
 import tensorflow as tf
 
 from input_checkpoint.errors import UnsupportedPipelineError
-from input_checkpoint.tensorflow.dataset_graph import DatasetOperation, Pipeline
+from input_checkpoint.tensorflow.dataset_graph import Pipeline
+from input_checkpoint.tensorflow.dataset_operations import DatasetOperation
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,8 @@ import tensorflow as tf
 from google.protobuf import text_format
 
 from input_checkpoint.format.chunking import digest
+from input_checkpoint.training.model_directory import default_backend_uri as default_backend_uri
+from input_checkpoint.training.model_directory import is_uri
 
 _STEP = re.compile(r"-(\d+)$")
 
@@ -35,15 +37,6 @@ class ModelCheckpoints:
         """
         path = self.paths.get(step)
         return None if path is None else index_digest(path)
-
-
-def default_backend_uri(model_dir: str) -> str:
-    """Return the place for input checkpoints that is beside a model directory, never in it.
-
-    >>> default_backend_uri("gs://bucket/run-7/")
-    'gs://bucket/run-7-input'
-    """
-    return f"{_absolute(model_dir).rstrip('/')}-input"
 
 
 def read_model_checkpoints(model_dir: str) -> Optional[ModelCheckpoints]:
@@ -144,9 +137,9 @@ def step_of(path: str) -> Optional[int]:
 
 
 def _absolute(path: str) -> str:
-    return path if "://" in path else os.path.abspath(path)
+    return path if is_uri(path) else os.path.abspath(path)
 
 
 def _relative(path: str, model_dir: str) -> str:
     # Relative paths, as Estimator's own saver writes them, let a model directory be moved.
-    return path if "://" in path else os.path.relpath(path, model_dir)
+    return path if is_uri(path) else os.path.relpath(path, model_dir)

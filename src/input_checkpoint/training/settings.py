@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional, TypedDict
 
-from input_checkpoint.backends.base import Backend
-from input_checkpoint.backends.location import Location, contains, local_folder, parse_location
 from input_checkpoint.backends.opening import BackendLocation
-from input_checkpoint.backends.redaction import redact
 from input_checkpoint.backends.retrying import DEFAULT_RETRY_POLICY, RetryPolicy
-from input_checkpoint.errors import InvalidLocationError
 from input_checkpoint.format.keys import check_worker
 from input_checkpoint.retention.by_count import KeepLast
 from input_checkpoint.retention.policy import RetentionPolicy
+from input_checkpoint.training.model_directory import check_outside_model_dir
 from input_checkpoint.training.pipeline_change import check_on_pipeline_change
 from input_checkpoint.training.resume_plan import check_mode
 from input_checkpoint.training.schedule import SaveSchedule
@@ -72,6 +70,8 @@ class TrainingSettings:
     on_pipeline_change: str = "refuse"
 
     def __post_init__(self) -> None:
+        if isinstance(self.model_dir, os.PathLike):
+            object.__setattr__(self, "model_dir", os.fspath(self.model_dir))
         check_mode(self.resume)
         check_worker(self.worker)
         check_on_pipeline_change(self.on_pipeline_change)
@@ -103,31 +103,6 @@ class TrainingSettings:
         """When to save: as the user asked, and with the model."""
         schedules = (self.schedule, self.model_schedule)
         return tuple(dict.fromkeys(schedule for schedule in schedules if schedule is not None))
-
-
-def check_outside_model_dir(backend: BackendLocation, model_dir: str) -> None:
-    """Raise ValueError if ``backend`` is ``model_dir`` or lies inside it.
-
-    Tools that copy, export or clean a model directory would copy, export or remove the input state as well.
-
-    >>> check_outside_model_dir("/models/run-7-input", "/models/run-7")
-    """
-    inner = parse_location(backend.uri if isinstance(backend, Backend) else backend)
-    outer = _parse_model_dir(model_dir)
-    if contains(outer, inner):
-        raise ValueError(
-            f"the backend {redact(inner.uri)} lies inside the model directory {redact(outer.uri)}. Choose a "
-            f"place beside it, such as {redact(outer.uri)}-input."
-        )
-
-
-def _parse_model_dir(model_dir: str) -> Location:
-    try:
-        return parse_location(model_dir)
-    except InvalidLocationError:
-        # TensorFlow opens any text: as a URI if it has a scheme, and as a path otherwise.
-        scheme, separator, _ = model_dir.partition("://")
-        return Location(scheme.lower(), model_dir) if separator else local_folder(model_dir)
 
 
 def _check_retention(retention: Any) -> None:
