@@ -26,6 +26,7 @@ from input_checkpoint import (
     ObjectNotFoundError,
 )
 from input_checkpoint.backends.local import LocalBackend
+from tests.support.planted_files import PlantedFilesContract
 
 NOBODY = 65534
 DAY = 24 * 3600
@@ -33,6 +34,7 @@ DAY = 24 * 3600
 WRITE_FOREVER = """
 import hashlib, os, sys
 from input_checkpoint.backends.local import LocalBackend
+from tests.support.planted_files import PlantedFilesContract
 
 backend = LocalBackend(sys.argv[1])
 for number in range(10**6):
@@ -484,3 +486,10 @@ class TestKeysAndFolders:
         finally:
             os.umask(umask)
         assert stat.S_IMODE((folder / "open").stat().st_mode) == 0o644
+
+
+class TestPlantedFiles(PlantedFilesContract):
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        (tmp_path / "store").mkdir()
+        return tmp_path / "store"

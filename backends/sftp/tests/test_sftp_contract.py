@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Optional
 
 import pytest
@@ -12,6 +13,7 @@ from sftp_in_process import FSYNC, HARD_LINK, POSIX_RENAME
 from input_checkpoint import ObjectNotFoundError, open_backend
 from input_checkpoint.testing import BackendContract
 from input_checkpoint_sftp import SftpBackend
+from tests.support.planted_files import PlantedFilesContract
 
 DAY = 24 * 3600
 
@@ -206,3 +208,10 @@ class TestTemporaryFilesOfCrashedWriters:
         server.script = lambda request, path: 3 if request == "remove" else None
         backend.remove_leftovers(self.FOLDERS)
         assert (folder / self.TEMPORARY).exists()
+
+
+class TestPlantedFiles(PlantedFilesContract):
+    @pytest.fixture
+    def folder(self, server, folder_name) -> Path:
+        (server.data / folder_name).mkdir()
+        return server.data / folder_name

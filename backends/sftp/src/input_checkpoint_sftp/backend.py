@@ -202,16 +202,26 @@ class SftpBackend(Backend):
         pending = [top]
         while pending:
             folder = pending.pop()
-            entries = await self._entries(session, folder)
+            entries = await self._entries(session, folder, check=folder == top)
             yield folder, entries
             below = _named(folder, entries)
             pending += [key for key, found in below if found.type == FILEXFER_TYPE_DIRECTORY and wanted(key)]
 
-    async def _entries(self, session: Session, folder: str) -> Sequence[asyncssh.SFTPName]:
+    async def _entries(self, session: Session, folder: str, check: bool) -> Sequence[asyncssh.SFTPName]:
+        """Return what is in a folder.
+
+        Args:
+            session: of the server.
+            folder: its path below the root. It need not exist.
+            check: whether links may lead to it. There are none on the way to what a listing has called a
+                folder.
+        """
         path = f"{self._root}/{folder}".rstrip("/")
         # Both at the same time. If a link turns up, what was read behind it is dropped.
         checked, entries = await asyncio.gather(
-            check_folders(session, self._root, [folder]), list_folder(session, path), return_exceptions=True
+            check_folders(session, self._root, [folder] if check else []),
+            list_folder(session, path),
+            return_exceptions=True,
         )
         if isinstance(checked, BaseException):
             raise checked
