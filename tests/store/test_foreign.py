@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 import uuid
@@ -13,7 +14,14 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 
-from input_checkpoint import Backend
+from input_checkpoint import (
+    Backend,
+    BackendError,
+    CheckpointStore,
+    CorruptCheckpointError,
+    InputCheckpointError,
+    KeepLast,
+)
 from input_checkpoint.backends.commit_lock import CommitLockBackend
 from input_checkpoint.backends.generic import GenericBackend
 from input_checkpoint.backends.local import LocalBackend
@@ -23,13 +31,20 @@ from tests.support.foreign import (
     THREE_DAYS,
     check_files_stay,
     check_objects_stay,
+    copy,
     empty_folder,
     files,
     foreign_names,
     obstacles,
+    open_store,
     plant_file,
+    prune_from_elsewhere,
+    read,
+    resume_and_prune,
 )
+from tests.support.operations import outcome
 from tests.support.planted_files import KINDS
+from tests.support.stores import loaded, save
 
 
 def open_generic(root: Path) -> Backend:
@@ -109,3 +124,69 @@ def check_memory(backend: MemoryBackend, names) -> None:
         return {name: data for name, (data, _) in backend._objects.items()}
 
     check_objects_stay(lambda: MemoryBackend(backend.uri), plant, stored, names)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "replaced",
+    ["format.json", "lineages/**/*.json", "checkpoints/**/*030.manifest", "packs/**/*.pack", "pins/**/*"],
+)
+def test_nothing_waits_for_what_has_replaced_an_object_and_errors_are_our_own(replaced, kind):
+    with new_folder() as root:
+        store = open_store(lambda: LocalBackend(str(root)))
+        *_, newest = save(store.begin_run("main"), 10, 20, 30)
+        store.pin(newest)
+        path = max(root.glob(replaced))
+        path.unlink()
+        theirs = root.with_name("theirs")
+        theirs.mkdir()
+        (theirs / "file").write_bytes(b"theirs")
+        KINDS[kind](path, theirs)
+        before = path.lstat()
+        for action in (read, load, resume_and_prune, prune_from_elsewhere, copy):
+            error = outcome(
+                lambda action=action: action(open_store(lambda: LocalBackend(str(root)))), within=60
+            )
+            assert error is None or isinstance(error, InputCheckpointError)
+        if kind != "folder":  # an empty folder is removed with the last object in it
+            assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)
+        assert files(theirs) == {"file": b"theirs"}
+
+
+def load(store: CheckpointStore) -> None:
+    for ref in store.history("main"):
+        loaded(store, ref)
+
+
+def test_a_checkpoint_whose_pack_is_a_named_pipe_is_reported_like_one_without_it():
+    with new_folder() as root:
+        store = open_store(lambda: LocalBackend(str(root)))
+        save(store.begin_run("main"), 10)
+        (pack,) = root.glob("packs/**/*.pack")
+        pack.unlink()
+        os.mkfifo(pack)
+        with pytest.raises(CorruptCheckpointError, match=r"\.pack"):
+            load(store)
+        assert "missing" in str(store.verify().problems)
+
+
+def test_a_link_to_another_disk_in_place_of_a_folder_is_an_error_that_says_what_to_do():
+    with new_folder() as root:
+        store = open_store(lambda: LocalBackend(str(root)))
+        save(store.begin_run("main"), 10)
+        (root / "packs").rename(root.with_name("other-disk"))
+        (root / "packs").symlink_to(root.with_name("other-disk"))
+        for use in (load, prune_from_elsewhere, resume_and_prune):
+            with pytest.raises(BackendError, match=r"packs is a symbolic link.*bind mount"):
+                use(store)
+
+
+def test_a_store_behind_a_link_works():
+    with new_folder() as root:
+        (root.with_name("other-disk") / "run").mkdir(parents=True)
+        root.symlink_to(root.with_name("other-disk") / "run")
+        store = open_store(lambda: LocalBackend(str(root)))
+        save(store.begin_run("main"), 10, 20)
+        store.prune(KeepLast(1))
+        assert [info.step for info in open_store(lambda: LocalBackend(str(root))).checkpoints()] == [20]
+        assert root.is_symlink()

@@ -102,11 +102,14 @@ obstacles = st.dictionaries(
             "photos",
         ]
     ),
-    st.sampled_from([kind for kind in KINDS if kind not in ("device", "folder")]),
+    st.sampled_from([kind for kind in KINDS if kind not in ("device", "folder")] + ["file"]),
     min_size=1,
     max_size=3,
-)
-"""Links and special files, by the path where they are put, which is often one that the store needs."""
+).map(lambda found: {path: kind for path, kind in found.items() if kind != "file" or "." not in path[1:]})
+"""Links, special files and files, by the path where they are put, which is often one that the store needs.
+
+A file with exactly the name of an object is the library's own.
+"""
 
 
 def check_objects_stay(
@@ -222,7 +225,9 @@ def plant_obstacle(path: Path, kind: str, theirs: Path) -> None:
     """Make a link or a special file, unless something else is in the way."""
     with contextlib.suppress(FileExistsError, NotADirectoryError, FileNotFoundError, OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.parent.resolve() == path.parent:
+        if kind == "file":
+            plant_file(path.parent, path.name, b"theirs")
+        elif path.parent.resolve() == path.parent:
             KINDS[kind](path, theirs)
 
 

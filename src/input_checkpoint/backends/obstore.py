@@ -231,6 +231,8 @@ class ObstoreBackend(ObjectStoreBackend):
             return list(other.list(prefix))
 
     def _list_folder(self, folder: str, prefix: str) -> Sequence[ObjectInfo]:
+        # obstore shows the mark of a folder, "a/", as an empty object "a", like a real one. A store ignores
+        # it: none of its keys is the name of a folder.
         with self._obstore_errors():
             pages = self._store().list(folder or None, chunk_size=_ENTRIES_PER_PAGE)
             infos = [
