@@ -26,6 +26,9 @@ from input_checkpoint.errors import ObjectExistsError, ObjectNotFoundError
 
 RACERS = 16
 
+NO_KEYS = ("object~", "folder/notes (copy)", "my folder/object", "földer/object", ".hidden", "folder/.hidden")
+"""Names that other programs give, and that are not valid keys."""
+
 
 class BackendContract:
     """Tests that a backend keeps the contract of `Backend`.
@@ -168,6 +171,37 @@ class BackendContract:
         assert [info.key for info in backend.list("runs/1")] == ["runs/10", "runs/11"]
         assert [info.key for info in backend.list("runs/")] == ["runs/10", "runs/11", "runs/20"]
         assert [info.key for info in backend.list("nothing/here/")] == []
+
+    def test_names_that_are_no_keys_are_neither_listed_nor_an_error(self, backend: Backend) -> None:
+        if type(self).plant is BackendContract.plant:
+            pytest.skip("override `plant`: a backend cannot store objects under such names itself")
+        for name in ("folder/object", *NO_KEYS):
+            self.plant(backend, name, b"theirs")
+        assert [info.key for info in backend.list()] == ["folder/object"]
+        assert [info.key for info in backend.list("folder/")] == ["folder/object"]
+        assert [info.key for info in backend.list("folder/n")] == []
+        assert [info.key for info in backend.list("my folder/")] == []
+
+    @pytest.mark.parametrize(
+        "prefix", ["/", "../", "a/../", "a/../../", "./", "a//", ".hidden/", "ä/", "a b/"]
+    )
+    def test_a_prefix_that_no_key_can_start_with_lists_nothing(self, backend: Backend, prefix: str) -> None:
+        self.plant(backend, "a/object", b"data")
+        assert list(backend.list(prefix)) == []
+
+    def test_deleting_the_last_object_of_a_folder_leaves_what_else_is_there(self, backend: Backend) -> None:
+        if type(self).plant is BackendContract.plant:
+            pytest.skip("override `plant`: a backend cannot store objects under such names itself")
+        self.plant(backend, "folder/object", b"data")
+        self.plant(backend, "folder/notes (copy)", b"theirs")
+        backend.delete(["folder/object"])
+        assert self.stored(backend, "folder/notes (copy)") == b"theirs"
+
+    def test_removing_leftovers_removes_no_object(self, backend: Backend) -> None:
+        for key in ("object", "folder/object"):
+            self.plant(backend, key, b"data")
+        backend.remove_leftovers(["", "folder", "folder/[0-9]+", "elsewhere"])
+        assert [info.key for info in backend.list()] == ["folder/object", "object"]
 
     def test_list_never_comes_from_a_cache(self, backend: Backend) -> None:
         list(backend.list())

@@ -21,10 +21,12 @@ from input_checkpoint import (
     BackendNotFoundError,
     BackendPermissionError,
     CheckpointStore,
+    KeepAll,
     ObjectExistsError,
     ObjectNotFoundError,
 )
 from input_checkpoint.backends.local import LocalBackend
+from tests.support.planted_files import PlantedFilesContract
 
 NOBODY = 65534
 DAY = 24 * 3600
@@ -32,6 +34,7 @@ DAY = 24 * 3600
 WRITE_FOREVER = """
 import hashlib, os, sys
 from input_checkpoint.backends.local import LocalBackend
+from tests.support.planted_files import PlantedFilesContract
 
 backend = LocalBackend(sys.argv[1])
 for number in range(10**6):
@@ -162,6 +165,8 @@ class TestPowerCut:
 class TestTemporaryFiles:
     NAME = f".{'0123456789abcdef' * 2}.aside"
 
+    FOLDERS = ("", "probe", "packs/main/[0-9]+")
+
     @pytest.fixture(autouse=True)
     def _made(self, backend) -> None:
         backend.put("packs/main/1/made", b"data")
@@ -173,47 +178,37 @@ class TestTemporaryFiles:
         os.utime(path, (time.time() - age,) * 2)
         return path
 
-    @pytest.mark.parametrize("write", ["create", "put"])
     @pytest.mark.parametrize(
         ("age", "stays"), [(0, True), (DAY - 600, True), (DAY + 600, False), (9 * DAY, False)]
     )
-    def test_the_first_write_removes_those_that_are_older_than_a_day(self, folder, write, age, stays):
+    def test_those_that_are_older_than_a_day_are_removed(self, folder, backend, age, stays):
         file = self.plant(folder / "packs/main/1" / self.NAME, age)
-        getattr(LocalBackend(str(folder)), write)("packs/main/2/key", b"data")
+        backend.remove_leftovers(self.FOLDERS)
         assert file.exists() is stays
 
-    def test_a_deletion_removes_those_that_are_older_than_a_day(self, folder):
-        old = self.plant(folder / "packs/main/1" / self.NAME, DAY + 600)
-        new = self.plant(folder / "packs/main/3" / self.NAME, DAY - 600)
-        LocalBackend(str(folder)).delete(["packs/main/2/made"])
-        assert (old.exists(), new.exists()) == (False, True)
-
-    def test_one_beside_the_folders_is_removed_too(self, folder):
+    def test_one_beside_the_folders_is_removed_too(self, folder, backend):
         file = self.plant(folder / self.NAME)
-        LocalBackend(str(folder)).put("packs/main/1/key", b"data")
+        backend.remove_leftovers(self.FOLDERS)
         assert not file.exists()
 
-    def test_a_folder_that_becomes_empty_is_removed_too(self, folder):
+    def test_a_folder_that_becomes_empty_is_removed_too(self, folder, backend):
         self.plant(folder / "packs/main/3" / self.NAME)
-        LocalBackend(str(folder)).put("packs/main/1/key", b"data")
+        backend.remove_leftovers(self.FOLDERS)
         assert not (folder / "packs/main/3").exists()
 
-    def test_they_are_looked_for_once_a_day(self, folder, monkeypatch):
-        backend = LocalBackend(str(folder))
-        backend.put("packs/main/1/key", b"data")
-        file = self.plant(folder / "packs/main/1" / self.NAME)
-        backend.put("packs/main/1/key", b"data")
-        assert file.exists()
-        backend._searched["packs"] -= DAY
-        backend.put("packs/main/1/key", b"data")
-        assert not file.exists()
-
-    def test_their_age_is_measured_by_the_clock_of_the_file_system(self, folder, monkeypatch):
+    def test_they_stay_if_the_local_clock_is_ahead(self, folder, backend, monkeypatch):
         file = self.plant(folder / "packs/main/1" / self.NAME, DAY - 600)
         now = time.time()
         monkeypatch.setattr(time, "time", lambda: now + 9 * DAY)
-        LocalBackend(str(folder)).put("packs/main/1/key", b"data")
+        backend.remove_leftovers(self.FOLDERS)
         assert file.exists()
+
+    def test_writing_and_deleting_remove_none(self, folder, backend):
+        files = [self.plant(folder / place / self.NAME) for place in ("", "packs", "packs/main/1")]
+        backend.put("packs/main/1/put", b"data")
+        backend.create("packs/main/1/created", b"data")
+        backend.delete(["packs/main/1/put"])
+        assert all(file.exists() for file in files)
 
     def test_opening_reading_and_listing_remove_none(self, folder):
         places = ["", "packs", "packs/main/1"]
@@ -226,11 +221,27 @@ class TestTemporaryFiles:
         backend.delete(["packs/main/1/missing"])
         assert all(file.exists() for file in files)
 
-    def test_opening_a_store_to_read_it_removes_none(self, tmp_path):
-        CheckpointStore.open(tmp_path / "run", create=True)
-        file = self.plant(tmp_path / "run" / self.NAME)
-        CheckpointStore.open(tmp_path / "run").checkpoints()
-        assert file.exists()
+    def test_a_prune_of_a_store_removes_them_and_reading_does_not(self, tmp_path):
+        store = CheckpointStore.open(tmp_path / "run", create=True)
+        run = store.begin_run("main")
+        run.save(10, [])
+        lineage = "packs/main/00000001"
+        files = [self.plant(tmp_path / "run" / place / self.NAME) for place in ("", "probe", lineage)]
+        reader = CheckpointStore.open(tmp_path / "run")
+        reader.checkpoints()
+        reader.verify()
+        reader.prune(KeepAll(), dry_run=True)
+        assert all(file.exists() for file in files)
+        run.prune(KeepAll())
+        assert not any(file.exists() for file in files)
+
+    def test_a_prune_leaves_those_in_folders_that_a_store_does_not_have(self, tmp_path):
+        store = CheckpointStore.open(tmp_path / "run", create=True)
+        store.begin_run("main").save(10, [])
+        places = ("photos", "packs", "packs/main", "packs/main/photos", "packs/main/00000001/photos")
+        files = [self.plant(tmp_path / "run" / place / self.NAME) for place in places]
+        store.prune(KeepAll())
+        assert all(file.exists() for file in files)
 
     @pytest.mark.parametrize(
         "name",
@@ -245,49 +256,42 @@ class TestTemporaryFiles:
             ".nfs0001",
         ],
     )
-    def test_a_file_with_another_name_stays_however_old_it_is(self, folder, name):
+    def test_a_file_with_another_name_stays_however_old_it_is(self, folder, backend, name):
         files = [self.plant(folder / place / name) for place in ("", "packs", "packs/main/1")]
-        backend = LocalBackend(str(folder))
-        backend.put("packs/main/1/key", b"data")
-        backend.delete(["packs/main/1/key"])
+        backend.remove_leftovers(self.FOLDERS)
         assert all(file.exists() for file in files)
 
-    def test_a_file_in_a_folder_that_the_backend_does_not_write_to_stays(self, folder):
-        file = self.plant(folder / "photos" / self.NAME)
-        LocalBackend(str(folder)).put("packs/main/1/key", b"data")
-        assert file.exists()
-
-    @pytest.mark.parametrize("link", ["saves", "packs/main/3"])
-    def test_a_file_behind_a_link_stays(self, tmp_path, folder, link):
+    @pytest.mark.parametrize("link", ["probe", "packs/main/3"])
+    def test_a_file_behind_a_link_stays(self, tmp_path, folder, backend, link):
         file = self.plant(tmp_path / "theirs" / self.NAME)
         (folder / link).symlink_to(file.parent)
-        backend = LocalBackend(str(folder))
-        backend.put("saves/key", b"data")
-        backend.put("packs/main/1/key", b"data")
-        backend.delete(["saves/key", "packs/main/1/key"])
+        backend.remove_leftovers(self.FOLDERS)
         assert file.exists()
 
-    def test_a_link_and_a_folder_with_such_a_name_stay(self, tmp_path, folder):
+    def test_a_link_and_a_folder_with_such_a_name_stay(self, tmp_path, folder, backend):
         target = self.plant(tmp_path / "theirs")
         (folder / self.NAME).symlink_to(target)
         os.utime(folder / self.NAME, (0, 0), follow_symlinks=False)
-        (folder / "packs" / self.NAME).mkdir()
-        os.utime(folder / "packs" / self.NAME, (0, 0))
-        LocalBackend(str(folder)).put("packs/main/1/key", b"data")
+        (folder / "packs/main/1" / self.NAME).mkdir()
+        os.utime(folder / "packs/main/1" / self.NAME, (0, 0))
+        backend.remove_leftovers(self.FOLDERS)
         assert target.exists()
         assert (folder / self.NAME).is_symlink()
-        assert (folder / "packs" / self.NAME).is_dir()
+        assert (folder / "packs/main/1" / self.NAME).is_dir()
 
-    def test_a_write_works_if_they_cannot_be_removed(self, folder, monkeypatch):
-        self.plant(folder / "packs/main/1" / self.NAME)
+    def test_one_that_cannot_be_removed_is_no_error(self, folder, backend, monkeypatch):
+        files = [self.plant(folder / "packs/main" / n / self.NAME) for n in ("1", "2")]
+        unlink = os.unlink
+        refusals = iter([PermissionError(errno.EACCES, "no")])
 
-        def refuse(path, *args, **kwargs):
-            raise PermissionError(errno.EACCES, "no", path)
+        def refuse_once(path, **folder):
+            for refusal in refusals:
+                raise refusal
+            unlink(path, **folder)
 
-        monkeypatch.setattr(os, "scandir", refuse)
-        backend = LocalBackend(str(folder))
-        backend.put("packs/main/1/key", b"data")
-        assert backend.get("packs/main/1/key") == b"data"
+        monkeypatch.setattr(os, "unlink", refuse_once)
+        backend.remove_leftovers(self.FOLDERS)
+        assert sum(file.exists() for file in files) == 1
 
     def test_they_are_not_listed(self, folder, backend):
         self.plant(folder / "packs/main/1" / self.NAME, 0)
@@ -321,11 +325,11 @@ class TestTemporaryFiles:
         used = []
 
         def within_one_folder(real):
-            def call(source, target):
-                if os.path.dirname(source) != os.path.dirname(target):
+            def call(source, target, *, src_dir_fd, dst_dir_fd, **options):
+                if src_dir_fd != dst_dir_fd or "/" in source + target:
                     raise OSError(errno.EXDEV, "Invalid cross-device link")
                 used.append(target)
-                real(source, target)
+                real(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, **options)
 
             return call
 
@@ -482,3 +486,10 @@ class TestKeysAndFolders:
         finally:
             os.umask(umask)
         assert stat.S_IMODE((folder / "open").stat().st_mode) == 0o644
+
+
+class TestPlantedFiles(PlantedFilesContract):
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        (tmp_path / "store").mkdir()
+        return tmp_path / "store"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,13 @@ class WrongData(Wrapped):
 
     def get(self, key, start=0, end=None):
         return self.inner.get(key, start, end).upper()
+
+
+class WithoutTimes(Wrapped):
+    """Does not know when an object was written."""
+
+    def list(self, prefix=""):
+        return (replace(info, modified=None) for info in self.inner.list(prefix))
 
 
 @pytest.fixture
@@ -92,14 +101,54 @@ def test_an_unavailable_storage_raises_its_own_error(memory):
         probe(Failing(memory, "put", "probe/", BackendUnavailableError("away")))
 
 
-def test_a_probe_deletes_objects_that_older_probes_left_behind(tmp_path: Path):
-    backend = LocalBackend(str(tmp_path))
-    backend.put("probe/old", b"data")
-    backend.put("probe/new", b"data")
-    two_days_ago = (tmp_path / "probe/old").stat().st_mtime - 2 * 24 * 3600
-    os.utime(tmp_path / "probe/old", (two_days_ago, two_days_ago))
-    probe(backend)
-    assert list(contents(backend)) == ["probe/new"]
+class TestWhatOlderProbesLeftBehind:
+    OURS = f"probe/{'0123456789abcdef' * 2}"
+
+    def plant(self, root: Path, key: str, data: bytes = b"third", days: float = 2) -> Path:
+        path = root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        then = time.time() - days * 24 * 3600
+        os.utime(path, (then, then))
+        return path
+
+    def test_it_is_deleted_where_a_store_is(self, tmp_path):
+        CheckpointStore.open(tmp_path, create=True)
+        left = self.plant(tmp_path, self.OURS)
+        CheckpointStore.open(tmp_path, probe=True)
+        assert not left.exists()
+
+    def test_it_stays_where_no_store_is_yet(self, tmp_path):
+        left = self.plant(tmp_path, self.OURS)
+        CheckpointStore.open(tmp_path, create=True, probe=True)
+        assert left.exists()
+
+    def test_it_stays_for_a_day(self, tmp_path):
+        left = self.plant(tmp_path, self.OURS, days=0.9)
+        probe(LocalBackend(str(tmp_path)), remove_stale=True)
+        assert left.exists()
+
+    def test_it_stays_if_its_age_is_unknown(self, memory):
+        memory.put(self.OURS, b"third")
+        probe(WithoutTimes(memory), remove_stale=True)
+        assert list(contents(memory)) == [self.OURS]
+
+    @pytest.mark.parametrize(
+        ("key", "data"),
+        [
+            ("probe/weights.npy", b"data"),
+            ("probe/linear/accuracy.csv", b"data"),
+            (OURS[:-1], b"data"),
+            (OURS + "0", b"data"),
+            (OURS.upper().replace("PROBE", "probe"), b"data"),
+            (OURS + ".npy", b"data"),
+            (OURS, b"a file that is named by its digest"),
+        ],
+    )
+    def test_anything_else_stays_however_old_it_is(self, tmp_path, key, data):
+        theirs = self.plant(tmp_path, key, data)
+        probe(LocalBackend(str(tmp_path)), remove_stale=True)
+        assert theirs.read_bytes() == data
 
 
 class TestOpeningAStore:

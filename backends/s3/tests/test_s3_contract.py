@@ -49,6 +49,16 @@ class S3Contract(BackendContract):
     def plant(self, backend, key: str, data: bytes) -> None:
         self.client.put_object(Bucket=self.bucket, Key=f"{self.prefix}/{key}", Body=data)
 
+    @pytest.mark.parametrize(
+        "name", ["a//b", "/", "a/./b", "a/../b", "a/\x01", "a\\b", "a%2Fb", "a/b?c", "a/b#c"]
+    )
+    def test_a_name_that_only_an_object_store_allows_is_neither_listed_nor_an_error(self, backend, name):
+        for planted in (name, "a/object"):
+            self.plant(backend, planted, b"theirs")
+        assert [info.key for info in backend.list()] == ["a/object"]
+        assert [info.key for info in backend.list("a/o")] == ["a/object"]
+        assert self.stored(backend, name) == b"theirs"
+
 
 class TestS3Backend(S3Contract):
     @pytest.fixture

@@ -259,6 +259,10 @@ class _Files(paramiko.SFTPServerInterface):
         return paramiko.SFTPAttributes.from_stat(os.stat(path))
 
     @_returns_status
+    def lstat(self, path: str) -> paramiko.SFTPAttributes:
+        return paramiko.SFTPAttributes.from_stat(os.lstat(path))
+
+    @_returns_status
     def remove(self, path: str) -> None:
         os.unlink(path)
 

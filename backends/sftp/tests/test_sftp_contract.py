@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Optional
 
 import pytest
@@ -12,6 +13,7 @@ from sftp_in_process import FSYNC, HARD_LINK, POSIX_RENAME
 from input_checkpoint import ObjectNotFoundError, open_backend
 from input_checkpoint.testing import BackendContract
 from input_checkpoint_sftp import SftpBackend
+from tests.support.planted_files import PlantedFilesContract
 
 DAY = 24 * 3600
 
@@ -151,28 +153,65 @@ class TestTemporaryFilesOfCrashedWriters:
         then = time.time() - age
         os.utime(path, (then, then))
 
-    def test_list_removes_those_that_are_older_than_a_day(self, backend, folder):
+    FOLDERS = ("", "packs/[0-9]+")
+
+    def test_those_that_are_older_than_a_day_are_removed(self, backend, folder):
+        (folder / "packs/1").mkdir(parents=True)
         self.plant(folder / self.TEMPORARY, age=DAY + 60)
+        self.plant(folder / "packs/1" / self.TEMPORARY, age=DAY + 60)
         self.plant(folder / "key", age=0)
-        assert [info.key for info in backend.list()] == ["key"]
+        backend.remove_leftovers(self.FOLDERS)
         assert os.listdir(folder) == ["key"]
 
-    def test_list_keeps_newer_ones_because_they_may_be_in_use(self, backend, folder):
+    def test_listing_writing_and_deleting_remove_none(self, backend, folder):
+        self.plant(folder / self.TEMPORARY, age=DAY + 60)
+        backend.put("key", b"data")
+        assert [info.key for info in backend.list()] == ["key"]
+        backend.delete(["key"])
+        assert os.listdir(folder) == [self.TEMPORARY]
+
+    def test_newer_ones_stay_because_they_may_be_in_use(self, backend, folder):
         self.plant(folder / self.TEMPORARY, age=DAY - 60)
         self.plant(folder / "key", age=0)
-        assert [info.key for info in backend.list()] == ["key"]
+        backend.remove_leftovers(self.FOLDERS)
         assert (folder / self.TEMPORARY).exists()
 
-    def test_list_keeps_newer_ones_even_if_the_local_clock_is_years_ahead(self, backend, folder, monkeypatch):
+    def test_newer_ones_stay_even_if_the_local_clock_is_years_ahead(self, backend, folder, monkeypatch):
         self.plant(folder / self.TEMPORARY, age=60)
         self.plant(folder / "key", age=0)
         now = time.time()
         monkeypatch.setattr("input_checkpoint_sftp.backend.time.time", lambda: now + 3 * 365 * DAY)
-        list(backend.list())
+        backend.remove_leftovers(self.FOLDERS)
         assert (folder / self.TEMPORARY).exists()
 
-    def test_list_works_if_they_cannot_be_removed(self, backend, folder, server):
+    def test_those_in_other_folders_behind_links_or_under_other_names_stay(self, backend, folder, tmp_path):
+        (folder / "packs/photos").mkdir(parents=True)
+        (folder / "packs/1").symlink_to(tmp_path)
+        files = [
+            folder / "packs" / self.TEMPORARY,
+            folder / "packs/photos" / self.TEMPORARY,
+            tmp_path / self.TEMPORARY,
+            folder / self.TEMPORARY.upper(),
+            folder / f"{self.TEMPORARY}.txt",
+        ]
+        for file in files:
+            self.plant(file, age=9 * DAY)
+        (folder / self.TEMPORARY).symlink_to(files[2])
+        self.plant(folder / "key", age=0)
+        backend.remove_leftovers(self.FOLDERS)
+        assert all(file.exists() for file in files)
+        assert (folder / self.TEMPORARY).is_symlink()
+
+    def test_one_that_cannot_be_removed_is_no_error(self, backend, folder, server):
         self.plant(folder / self.TEMPORARY, age=DAY + 60)
         self.plant(folder / "key", age=0)
         server.script = lambda request, path: 3 if request == "remove" else None
-        assert [info.key for info in backend.list()] == ["key"]
+        backend.remove_leftovers(self.FOLDERS)
+        assert (folder / self.TEMPORARY).exists()
+
+
+class TestPlantedFiles(PlantedFilesContract):
+    @pytest.fixture
+    def folder(self, server, folder_name) -> Path:
+        (server.data / folder_name).mkdir()
+        return server.data / folder_name

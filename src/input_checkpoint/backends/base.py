@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Optional, Union
 
@@ -12,8 +12,14 @@ from input_checkpoint.backends.redaction import redact
 
 Data = Union[bytes, bytearray, memoryview]
 
-PROBE_PREFIX = "probe/"
-"""Prefix of the short-lived objects that test whether a storage works. They hold no checkpoint data."""
+LINK_ADVICE = (
+    "is a symbolic link, and links inside a store are not followed. Replace it by what it points to, or by a "
+    "bind mount. The folder of the store itself may be a link."
+)
+"""What is wrong with a link, and what to do; goes behind its path."""
+
+NOT_A_FILE_ADVICE = "not a regular file. Move it elsewhere."
+"""What is wrong with anything else that has the name of an object; the end of a sentence."""
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
@@ -36,6 +42,9 @@ class Backend(abc.ABC):
 
     A key consists of segments that are joined by ``/``. A segment consists of ``A-Z a-z 0-9 . _ -`` and does
     not start with a dot. Methods raise ValueError for any other key; see `check_key`.
+
+    A storage may hold things that no backend has stored: files with other names, marks of folders, links,
+    named pipes. They are not objects. Methods neither return nor change them, and do not follow links.
 
     Objects are complete or absent. No reader ever sees a part of an object, even if its writer dies halfway.
 
@@ -76,6 +85,7 @@ class Backend(abc.ABC):
 
         Raises:
             ObjectExistsError: the key exists.
+            BackendError: what has the name of the object is none, such as a link.
         """
 
     @abc.abstractmethod
@@ -83,6 +93,9 @@ class Backend(abc.ABC):
         """Store an object, replacing any object under the same key.
 
         Readers see either the old object or the new one.
+
+        Raises:
+            BackendError: what has the name of the object is none, such as a link.
         """
 
     @abc.abstractmethod
@@ -99,7 +112,9 @@ class Backend(abc.ABC):
             the object is left out.
 
         Raises:
-            ObjectNotFoundError: the key does not exist.
+            ObjectNotFoundError: the key does not exist, or what has its name is no object, such as a named
+                pipe.
+            BackendError: a link has the name of the object, or of a folder above it.
         """
 
     @abc.abstractmethod
@@ -109,15 +124,33 @@ class Backend(abc.ABC):
         The listing shows every write and deletion that finished before the call. It never comes from a cache.
         Errors may be raised by the call or while the caller iterates.
 
+        Names that are not valid keys are left out (see `is_key`), and so is everything that is not an object.
+        Nothing is changed.
+
         Args:
-            prefix: need not end with ``/``. If no key starts with it, the listing is empty.
+            prefix: need not end with ``/``. If no key starts with it, the listing is empty. So it is for any
+                text that cannot be the beginning of a key, such as ``../``.
+
+        Raises:
+            BackendError: a link has the name of a folder in ``prefix``.
         """
 
     @abc.abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects. Keys that do not exist are ignored.
+        """Delete objects. Keys that do not exist are ignored, and so is what is not an object.
 
         After an error, any of the objects may still exist.
+        """
+
+    def remove_leftovers(self, folders: Sequence[str]) -> None:  # noqa: B027 - most backends leave nothing
+        """Remove the temporary files that crashed writers left behind more than a day ago.
+
+        Removes nothing else, and nothing behind a link. A backend without temporary files does nothing. Only
+        writers call this, after they have made sure that these folders are their own.
+
+        Args:
+            folders: where to look: paths below the root, with a regular expression for each segment
+                (``"packs/main/[0-9]+"``); an empty path is the root. Folders below them are not searched.
         """
 
     def close(self) -> None:  # noqa: B027 - a backend without connections has nothing to release
@@ -140,6 +173,27 @@ def check_key(key: str) -> str:
         >>> check_key("packs/main/0001.pack")
         'packs/main/0001.pack'
     """
-    if not _KEY.fullmatch(key):
+    if not is_key(key):
         raise ValueError(f"not a valid key: {key!r}")
     return key
+
+
+def is_key(text: str) -> bool:
+    """Return whether a text is a valid key.
+
+    Example:
+        >>> is_key("packs/main/0001.pack"), is_key("packs/main/0001 (copy).pack")
+        (True, False)
+    """
+    return _KEY.fullmatch(text) is not None
+
+
+def may_begin_keys(prefix: str) -> bool:
+    """Return whether any valid key can start with a text. Listings of other texts are empty.
+
+    Example:
+        >>> may_begin_keys("packs/ma"), may_begin_keys("../elsewhere/")
+        (True, False)
+    """
+    folder, slash, _ = prefix.rpartition("/")
+    return not slash or is_key(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Optional
 
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo
@@ -79,6 +79,11 @@ class CommitLockBackend(Backend):
         # Locks go first: the next `create` would restore the object from a lock that is left.
         self._locks.delete(names)
         self._backend.delete(names)
+
+    def remove_leftovers(self, folders: Sequence[str]) -> None:
+        """See `Backend.remove_leftovers`."""
+        self._locks.remove_leftovers(folders)
+        self._backend.remove_leftovers(folders)
 
     def close(self) -> None:
         """See `Backend.close`."""

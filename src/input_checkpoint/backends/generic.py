@@ -6,7 +6,6 @@ import contextlib
 import functools
 import inspect
 import threading
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Callable, Optional, TypeVar
@@ -17,10 +16,11 @@ from fsspec.implementations.cached import CachingFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.spec import AbstractFileSystem
 
-from input_checkpoint.backends.base import PROBE_PREFIX, Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key, is_key, may_begin_keys
 from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
 from input_checkpoint.backends.create_race import RACERS, race_create
 from input_checkpoint.backends.location import parse_for_fsspec
+from input_checkpoint.backends.probe_keys import new_probe_key
 from input_checkpoint.backends.redaction import redact
 from input_checkpoint.backends.reopening import ReopeningClient
 from input_checkpoint.errors import (
@@ -109,6 +109,7 @@ class GenericBackend(Backend):
         path = self._path(key)
 
         def put() -> None:
+            self._check_replaceable(key, path)
             self._make_folder(path)
             self._fs.pipe_file(path, bytes(data))
 
@@ -119,16 +120,23 @@ class GenericBackend(Backend):
         path = self._path(key)
 
         def get() -> bytes:
-            if end is not None and end <= start:
-                self._fs.info(path)
-                return b""
-            whole = start == 0 and end is None
-            return bytes(self._fs.cat_file(path) if whole else self._cat_range(path, start, end))
+            # Asked first: a read of what is not a file may wait forever.
+            details = self._details(path)
+            if details is not None and not _is_object(details):
+                raise FileNotFoundError(path)
+            if start == 0 and end is None:
+                return bytes(self._fs.cat_file(path))
+            if details is None:
+                raise FileNotFoundError(path)
+            stop = details["size"] if end is None else min(end, details["size"])
+            return bytes(self._fs.cat_file(path, start=start, end=stop)) if start < stop else b""
 
         return self._run("read", get, key=key)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `Backend.list`."""
+        if not may_begin_keys(prefix):
+            return iter(())
         folder = prefix.rpartition("/")[0]
         path = f"{self._root}/{folder}".rstrip("/")
 
@@ -145,9 +153,9 @@ class GenericBackend(Backend):
         infos = (
             ObjectInfo(name[start:].lstrip("/"), details["size"], _modified(details))
             for name, details in sorted(found.items())
-            if details["type"] == "file"
+            if _is_object(details)
         )
-        return (info for info in infos if info.key.startswith(prefix))
+        return (info for info in infos if info.key.startswith(prefix) and is_key(info.key))
 
     def delete(self, keys: Iterable[str]) -> None:
         """See `Backend.delete`."""
@@ -163,11 +171,6 @@ class GenericBackend(Backend):
     @property
     def _fs(self) -> AbstractFileSystem:
         return self._reopening.get()
-
-    def _cat_range(self, path: str, start: int, end: Optional[int]) -> bytes:
-        size = self._fs.info(path)["size"]
-        stop = size if end is None else min(end, size)
-        return self._fs.cat_file(path, start=start, end=stop) if start < stop else b""
 
     def _create(self, key: str, data: Data) -> None:
         path = self._path(key)
@@ -185,7 +188,7 @@ class GenericBackend(Backend):
 
     def _race(self) -> str:
         """Return why the filesystem's own create is not atomic, or an empty string if no race shows it."""
-        names = [f"{PROBE_PREFIX}{uuid.uuid4().hex}" for _ in range(_RACED_OBJECTS)]
+        names = [new_probe_key() for _ in range(_RACED_OBJECTS)]
         try:
             winners = race_create(lambda name: self._create(name, b"race"), names)
         finally:
@@ -194,6 +197,25 @@ class GenericBackend(Backend):
         if winners <= 1:
             return ""
         return f"{winners} of {RACERS} writers that created the same object at the same time succeeded"
+
+    def _details(self, path: str) -> Optional[Mapping[str, Any]]:
+        """Return what the filesystem knows about a path, or None if nothing is there."""
+        try:
+            details: Mapping[str, Any] = self._fs.info(path)
+        except FileNotFoundError:
+            return None
+        return details
+
+    def _check_replaceable(self, key: str, path: str) -> None:
+        """Raise if something has the name of an object that is none. A write to it may wait forever."""
+        details = self._details(path)
+        if details is not None and not _is_object(details):
+            kind = "a link" if details.get("islink") else f"of type {details['type']!r}"
+            raise BackendError(
+                f"cannot write {self.uri}/{key}: it exists and is {kind}, not a file. Move it elsewhere.",
+                uri=self.uri,
+                key=key,
+            )
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{check_key(key)}"
@@ -323,6 +345,11 @@ def _accepts_mode(cls: type) -> bool:
     """Return whether the filesystem's own write has a ``mode``. Without it, a create silently replaces."""
     method = getattr(cls, "_pipe_file" if issubclass(cls, AsyncFileSystem) else "pipe_file")
     return "mode" in inspect.signature(method).parameters
+
+
+def _is_object(details: Mapping[str, Any]) -> bool:
+    """Return whether something is a file, and not a link to one."""
+    return details["type"] == "file" and not details.get("islink")
 
 
 def _means_exists(error: OSError) -> bool:

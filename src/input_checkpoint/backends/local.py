@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
+import logging
 import math
 import os
-import re
 import stat
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Optional
+from typing import Any, BinaryIO, Callable, Optional
 
-from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key, is_key, may_begin_keys
+from input_checkpoint.backends.leftovers import (
+    FolderPatterns,
+    is_temporary,
+    new_temporary_name,
+    stale_files,
+)
+from input_checkpoint.backends.local_folders import (
+    NotFollowedError,
+    NotRegularError,
+    check_regular,
+    describe_kind,
+    open_below,
+    open_folder,
+    open_regular,
+    status_of,
+    sync_folder,
+)
 from input_checkpoint.backends.location import parse_location
 from input_checkpoint.backends.redaction import redact
 from input_checkpoint.errors import (
@@ -26,9 +44,10 @@ from input_checkpoint.errors import (
     ObjectNotFoundError,
 )
 
-_TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{32}\.aside")
-_STALE_AFTER_SECONDS = 24 * 3600
+logger = logging.getLogger(__name__)
+
 _FOLDER_ATTEMPTS = 20
+_MAX_WARNINGS = 20
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _PERMISSION_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _BAD_PATH_ERRORS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
@@ -67,8 +86,12 @@ class LocalBackend(Backend):
     disk, and gets its name in one atomic step. `create` makes a hard link, which fails if the name exists, on
     NFS too. `put` renames. Some file systems, such as BeeGFS, link only within one folder.
 
-    Temporary files have names that start with a dot. They are not listed. Writes and deletions remove those
-    that crashed writers left behind more than a day ago. Reading changes nothing.
+    Temporary files have names that start with a dot. They are not listed. `remove_leftovers` removes those
+    that crashed writers left behind.
+
+    Objects are regular files in real folders. The folder of the backend may be a link, but no link below it
+    is followed: where one is in the way, an operation fails. Listings leave links and special files out, and
+    log a warning.
 
     Args:
         uri: a path or a ``file://`` URI. See `parse_location`.
@@ -91,8 +114,8 @@ class LocalBackend(Backend):
             raise InvalidLocationError(f"{redact(uri)} is not local. Open it with open_backend().")
         super().__init__(location.uri)
         self._root = Path(location.path)
-        self._durable_folders: set[Path] = set()
-        self._searched: dict[str, float] = {}
+        self._durable_folders: set[str] = set()
+        self._warned: set[str] = set()
         with self._errors("open"):
             is_file = self._root.exists() and not self._root.is_dir()
         if is_file:
@@ -102,91 +125,148 @@ class LocalBackend(Backend):
 
     def create(self, key: str, data: Data) -> None:
         """See `Backend.create`."""
-        with self._temporary_file(key, data) as temporary:
-            self._link(temporary, key)
-            _sync_folder(temporary.parent)
+        with self._temporary_file(key, data) as (folder, temporary):
+            self._link(folder, temporary, key)
+            sync_folder(folder)
 
     def put(self, key: str, data: Data) -> None:
         """See `Backend.put`."""
-        with self._temporary_file(key, data) as temporary:
-            os.replace(temporary, self._path(key))
-            _sync_folder(temporary.parent)
+        with self._temporary_file(key, data) as (folder, temporary):
+            name = _split(key)[1]
+            with contextlib.suppress(FileNotFoundError):
+                check_regular(status_of(folder, name), key)
+            os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+            sync_folder(folder)
 
     def get(self, key: str, start: int = 0, end: Optional[int] = None) -> bytes:
         """See `Backend.get`."""
-        with self._errors("read", key=key), open(self._path(key), "rb") as file:
-            if start >= os.fstat(file.fileno()).st_size:
-                return b""
-            file.seek(start)
-            return file.read(-1 if end is None else max(0, end - start))
+        names, name = _split(check_key(key))
+        with self._errors("read", key=key):
+            with open_folder(self._root, names) as folder:
+                opened = open_regular(folder, name, key)
+            with opened as file:
+                if start >= os.fstat(file.fileno()).st_size:
+                    return b""
+                file.seek(start)
+                return file.read(-1 if end is None else max(0, end - start))
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `Backend.list`."""
-        folder = prefix.rpartition("/")[0]
-        with self._errors("list", prefix=folder):
-            found = sorted(self._walk(self._root / folder, folder), key=lambda info: info.key)
-        return (info for info in found if info.key.startswith(prefix))
+        if not may_begin_keys(prefix):
+            return iter(())
+        top = prefix.rpartition("/")[0]
+        found: dict[str, ObjectInfo] = {}
+        with self._errors("list", prefix=top):
+            for folder, entries in self._walk(top, lambda key: is_key(key) and _overlap(key, prefix)):
+                for name, status in entries:
+                    key = f"{folder}/{name}" if folder else name
+                    if key.startswith(prefix) and is_key(key) and self._is_object(key, status):
+                        found[key] = ObjectInfo(key, status.st_size, status.st_mtime)
+        return (found[key] for key in sorted(found))
 
     def delete(self, keys: Iterable[str]) -> None:
         """See `Backend.delete`."""
         for key in keys:
-            path = self._path(key)
+            names, name = _split(check_key(key))
             with self._errors("delete", key=key), contextlib.suppress(*_NO_OBJECT):
-                path.unlink()
-                # The deletion has just set the time of the folder.
-                self._remove_stale_files(key, path.parent.stat().st_mtime)
-            self._remove_empty_folders(path.parent)
+                with open_folder(self._root, names) as folder:
+                    if not stat.S_ISREG(status_of(folder, name).st_mode):
+                        continue
+                    os.unlink(name, dir_fd=folder)
+                self._remove_empty_folders(names)
 
-    def _path(self, key: str) -> Path:
-        return self._root / check_key(key)
+    def remove_leftovers(self, folders: Sequence[str]) -> None:
+        """See `Backend.remove_leftovers`."""
+        patterns = FolderPatterns(folders)
+        times: dict[str, float] = {}
+        newest = -math.inf
+        with self._errors("list"):
+            for folder, entries in self._walk("", patterns.lead_to):
+                for name, status in entries:
+                    if stat.S_ISREG(status.st_mode):
+                        newest = max(newest, status.st_mtime)
+                        if is_temporary(name) and patterns.include(folder):
+                            times[f"{folder}/{name}".lstrip("/")] = status.st_mtime
+        for path in stale_files(times, newest, time.time()):
+            names, name = _split(path)
+            # Another process may have removed the file, or we may lack the permission.
+            with contextlib.suppress(OSError, NotFollowedError), open_folder(self._root, names) as folder_:
+                if stat.S_ISREG(status_of(folder_, name).st_mode):
+                    os.unlink(name, dir_fd=folder_)
+                    self._remove_empty_folders(names)
 
     @contextlib.contextmanager
-    def _temporary_file(self, key: str, data: Data) -> Iterator[Path]:
-        """Write the data of an object to a temporary file beside it, which the end of the block removes."""
-        # The file's own name is not part of it, because it may be as long as the file system allows.
-        temporary = self._path(key).parent / f".{uuid.uuid4().hex}.aside"
-        with self._errors("write", key=key):
-            file = self._open_new(temporary)
+    def _temporary_file(self, key: str, data: Data) -> Iterator[tuple[int, str]]:
+        """Write the data of an object to a temporary file beside it, which the end of the block removes.
+
+        Yields:
+            The descriptor of its folder, and its name.
+        """
+        names, _ = _split(check_key(key))
+        with self._errors("write", key=key), contextlib.ExitStack() as opened:
+            folder, temporary, file = self._open_new(names)
+            opened.callback(os.close, folder)
             try:
                 with file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                    modified = os.fstat(file.fileno()).st_mtime
-                yield temporary
+                yield folder, temporary
             finally:
-                temporary.unlink(missing_ok=True)
-        self._remove_stale_files(key, modified)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary, dir_fd=folder)
 
-    def _open_new(self, temporary: Path) -> BinaryIO:
+    def _open_new(self, names: Sequence[str]) -> tuple[int, str, BinaryIO]:
+        """Open a new temporary file in a folder. Return the folder's descriptor, the name and the file."""
         for _ in range(_FOLDER_ATTEMPTS):
             # A concurrent delete() may remove the folder again, because it is empty.
             with contextlib.suppress(FileNotFoundError, FileExistsError):
-                self._make_durable_folder(temporary.parent)
-                return open(temporary, "xb")
-        self._make_durable_folder(temporary.parent)
-        return open(temporary, "xb")
+                return self._try_open_new(names)
+        return self._try_open_new(names)
 
-    def _make_durable_folder(self, folder: Path) -> None:
-        """Make a folder and the folders above it, and flush their names to the disk."""
-        unflushed: list[Path] = []
-        for each in (folder, *folder.parents):
-            # A folder that exists may be one that another process has just made and not flushed yet. Folders
-            # above the root are not ours: they exist already, or have to be made.
-            if each.exists() and (each in self._durable_folders or self._root not in each.parents):
-                break
-            unflushed.append(each)
-        folder.mkdir(parents=True, exist_ok=True)
-        for each in reversed(unflushed):
-            with contextlib.suppress(PermissionError):  # a folder may be writable without being readable
-                _sync_folder(each.parent)
-            self._durable_folders.add(each)
-
-    def _link(self, temporary: Path, key: str) -> None:
-        path = self._path(key)
+    def _try_open_new(self, names: Sequence[str]) -> tuple[int, str, BinaryIO]:
+        folder = self._make_durable_folder(names)
         try:
-            os.link(temporary, path)
+            temporary = new_temporary_name()
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=folder)
+        except BaseException:
+            os.close(folder)
+            raise
+        return folder, temporary, open(descriptor, "wb")
+
+    def _make_durable_folder(self, names: Sequence[str]) -> int:
+        """Make a folder and those above it, and flush their names to the disk. Return its descriptor."""
+        self._make_root()
+        with contextlib.ExitStack() as opened:
+            folder = opened.enter_context(open_folder(self._root, ()))
+            for depth, name in enumerate(names, 1):
+                path = "/".join(names[:depth])
+                below, is_new = _open_or_make(folder, name, path)
+                opened.callback(os.close, below)
+                # One that exists may have just been made by another process, which has not flushed it yet.
+                if is_new or path not in self._durable_folders:
+                    with contextlib.suppress(PermissionError):  # it may be writable without being readable
+                        sync_folder(folder)
+                    self._durable_folders.add(path)
+                folder = below
+            return os.dup(folder)
+
+    def _make_root(self) -> None:
+        # Folders above the root are not ours: they exist already, or have to be made.
+        missing = list(itertools.takewhile(lambda each: not each.exists(), (self._root, *self._root.parents)))
+        if not missing:
+            return
+        self._root.mkdir(parents=True, exist_ok=True)
+        for each in reversed(missing):
+            with contextlib.suppress(PermissionError), open_folder(each.parent, ()) as above:
+                sync_folder(above)
+
+    def _link(self, folder: int, temporary: str, key: str) -> None:
+        path, name = self._root / key, _split(key)[1]
+        try:
+            os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
         except FileExistsError as error:
+            check_regular(status_of(folder, name), key)
             raise ObjectExistsError(f"{path} already exists", uri=self.uri, key=key) from error
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
@@ -198,60 +278,53 @@ class LocalBackend(Backend):
                 key=key,
             ) from error
 
-    def _walk(self, folder: Path, key: str) -> Iterator[ObjectInfo]:
-        try:
-            entries = list(os.scandir(folder))
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            name = f"{key}/{entry.name}" if key else entry.name
-            if entry.is_dir():
-                yield from self._walk(Path(entry.path), name)
-                continue
-            with contextlib.suppress(FileNotFoundError):  # deleted since the folder was read
-                status = entry.stat()
-                if stat.S_ISREG(status.st_mode):
-                    yield ObjectInfo(name, status.st_size, status.st_mtime)
+    def _walk(
+        self, top: str, wanted: Callable[[str], bool]
+    ) -> Iterator[tuple[str, Sequence[tuple[str, os.stat_result]]]]:
+        """Yield the folder ``top``, and the folders below it that are wanted, each with its entries."""
+        # Not recursive: other programs may have nested their folders deeper than Python can call.
+        pending = [top]
+        while pending:
+            folder = pending.pop()
+            entries = self._entries(folder)
+            yield folder, entries
+            below = (
+                f"{folder}/{name}".lstrip("/") for name, status in entries if stat.S_ISDIR(status.st_mode)
+            )
+            pending.extend(filter(wanted, below))
 
-    def _remove_empty_folders(self, folder: Path) -> None:
-        while folder != self._root:
+    def _entries(self, folder: str) -> Sequence[tuple[str, os.stat_result]]:
+        entries = []
+        names = folder.split("/") if folder else ()
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            open_folder(self._root, names, os.O_RDONLY) as descriptor,
+        ):
+            for entry in list(os.scandir(descriptor)):
+                with contextlib.suppress(FileNotFoundError):  # deleted since the folder was read
+                    entries.append((entry.name, entry.stat(follow_symlinks=False)))
+        return entries
+
+    def _is_object(self, key: str, status: os.stat_result) -> bool:
+        """Return whether something is a file. Log a warning about links and special files."""
+        if stat.S_ISREG(status.st_mode):
+            return True
+        if not stat.S_ISDIR(status.st_mode) and key not in self._warned and len(self._warned) < _MAX_WARNINGS:
+            self._warned.add(key)
+            logger.warning(
+                "%s is %s, not a regular file. It is ignored, and links are not followed.",
+                self._root / key,
+                describe_kind(status.st_mode),
+            )
+        return False
+
+    def _remove_empty_folders(self, names: Sequence[str]) -> None:
+        for depth in range(len(names), 0, -1):
             try:
-                folder.rmdir()
-            except OSError:
+                with open_folder(self._root, names[: depth - 1]) as folder:
+                    os.rmdir(names[depth - 1], dir_fd=folder)
+            except (OSError, NotFollowedError):
                 return
-            folder = folder.parent
-
-    def _remove_stale_files(self, key: str, now: float) -> None:
-        """Remove temporary files that crashed writers left behind. No write takes as long as a day.
-
-        Searches all folders below the first one in ``key``, and the files beside it. A day passes until the
-        next search there.
-
-        Args:
-            key: an object that was just written or deleted.
-            now: the time by the clock of the file system, which may differ from ours.
-        """
-        first, slash, _ = key.partition("/")
-        top = first if slash else ""
-        if now - self._searched.get(top, -math.inf) < _STALE_AFTER_SECONDS:
-            return
-        self._searched[top] = now
-        self._remove_stale_files_in(self._root, now, recursive=False)
-        if top and not (self._root / top).is_symlink():
-            self._remove_stale_files_in(self._root / top, now, recursive=True)
-
-    def _remove_stale_files_in(self, folder: Path, now: float, recursive: bool) -> None:
-        # Failures are ignored: another process may have removed the file, or we may lack the permission.
-        with contextlib.suppress(OSError):
-            for entry in list(os.scandir(folder)):
-                if recursive and entry.is_dir(follow_symlinks=False):
-                    self._remove_stale_files_in(Path(entry.path), now, recursive)
-                elif _is_stale(entry, now):
-                    with contextlib.suppress(OSError):
-                        os.unlink(entry.path)
-                    self._remove_empty_folders(folder)
 
     @contextlib.contextmanager
     def _errors(self, operation: str, key: Optional[str] = None, prefix: str = "") -> Iterator[None]:
@@ -264,11 +337,21 @@ class LocalBackend(Backend):
         """
         try:
             yield
+        except (NotFollowedError, NotRegularError) as error:
+            cls = self._class_of_misplaced(error, operation)
+            path = self._root / (prefix if key is None else key)
+            message = f"cannot {operation} {path}: {self._root / error.path} {error}"
+            raise cls(message, uri=self.uri, key=key) from error
         except OSError as error:
             cls, advice = self._diagnose(error, operation)
             path = self._root / (prefix if key is None else key)
             message = f"cannot {operation} {path}: {error.strerror or error}{advice}"
             raise cls(message, uri=self.uri, key=key) from error
+
+    def _class_of_misplaced(self, error: Exception, operation: str) -> type[BackendError]:
+        # What is no object does not exist for a reader. A link may lead to the object, so it is no such case.
+        is_link = isinstance(error, NotFollowedError)
+        return ObjectNotFoundError if operation == "read" and not is_link else BackendError
 
     def _diagnose(self, error: OSError, operation: str) -> tuple[type[BackendError], str]:
         """Return the class for an error, and advice to append to its message."""
@@ -296,19 +379,22 @@ def open_local(uri: str, storage_options: Mapping[str, Any]) -> LocalBackend:
     return LocalBackend(uri)
 
 
-def _is_stale(entry: os.DirEntry[str], now: float) -> bool:
-    if not _TEMPORARY_NAME.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
-        return False
-    try:
-        return now - entry.stat(follow_symlinks=False).st_mtime > _STALE_AFTER_SECONDS
-    except FileNotFoundError:  # another process has just removed it
-        return False
+def _split(path: str) -> tuple[Sequence[str], str]:
+    """Return the names of the folders above a file, and its own name."""
+    *names, name = path.split("/")
+    return names, name
 
 
-def _sync_folder(folder: Path) -> None:
-    # Without this, a power cut can lose the new name: see fsync(2), "NOTES".
-    descriptor = os.open(folder, os.O_RDONLY)
+def _overlap(folder: str, prefix: str) -> bool:
+    """Return whether keys below a folder may start with a prefix."""
+    return f"{folder}/".startswith(prefix) or prefix.startswith(f"{folder}/")
+
+
+def _open_or_make(above: int, name: str, path: str) -> tuple[int, bool]:
+    """Return the descriptor of a folder, and whether it was made. For the arguments, see `open_below`."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return open_below(above, name, path), False
+    except FileNotFoundError:
+        with contextlib.suppress(FileExistsError):  # another process has just made it
+            os.mkdir(name, dir_fd=above)
+        return open_below(above, name, path), True

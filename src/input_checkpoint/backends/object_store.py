@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable, Optional, TypeVar, Union
 
-from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key, is_key, may_begin_keys
 from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
 from input_checkpoint.backends.redaction import redact
 from input_checkpoint.backends.reopening import ReopeningClient
@@ -207,8 +207,8 @@ class ObjectStoreBackend(Backend):
         """Return the objects whose names start with ``prefix``, in the order of their names.
 
         Returns:
-            Information with the name of an object as its ``key``. Names with a slash at the end are skipped:
-            consoles create such empty objects to show folders.
+            Information with the name of an object as its ``key``. Names that are no keys are skipped by the
+            caller, such as those of the empty objects by which consoles show folders.
         """
 
     @abc.abstractmethod
@@ -255,6 +255,8 @@ class ObjectStoreBackend(Backend):
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `Backend.list`."""
+        if not may_begin_keys(prefix):
+            return
         client, last_key = self._reopening.opened, ""
         try:
             for info in self._listing(prefix):
@@ -296,8 +298,9 @@ class ObjectStoreBackend(Backend):
         start = len(self._prefix)
         with self.errors("list", prefix=prefix):
             for info in self.list_objects(self._prefix + prefix):
-                if not info.key.endswith("/"):
-                    yield ObjectInfo(info.key[start:], info.size, info.modified)
+                key = info.key[start:]
+                if is_key(key):
+                    yield ObjectInfo(key, info.size, info.modified)
 
     def _renew_credentials(self, refused: Any) -> None:
         _log.info("%s: the credentials are not accepted. Looking them up again.", self.uri)

@@ -41,6 +41,7 @@ _PARALLEL_DELETES = 16
 
 # obstore's exceptions carry nothing but text: the error of the Rust crate object_store, then a dump of it.
 # https://github.com/developmentseed/obstore/blob/main/pyo3-object_store/src/error.rs
+_UNREADABLE_NAME = "InvalidPathError"
 _DUMP = "\n\nDebug source:\n"
 _ANSWER = re.compile(r"Server returned non-2xx status code: (\d{3})[^:]*: ?(.*)", re.DOTALL)
 _NOT_DELETED = re.compile(r"request failed for key (.+?): (.*) \(code: (\w+)\)", re.DOTALL)
@@ -116,9 +117,11 @@ class RequestTimeouts:
 class ObstoreError(Exception):
     """What obstore reported, without the request, which may hold a secret."""
 
-    def __init__(self, failure: RequestFailure) -> None:
+    def __init__(self, failure: RequestFailure, *, is_unreadable_name: bool = False) -> None:
         super().__init__(failure.message)
         self.failure = failure
+        self.is_unreadable_name = is_unreadable_name
+        """Whether the storage holds an object whose name obstore cannot represent."""
 
 
 OpenStore = Callable[[dict[str, Any], dict[str, Any]], ObjectStore]
@@ -217,6 +220,19 @@ class ObstoreBackend(ObjectStoreBackend):
         """See `ObjectStoreBackend.list_objects`."""
         # obstore knows only prefixes that are whole folders, and promises no order.
         folder = prefix.rpartition("/")[0]
+        try:
+            return self._list_folder(folder, prefix)
+        except ObstoreError as error:
+            if not error.is_unreadable_name:
+                raise
+        # Other programs may give names that obstore cannot represent, such as "a//b". It ends the listing
+        # there, and has no way to go on behind them.
+        with contextlib.closing(self._service.open_without_obstore()) as other:
+            return list(other.list(prefix))
+
+    def _list_folder(self, folder: str, prefix: str) -> Sequence[ObjectInfo]:
+        # obstore shows the mark of a folder, "a/", as an empty object "a", like a real one. A store ignores
+        # it: none of its keys is the name of a folder.
         with self._obstore_errors():
             pages = self._store().list(folder or None, chunk_size=_ENTRIES_PER_PAGE)
             infos = [
@@ -279,7 +295,9 @@ class ObstoreBackend(ObjectStoreBackend):
             raise
         except Exception as error:
             # Not chained: the text of obstore's exceptions holds the request.
-            raise ObstoreError(self._failure(error)) from None
+            raise ObstoreError(
+                self._failure(error), is_unreadable_name=type(error).__name__ == _UNREADABLE_NAME
+            ) from None
 
     def _failure(self, error: Exception) -> RequestFailure:
         return parse_failure(error, self._service.credential_refusals)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import time
-import uuid
+from collections.abc import Iterable
 
-from input_checkpoint.backends.base import PROBE_PREFIX, Backend
+from input_checkpoint.backends.base import Backend, ObjectInfo
 from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
+from input_checkpoint.backends.probe_keys import PROBE_PREFIX, is_probe_key, new_probe_key
 from input_checkpoint.errors import BackendError, ObjectExistsError
 
+_CONTENTS = (b"first", b"second", b"third")
+_MAX_BYTES = max(map(len, _CONTENTS))
 _STALE_AFTER_SECONDS = 24 * 3600
 
 
-def probe(backend: Backend) -> None:
+def probe(backend: Backend, *, remove_stale: bool = False) -> None:
     """Create, replace, read, list and delete a small object, and check that a second create is refused.
-
-    Also deletes objects that interrupted probes left behind more than a day ago.
 
     Args:
         backend: the storage to test.
+        remove_stale: also delete the objects that interrupted probes left behind more than a day ago. Set it
+            only where a store is already, so that it is certain whose these objects are.
 
     Raises:
         BackendError: the storage cannot hold a store. The message names the operation that failed.
@@ -29,25 +32,28 @@ def probe(backend: Backend) -> None:
         >>> from input_checkpoint.backends.opening import open_backend
         >>> probe(open_backend("memory://probed"))
     """
-    key = f"{PROBE_PREFIX}{uuid.uuid4().hex}"
+    key = new_probe_key()
     try:
         _check_writes(backend, key)
         _check_reads(backend, key)
-        stale = _check_listing(backend, key)
+        _check_listing(backend, key)
     except BaseException:
         # The caller needs the first error, not one from the cleanup.
         with contextlib.suppress(BackendError):
             backend.delete([key])
         raise
-    backend.delete([key, *stale])
+    backend.delete([key])
+    if remove_stale:
+        backend.delete(_stale_objects(backend.list(PROBE_PREFIX), time.time()))
 
 
 def _check_writes(backend: Backend, key: str) -> None:
-    backend.create(key, b"first")
+    first, second, third = _CONTENTS
+    backend.create(key, first)
     try:
-        backend.create(key, b"second")
+        backend.create(key, second)
     except ObjectExistsError:
-        backend.put(key, b"third")
+        backend.put(key, third)
         return
     raise BackendError(
         f"{backend.uri} ignores the condition of a conditional create: a second create replaced {key}. Two "
@@ -58,7 +64,8 @@ def _check_writes(backend: Backend, key: str) -> None:
 
 
 def _check_reads(backend: Backend, key: str) -> None:
-    if backend.get(key) != b"third" or backend.get(key, 1, 3) != b"hi":
+    expected = _CONTENTS[-1]
+    if backend.get(key) != expected or backend.get(key, 1, 3) != expected[1:3]:
         raise BackendError(
             f"{backend.uri} does not return the data that was written to {key}. Choose another storage.",
             uri=backend.uri,
@@ -66,15 +73,23 @@ def _check_reads(backend: Backend, key: str) -> None:
         )
 
 
-def _check_listing(backend: Backend, key: str) -> list[str]:
-    """Check that the listing shows the object; return the keys that interrupted probes left behind."""
-    now = time.time()
-    found = {info.key: info.modified for info in backend.list(PROBE_PREFIX)}
-    if key not in found:
+def _check_listing(backend: Backend, key: str) -> None:
+    if all(info.key != key for info in backend.list(key)):
         raise BackendError(
             f"{backend.uri} does not list {key}, which was just written, so the store could miss "
             "checkpoints. Choose a storage with consistent listings.",
             uri=backend.uri,
             key=key,
         )
-    return [name for name, modified in found.items() if modified and now - modified > _STALE_AFTER_SECONDS]
+
+
+def _stale_objects(found: Iterable[ObjectInfo], now: float) -> list[str]:
+    """Return the keys of the objects that an interrupted probe has certainly left behind."""
+    return [
+        info.key
+        for info in found
+        if is_probe_key(info.key)
+        and info.size <= _MAX_BYTES
+        and info.modified is not None
+        and now - info.modified > _STALE_AFTER_SECONDS
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Callable, NoReturn, Optional, TypeVar
 
@@ -101,6 +101,10 @@ class RetryingBackend(Backend):
         else:
             what = f"{names[0]} and {len(names) - 1} more" if names else "nothing"
         self._retry("delete", what, lambda: self._backend.delete(names))
+
+    def remove_leftovers(self, folders: Sequence[str]) -> None:
+        """See `Backend.remove_leftovers`. It is not retried: a later call removes what is left."""
+        self._backend.remove_leftovers(folders)
 
     def close(self) -> None:
         """See `Backend.close`."""

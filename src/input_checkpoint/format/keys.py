@@ -1,7 +1,10 @@
 """Keys: where each object of a store is found.
 
-Only this module knows how keys are spelled. Keys under ``probe/`` belong to the backends, see
-`backends.base.PROBE_PREFIX`.
+Only this module knows how keys are spelled. Each kind of key has one parser, and it accepts exactly what the
+function beside it builds: `manifest_key(parse_checkpoint_key(key)) == key` for every key that is accepted.
+Any other name in the storage is somebody else's. It is not listed, not counted, not read and not deleted.
+
+Keys under ``probe/`` belong to the backends, see `backends.probe_keys`.
 """
 
 from __future__ import annotations
@@ -9,19 +12,32 @@ from __future__ import annotations
 import re
 from typing import Optional
 
+from input_checkpoint.backends.probe_keys import PROBE_PREFIX
 from input_checkpoint.checkpoint import CheckpointRef
 
 FORMAT_KEY = "format.json"
 
-_WORKER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
-_CHECKPOINT_KEY = re.compile(r"checkpoints/([^/]+)/(\d{8,})/(\d{12,})\.manifest")
-_LINEAGE_KEY = re.compile(r"lineages/([^/]+)/(\d{8,})\.json")
-_ANNOUNCEMENT_KEY = re.compile(r"saves/([^/]+)/(\d{8,})/(\d{12,})-[^/]+")
-_PIN_KEY = re.compile(r"pins/([^/]+)/(\d{8,})/(\d{12,})\.json")
-_PACK_KEY = re.compile(r"packs/([^/]+)/(\d{8,})/(\d{12,})-[^/]+\.pack")
-_WORKER_KEY = re.compile(r"(?:checkpoints|lineages|packs|saves)/([^/]+)/.+")
+MAX_STEP = (1 << 63) - 1
+"""The largest step: TensorFlow counts in int64."""
+
 _COPY_LINEAGE = 99_999_999
 """Lineage in the announcement of a copy. It is newer than any real one, so every prune respects it."""
+
+# Numbers are padded to a fixed width, and have no further zeros in front of them. The upper bounds only keep
+# them in int64.
+_LINEAGE = r"(?!0{8})(?:[0-9]{8}|[1-9][0-9]{8,17})"
+_STEP = r"(?:[0-9]{12}|[1-9][0-9]{12,18})"
+_PACK_NUMBER = r"(?:[0-9]{5}|[1-9][0-9]{5,8})"
+_SAVE_ID = r"[0-9a-f]{8}"
+_WORKER = r"[A-Za-z0-9_][A-Za-z0-9_-]*"
+
+_WORKER_NAME = re.compile(_WORKER)
+_CHECKPOINT_KEY = re.compile(rf"checkpoints/({_WORKER})/({_LINEAGE})/({_STEP})\.manifest")
+_LINEAGE_KEY = re.compile(rf"lineages/({_WORKER})/({_LINEAGE})\.json")
+_ANNOUNCEMENT_KEY = re.compile(rf"saves/({_WORKER})/({_LINEAGE})/({_STEP})-{_SAVE_ID}")
+_PIN_KEY = re.compile(rf"pins/({_WORKER})/({_LINEAGE})/({_STEP})\.json")
+_PACK_KEY = re.compile(rf"packs/({_WORKER})/({_LINEAGE})/({_STEP})-{_SAVE_ID}-{_PACK_NUMBER}\.pack")
+_WORKER_KEYS = (_CHECKPOINT_KEY, _LINEAGE_KEY, _ANNOUNCEMENT_KEY, _PIN_KEY, _PACK_KEY)
 
 
 def manifest_key(ref: CheckpointRef) -> str:
@@ -45,7 +61,7 @@ def check_worker(worker: str) -> str:
     Raises:
         ValueError: it cannot be part of a key.
     """
-    if not _WORKER.fullmatch(worker):
+    if not _WORKER_NAME.fullmatch(worker):
         raise ValueError(f"not a worker name: {worker!r}. Use letters, digits, '-' and '_'.")
     return worker
 
@@ -95,15 +111,43 @@ def copy_announcement_key(worker: str, copy_id: str) -> str:
     return f"{announcements_prefix(worker)}{_COPY_LINEAGE:08d}/{0:012d}-{copy_id[:8]}"
 
 
+def check_step(step: int) -> int:
+    """Return ``step`` if a checkpoint can have it.
+
+    Raises:
+        ValueError: it cannot be part of a key.
+    """
+    if not 0 <= step <= MAX_STEP:
+        raise ValueError(f"not a step: {step}. Steps are between 0 and {MAX_STEP}.")
+    return step
+
+
 def worker_of(key: str) -> Optional[str]:
     """Return the worker that an object belongs to, or None if it belongs to no worker.
 
     Example:
-        >>> worker_of("packs/worker-3/00000001/notes"), worker_of("format.json")
+        >>> worker_of("lineages/worker-3/00000001.json"), worker_of("lineages/worker-3/notes")
         ('worker-3', None)
     """
-    match = _WORKER_KEY.fullmatch(key)
-    return match.group(1) if match and _WORKER.fullmatch(match.group(1)) else None
+    matches = (pattern.fullmatch(key) for pattern in _WORKER_KEYS)
+    return next((match.group(1) for match in matches if match), None)
+
+
+def folder_patterns(worker: str) -> tuple[str, ...]:
+    """Return the folders that hold objects of a worker, or of no worker, as `Backend.remove_leftovers` needs.
+
+    Example:
+        >>> folder_patterns("main")[:3]
+        ('', 'probe', 'lineages/main')
+    """
+    by_lineage = (checkpoints_prefix, packs_prefix, pins_prefix, announcements_prefix)
+    check_worker(worker)
+    return (
+        "",
+        PROBE_PREFIX.rstrip("/"),
+        lineages_prefix(worker).rstrip("/"),
+        *(f"{prefix(worker)}{_LINEAGE}" for prefix in by_lineage),
+    )
 
 
 def parse_announcement_key(key: str) -> Optional[CheckpointRef]:
@@ -141,4 +185,5 @@ def _parse(pattern: re.Pattern[str], key: str) -> Optional[CheckpointRef]:
     match = pattern.fullmatch(key)
     if not match:
         return None
-    return CheckpointRef(match.group(1), int(match.group(2)), int(match.group(3)))
+    ref = CheckpointRef(match.group(1), int(match.group(2)), int(match.group(3)))
+    return ref if ref.step <= MAX_STEP else None

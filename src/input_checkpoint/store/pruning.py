@@ -16,6 +16,7 @@ from input_checkpoint.format.keys import (
     lineages_prefix,
     manifest_key,
     packs_prefix,
+    parse_announcement_key,
     parse_pack_key,
 )
 from input_checkpoint.format.lineage import InferredLineage, Lineage
@@ -135,8 +136,13 @@ class Pruner:
         if not dry_run:
             self._delete([manifest_key(ref) for ref in plan.removed])
             self._released.add(plan.removed)
-        packs = list(self._backend.list(packs_prefix(self._worker)))
-        announcements = list(self._backend.list(announcements_prefix(self._worker)))
+        # Nothing but what the library itself has named can be removed.
+        packs = [info for info in self._backend.list(packs_prefix(self._worker)) if parse_pack_key(info.key)]
+        announcements = [
+            info
+            for info in self._backend.list(announcements_prefix(self._worker))
+            if parse_announcement_key(info.key)
+        ]
         if any(map(self._blocks_removal, announcements)):
             return PruneReport(plan.kept, plan.removed, ())
         return self._remove_data(plan, packs, announcements, orphan_age, dry_run)

@@ -10,12 +10,13 @@ from typing import Callable, Optional, Union
 
 from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef, SaveContext
 from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError, ObjectExistsError
-from input_checkpoint.format.keys import check_worker
+from input_checkpoint.format.keys import check_step, check_worker
 from input_checkpoint.format.lineage import Lineage, decode_lineage, encode_lineage, next_lineage
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.state import IteratorState
 from input_checkpoint.store.catalog import Catalog, WorkerListing
 from input_checkpoint.store.fencing import Fence
+from input_checkpoint.store.leftovers import remove_leftovers
 from input_checkpoint.store.pruning import ORPHAN_AGE_SECONDS, Pruner, PruneReport, ReleasedPacks
 from input_checkpoint.store.saving import CheckpointSaver, SaveOptions
 
@@ -53,6 +54,7 @@ class Run:
         self._fence = Fence(catalog, lineage.worker, lineage.number)
         self._saver = CheckpointSaver(catalog, lineage, self._fence, options)
         self._has_saved = False
+        self._has_removed_leftovers = False
 
     @property
     def lineage(self) -> Lineage:
@@ -83,10 +85,12 @@ class Run:
             context: what the training knows about this save. A function is called just before the commit.
 
         Raises:
+            ValueError: a checkpoint cannot have this step.
             WriterSupersededError: a newer run of this worker has begun. Nothing became visible.
             BackendError: the storage failed. Nothing became visible, unless it was the response to the
                 commit itself that was lost.
         """
+        check_step(step)
         if not self._has_saved:
             self._prepare_first_save()
         header = self._saver.save(step, iterators, context if callable(context) else lambda: context)
@@ -115,7 +119,11 @@ class Run:
         """
         self._fence.check_may_save()
         pruner = Pruner(self._catalog, self._lineage, self._fence, self._released, self._saver)
-        return pruner.prune(policy, orphan_age, dry_run)
+        report = pruner.prune(policy, orphan_age, dry_run)
+        if not dry_run and not self._has_removed_leftovers:
+            remove_leftovers(self._catalog.backend, self._lineage.worker)
+            self._has_removed_leftovers = True
+        return report
 
     def begin_again(self, parent: CheckpointRef) -> Run:
         """Begin the run that follows this one, so that the step of ``parent`` can be saved once more.

@@ -17,7 +17,7 @@ from input_checkpoint.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
 )
-from input_checkpoint.format.keys import FORMAT_KEY, manifest_key, pin_key
+from input_checkpoint.format.keys import FORMAT_KEY, check_worker, manifest_key, pin_key
 from input_checkpoint.format.lineage import (
     Lineage,
     infer_lineage,
@@ -29,6 +29,7 @@ from input_checkpoint.store.catalog import Catalog, WorkerListing
 from input_checkpoint.store.copying import CopyProgress, CopyReport, copy
 from input_checkpoint.store.fencing import Fence
 from input_checkpoint.store.format_version import create_store, is_store
+from input_checkpoint.store.leftovers import remove_leftovers
 from input_checkpoint.store.pins import read_pins, write_pin
 from input_checkpoint.store.pruning import ORPHAN_AGE_SECONDS, Pruner, PruneReport, ReleasedPacks
 from input_checkpoint.store.run import Run, begin_lineage
@@ -106,7 +107,7 @@ class CheckpointStore:
                 key=FORMAT_KEY,
             )
         if probe:
-            probing.probe(backend)
+            probing.probe(backend, remove_stale=exists)
         if not exists:
             create_store(backend)
         return cls(backend if retry is None else RetryingBackend(backend, retry), options)
@@ -282,6 +283,9 @@ class CheckpointStore:
         worker's newest lineage is damaged, its history is unknown: all of its checkpoints stay until the next
         run has begun, and only data that crashes have left behind is removed.
 
+        Only objects whose names this library has given are removed, and the temporary files of crashed
+        writers. Everything else in the folder or bucket stays.
+
         Args:
             policy: what to keep.
             worker: only this one. None: every worker, even one that crashed before its first commit.
@@ -290,11 +294,12 @@ class CheckpointStore:
 
         Raises:
             WriterSupersededError: a new run of the worker has begun meanwhile.
+            ValueError: ``worker`` cannot be part of a key.
             BackendError: the storage failed. The next call removes what is left.
         """
         reports = [
             self._prune_worker(policy, name, dry_run, orphan_age)
-            for name in ([worker] if worker is not None else self._catalog.workers())
+            for name in ([check_worker(worker)] if worker is not None else self._catalog.workers())
         ]
         return PruneReport(
             kept={ref: reason for report in reports for ref, reason in report.kept.items()},
@@ -421,7 +426,10 @@ class CheckpointStore:
         # Data without any record of a run is pruned as if there had been one of which nothing is known.
         newest = self._catalog.list_worker(worker).lineage or infer_lineage(worker, 0, None, ())
         fence = Fence(self._catalog, worker, newest.number)
-        return Pruner(self._catalog, newest, fence, self._released).prune(policy, orphan_age, dry_run)
+        report = Pruner(self._catalog, newest, fence, self._released).prune(policy, orphan_age, dry_run)
+        if not dry_run:
+            remove_leftovers(self._backend, worker)
+        return report
 
 
 def _ignore_progress(progress: CopyProgress) -> None:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
+import math
 import os
 import posixpath
 import time
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable, Optional
 from urllib.parse import SplitResult, urlsplit
 
 import asyncssh
-from asyncssh.constants import FILEXFER_TYPE_DIRECTORY, FILEXFER_TYPE_REGULAR, FILEXFER_TYPE_UNKNOWN
+from asyncssh.constants import FILEXFER_TYPE_DIRECTORY, FILEXFER_TYPE_REGULAR
 from fsspec.config import apply_config
 
-from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key, is_key, may_begin_keys
 from input_checkpoint.backends.configuration import update_configuration
+from input_checkpoint.backends.leftovers import FolderPatterns, is_temporary, stale_files
 from input_checkpoint.backends.reopening import ReopeningClient
 from input_checkpoint.errors import BackendNotFoundError
 from input_checkpoint_sftp.connection import Connection, Session
 from input_checkpoint_sftp.errors import SftpError, translate
 from input_checkpoint_sftp.files import (
+    Removal,
     check_folder,
     create_file,
-    is_temporary,
     list_folder,
     read_file,
     remove_files,
@@ -31,8 +35,11 @@ from input_checkpoint_sftp.files import (
     replace_file,
 )
 from input_checkpoint_sftp.login import Login
+from input_checkpoint_sftp.paths import check_folders, describe_kind, is_file, look_up
 
-_STALE_AFTER_SECONDS = 24 * 3600
+logger = logging.getLogger(__name__)
+
+_MAX_WARNINGS = 20
 _LOGIN_FIELDS = ("known_hosts", "host_key_policy", "timeout")
 _FSSPEC_ONLY_OPTIONS = ("temppath", "skip_instance_cache", "use_listings_cache")
 _NONE_MEANS_UNSET = ("username", "password", "port", "key_filename", "passphrase")
@@ -45,7 +52,11 @@ class SftpBackend(Backend):
 
     An object is written to a temporary file, which then gets its name: `create` makes a hard link, which is
     atomic and never replaces a file; `put` renames. Temporary files have names that start with a dot. They
-    are not listed, and `list` removes those that are older than a day.
+    are not listed. `remove_leftovers` removes those that crashed writers left behind.
+
+    Objects are regular files in real folders. The folder of the backend may be a link, but no link below it
+    is followed: where one is in the way, an operation fails. Listings leave links and special files out, and
+    log a warning.
 
     Args:
         uri: ``sftp://user@host:port/absolute/path``. User and port are optional. The host may be an alias
@@ -81,6 +92,7 @@ class SftpBackend(Backend):
                 uri=self.uri,
             )
         self._root = posixpath.normpath("/" + address.path.strip("/"))
+        self._warned: set[str] = set()
 
         def login() -> Login:
             update_configuration()
@@ -101,16 +113,32 @@ class SftpBackend(Backend):
     def get(self, key: str, start: int = 0, end: Optional[int] = None) -> bytes:
         """See `Backend.get`."""
         path = self._path(key)
+
+        async def read(session: Session) -> bytes:
+            await look_up(session, self._root, key)
+            return await read_file(session, path, start, end)
+
         with self._errors("read", key):
-            return self._connection.run(lambda session: read_file(session, path, start, end))
+            return self._connection.run(read)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `Backend.list`."""
-        folder = prefix.rpartition("/")[0]
-        if folder and not _is_valid_key(folder):
+        if not may_begin_keys(prefix):
             return iter(())
-        with self._errors("list", folder=folder):
-            found = self._connection.run(lambda session: self._walk(session, folder, prefix))
+        top = prefix.rpartition("/")[0]
+
+        async def find(session: Session) -> Sequence[ObjectInfo]:
+            return [
+                ObjectInfo(key, attributes.size or 0, _modified(attributes))
+                async for folder, entries in self._walk(
+                    session, top, lambda folder: is_key(folder) and _overlap(folder, prefix)
+                )
+                for key, attributes in _named(folder, entries)
+                if key.startswith(prefix) and is_key(key) and self._is_object(key, attributes)
+            ]
+
+        with self._errors("list", folder=top):
+            found = self._connection.run(find)
         return iter(sorted(found, key=lambda info: info.key))
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -119,17 +147,35 @@ class SftpBackend(Backend):
         if not paths:
             return
 
-        async def remove(session: Session) -> dict[str, asyncssh.SFTPError]:
-            failures = await remove_files(session, paths)
-            folders = {posixpath.dirname(path) for path in paths if path not in failures}
-            await remove_folders_if_empty(session, folders, self._root)
-            return failures
+        async def remove(session: Session) -> Mapping[str, asyncssh.SFTPError]:
+            await check_folders(session, self._root, map(posixpath.dirname, paths.values()))
+            return (await self._remove(session, paths)).failures
 
         with self._errors("delete"):
             failures = self._connection.run(remove)
         for path, error in failures.items():
             with self._errors("delete", paths[path]):
                 raise error
+
+    def remove_leftovers(self, folders: Sequence[str]) -> None:
+        """See `Backend.remove_leftovers`."""
+        patterns = FolderPatterns(folders)
+
+        async def remove(session: Session) -> None:
+            times: dict[str, float] = {}
+            newest = -math.inf
+            async for folder, entries in self._walk(session, "", patterns.lead_to):
+                for key, attributes in _named(folder, entries):
+                    if attributes.type != FILEXFER_TYPE_REGULAR or attributes.mtime is None:
+                        continue
+                    newest = max(newest, attributes.mtime)
+                    if is_temporary(posixpath.basename(key)) and patterns.include(folder):
+                        times[f"{self._root}/{key}"] = attributes.mtime
+            # Failures are ignored: another process may have removed a file, or we may lack the permission.
+            await self._remove(session, stale_files(times, newest, time.time()))
+
+        with self._errors("list"):
+            self._connection.run(remove)
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -141,32 +187,73 @@ class SftpBackend(Backend):
 
     def _write(self, operation: str, key: str, data: Data, write_file: _WriteFile) -> None:
         path = self._path(key)
-        with self._errors(operation, key):
-            self._connection.run(lambda session: write_file(session, path, bytes(data)))
 
-    async def _walk(self, session: Session, folder: str, prefix: str) -> Sequence[ObjectInfo]:
-        """Return the objects below a folder whose keys start with ``prefix``."""
+        async def write(session: Session) -> None:
+            await look_up(session, self._root, key)
+            await write_file(session, path, bytes(data))
+
+        with self._errors(operation, key):
+            self._connection.run(write)
+
+    async def _walk(
+        self, session: Session, top: str, wanted: Callable[[str], bool]
+    ) -> AsyncIterator[tuple[str, Sequence[asyncssh.SFTPName]]]:
+        """Yield the folder ``top``, and the folders below it that are wanted, each with its entries."""
+        pending = [top]
+        while pending:
+            folder = pending.pop()
+            entries = await self._entries(session, folder, check=folder == top)
+            yield folder, entries
+            below = _named(folder, entries)
+            pending += [key for key, found in below if found.type == FILEXFER_TYPE_DIRECTORY and wanted(key)]
+
+    async def _entries(self, session: Session, folder: str, check: bool) -> Sequence[asyncssh.SFTPName]:
+        """Return what is in a folder.
+
+        Args:
+            session: of the server.
+            folder: its path below the root. It need not exist.
+            check: whether links may lead to it. There are none on the way to what a listing has called a
+                folder.
+        """
         path = f"{self._root}/{folder}".rstrip("/")
-        try:
-            entries = await list_folder(session, path)
-        except asyncssh.SFTPNoSuchFile:
+        # Both at the same time. If a link turns up, what was read behind it is dropped.
+        checked, entries = await asyncio.gather(
+            check_folders(session, self._root, [folder] if check else []),
+            list_folder(session, path),
+            return_exceptions=True,
+        )
+        if isinstance(checked, BaseException):
+            raise checked
+        if isinstance(entries, asyncssh.SFTPNoSuchFile):
             if not folder:
                 await check_folder(session, path)
             return []
-        await _remove_stale_files(session, path, entries)
-        found: list[ObjectInfo] = []
-        for entry in entries:
-            name, attributes = str(entry.filename), entry.attrs
-            key = f"{folder}/{name}".lstrip("/")
-            if name.startswith("."):
-                continue
-            if attributes.type == FILEXFER_TYPE_DIRECTORY:
-                if f"{key}/".startswith(prefix) or prefix.startswith(f"{key}/"):
-                    found += await self._walk(session, key, prefix)
-            elif attributes.type in (FILEXFER_TYPE_REGULAR, FILEXFER_TYPE_UNKNOWN) and key.startswith(prefix):
-                modified = None if attributes.mtime is None else float(attributes.mtime)
-                found.append(ObjectInfo(key, attributes.size or 0, modified))
-        return found
+        if isinstance(entries, BaseException):
+            raise entries
+        return [entry for entry in entries if str(entry.filename) not in (".", "..")]
+
+    async def _remove(self, session: Session, paths: Collection[str]) -> Removal:
+        """Remove files, and the folders that become empty."""
+        removal = await remove_files(session, paths)
+        await remove_folders_if_empty(session, set(map(posixpath.dirname, removal.removed)), self._root)
+        return removal
+
+    def _is_object(self, key: str, attributes: asyncssh.SFTPAttrs) -> bool:
+        """Return whether something is a file. Log a warning about links and special files."""
+        if is_file(attributes):
+            return True
+        is_folder = attributes.type == FILEXFER_TYPE_DIRECTORY
+        if not is_folder and key not in self._warned and len(self._warned) < _MAX_WARNINGS:
+            self._warned.add(key)
+            kind = describe_kind(attributes)
+            logger.warning(
+                "%s/%s is %s, not a regular file. It is ignored, and links are not followed.",
+                self.uri,
+                key,
+                kind,
+            )
+        return False
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{check_key(key)}"
@@ -236,20 +323,15 @@ class _FsspecProtocols:
     protocol = ("sftp", "ssh")
 
 
-def _is_valid_key(text: str) -> bool:
-    try:
-        check_key(text)
-    except ValueError:
-        return False
-    return True
+def _named(folder: str, entries: Iterable[asyncssh.SFTPName]) -> Iterator[tuple[str, asyncssh.SFTPAttrs]]:
+    """Return the path of each entry below the root, and its attributes."""
+    return ((f"{folder}/{entry.filename!s}".lstrip("/"), entry.attrs) for entry in entries)
 
 
-async def _remove_stale_files(session: Session, path: str, entries: Sequence[asyncssh.SFTPName]) -> None:
-    """Remove temporary files that crashed writers left in a folder more than a day ago."""
-    times = {str(entry.filename): entry.attrs.mtime for entry in entries if entry.attrs.mtime is not None}
-    # Our clock may be wrong, so age is measured from the newest file in the folder if that is older. A file
-    # that is being written is never a day older than the newest one.
-    now = min(time.time(), max(times.values(), default=0))
-    stale = [name for name, then in times.items() if is_temporary(name) and now - then > _STALE_AFTER_SECONDS]
-    # Failures are ignored: another process may have removed the file, or we may lack the permission.
-    await remove_files(session, [f"{path}/{name}" for name in stale])
+def _overlap(folder: str, prefix: str) -> bool:
+    """Return whether keys below a folder may start with a prefix."""
+    return f"{folder}/".startswith(prefix) or prefix.startswith(f"{folder}/")
+
+
+def _modified(attributes: asyncssh.SFTPAttrs) -> Optional[float]:
+    return None if attributes.mtime is None else float(attributes.mtime)

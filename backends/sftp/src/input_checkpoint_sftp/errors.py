@@ -6,6 +6,7 @@ from typing import Optional, Union
 
 import asyncssh
 
+from input_checkpoint.backends.base import LINK_ADVICE, NOT_A_FILE_ADVICE
 from input_checkpoint.backends.redaction import redact
 from input_checkpoint.errors import (
     BackendError,
@@ -44,6 +45,14 @@ class NameTakenError(SftpError):
     """The name of a new file exists."""
 
 
+class LinkError(SftpError):
+    """A symbolic link is in the way. The message is its path."""
+
+
+class NotRegularError(SftpError):
+    """What has the name of an object is not a file. The message is what it is."""
+
+
 class NotAFolderError(SftpError):
     """A file is where a folder is needed. The message is its path."""
 
@@ -80,6 +89,11 @@ def _diagnose(error: Union[SftpError, asyncssh.SFTPError], operation: str) -> tu
         return BackendPermissionError, message
     if isinstance(error, NameTakenError):
         return ObjectExistsError, "it already exists"
+    if isinstance(error, LinkError):
+        return BackendError, f"{message} {LINK_ADVICE}"
+    if isinstance(error, NotRegularError):
+        cls = ObjectNotFoundError if operation == "read" else BackendError
+        return cls, f"it is {message}, {NOT_A_FILE_ADVICE}"
     if isinstance(error, NotAFolderError):
         return BackendNotFoundError, f"{message} is a file, not a folder. Correct the URI."
     return BackendError, message

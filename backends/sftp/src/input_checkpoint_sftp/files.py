@@ -5,26 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import posixpath
-import re
-import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Collection
+from dataclasses import dataclass, field
 from typing import Callable, NoReturn, Optional, TypeVar
 
 import asyncssh
 from asyncssh.constants import FILEXFER_TYPE_DIRECTORY, FILEXFER_TYPE_UNKNOWN
 
 from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
+from input_checkpoint.backends.leftovers import new_temporary_name
 from input_checkpoint_sftp.connection import Session
 from input_checkpoint_sftp.errors import (
     ConnectionLostError,
     NameTakenError,
     NotAFolderError,
+    NotRegularError,
     SftpError,
     UnusableServerError,
 )
+from input_checkpoint_sftp.paths import describe_kind, is_file, lstat_if_exists
 
-_TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{32}\.aside")
 _FOLDER_ATTEMPTS = 20
 _MIN_REQUEST_BYTES = 32_000
 """Data of one read or write request. It fits into one SSH packet, and every server accepts that much."""
@@ -43,6 +44,7 @@ async def create_file(session: Session, path: str, data: bytes) -> None:
 
     Raises:
         NameTakenError: the name exists.
+        NotRegularError: it is the name of something else than a file.
         UnusableServerError: the server cannot make hard links.
     """
     if not await _supports_hard_links(session):
@@ -51,9 +53,12 @@ async def create_file(session: Session, path: str, data: bytes) -> None:
         try:
             await session.wait_for(session.sftp.link(temporary, path))
         except asyncssh.SFTPError as error:
-            if await _stat_if_exists(session, path) is not None:
-                raise NameTakenError(path) from error
-            raise
+            existing = await lstat_if_exists(session, path)
+            if existing is None:
+                raise
+            if not is_file(existing):
+                raise NotRegularError(describe_kind(existing)) from error
+            raise NameTakenError(path) from error
         await _sync_folder(session, posixpath.dirname(path))
         await _remove_temporary(session, temporary)
 
@@ -83,13 +88,15 @@ async def read_file(session: Session, path: str, start: int, end: Optional[int])
     """Return a slice of a file.
 
     Raises:
-        asyncssh.SFTPNoSuchFile: the file does not exist, or is a folder.
+        asyncssh.SFTPNoSuchFile: the file does not exist.
+        NotRegularError: it is something else than a file. Look it up before: the server may wait forever when
+            it opens a named pipe.
     """
     file = await session.wait_for(session.sftp.open(path, "rb", block_size=0))
     try:
         attributes = await session.wait_for(file.stat())
-        if attributes.type == FILEXFER_TYPE_DIRECTORY:
-            raise asyncssh.SFTPNoSuchFile("is a folder")
+        if not is_file(attributes):
+            raise NotRegularError(describe_kind(attributes))
         size = attributes.size or 0
         return await _read(session, file, start, size if end is None else min(end, size))
     finally:
@@ -110,22 +117,35 @@ async def list_folder(session: Session, path: str) -> list[asyncssh.SFTPName]:
     return await session.wait_for(read())
 
 
-async def remove_files(session: Session, paths: Collection[str]) -> dict[str, asyncssh.SFTPError]:
-    """Remove files, ignoring those that do not exist. Return the errors by path."""
-    failures = {}
+@dataclass(frozen=True)
+class Removal:
+    """What `remove_files` has done."""
+
+    removed: set[str] = field(default_factory=set)
+    """Paths of the files that were removed."""
+    failures: dict[str, asyncssh.SFTPError] = field(default_factory=dict)
+    """Why others were not, by path."""
+
+
+async def remove_files(session: Session, paths: Collection[str]) -> Removal:
+    """Remove files. Paths that do not exist are ignored, and so is what is not a file."""
+    removal = Removal()
 
     async def remove(path: str) -> None:
+        existing = await lstat_if_exists(session, path)
+        if existing is None or not is_file(existing):
+            return
         try:
             await session.wait_for(session.sftp.remove(path))
+            removal.removed.add(path)
         except asyncssh.SFTPNoSuchFile:
             pass
         except asyncssh.SFTPError as error:
-            attributes = await _stat_if_exists(session, path)
-            if attributes is not None and attributes.type != FILEXFER_TYPE_DIRECTORY:
-                failures[path] = error
+            if await lstat_if_exists(session, path) is not None:
+                removal.failures[path] = error
 
     await _for_each(remove, paths, _REQUESTS_IN_FLIGHT)
-    return failures
+    return removal
 
 
 async def remove_folders_if_empty(session: Session, folders: set[str], root: str) -> None:
@@ -137,11 +157,6 @@ async def remove_folders_if_empty(session: Session, folders: set[str], root: str
             except asyncssh.SFTPError:
                 break
             folder = posixpath.dirname(folder)
-
-
-def is_temporary(name: str) -> bool:
-    """Return whether a file name is the name of a temporary file."""
-    return _TEMPORARY_NAME.fullmatch(name) is not None
 
 
 async def check_folder(session: Session, path: str) -> None:
@@ -185,8 +200,7 @@ async def _raise_no_hard_links(session: Session, path: str) -> NoReturn:
 async def _temporary_file(session: Session, path: str, data: bytes) -> AsyncIterator[str]:
     """Write a temporary file beside ``path``. It is removed if the block fails."""
     folder = posixpath.dirname(path)
-    # The file's own name is not part of it, because it may be as long as the file system allows.
-    temporary = f"{folder}/.{uuid.uuid4().hex}.aside"
+    temporary = f"{folder}/{new_temporary_name()}"
     file = await _open_new(session, temporary)
     try:
         await _write(session, file, data)
@@ -197,7 +211,7 @@ async def _temporary_file(session: Session, path: str, data: bytes) -> AsyncIter
 
 
 async def _remove_temporary(session: Session, temporary: str) -> None:
-    # If the connection is lost, a later `list` removes the file, a day after.
+    # If the connection is lost, `SftpBackend.remove_leftovers` removes the file, a day after.
     with contextlib.suppress(asyncssh.SFTPError, ConnectionLostError):
         await session.wait_for(session.sftp.remove(temporary))
 

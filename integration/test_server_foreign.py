@@ -1,0 +1,62 @@
+"""On every server, objects and files of other people stay, and do not disturb a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from input_checkpoint import open_backend
+from input_checkpoint.backends.object_store import ObjectStoreBackend
+from integration.servers.server import Place, Server
+from integration.servers.sshd import Sshd
+from tests.support.foreign import NEARLY_OURS, check_files_stay, check_objects_stay, files, plant_file
+from tests.support.planted_files import KINDS
+
+MARKS_OF_FOLDERS = ("saves/main/", "packs/main/00000001/")
+
+
+def folder_of(place: Place) -> Path:
+    return Path(urlsplit(place.uri).path)
+
+
+@pytest.mark.timeout(300)
+def test_objects_with_names_that_are_nearly_ours_stay(server: Server, place: Place) -> None:
+    backend = open_backend(place.uri, place.storage_options)
+    if isinstance(backend, ObjectStoreBackend):
+        check_stay_in_bucket(backend)
+    else:
+        root = folder_of(place)
+        check_objects_stay(
+            lambda: backend,
+            lambda name, data: plant_file(root, name, data),
+            lambda: files(root),
+            NEARLY_OURS,
+        )
+    backend.close()
+
+
+def check_stay_in_bucket(backend: ObjectStoreBackend) -> None:
+    # Its own requests take any name: only `put` and the others insist on keys.
+    def plant(name: str, data: bytes) -> None:
+        backend.upload(backend.prefix + name, data, if_absent=False)
+
+    def stored() -> dict[str, object]:
+        names = [info.key for info in backend.list_objects(backend.prefix)]
+        return {name: backend.download(name, 0, None) for name in names}
+
+    check_objects_stay(lambda: backend, plant, stored, (*NEARLY_OURS, *MARKS_OF_FOLDERS))
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("path", ["probe", "saves/main", "checkpoints/main/00000001/000000000030.manifest"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith(("link", "named"))])
+def test_links_and_named_pipes_on_an_sftp_server_stay(
+    server: Server, place: Place, path: str, kind: str
+) -> None:
+    if not isinstance(server, Sshd):
+        pytest.skip("an object store has none")
+    backend = open_backend(place.uri, place.storage_options)
+    check_files_stay(folder_of(place), lambda: backend, NEARLY_OURS[:3], {path: kind})
+    backend.close()
