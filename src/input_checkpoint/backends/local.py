@@ -115,10 +115,13 @@ class LocalBackend(Backend):
     def get(self, key: str, start: int = 0, end: Optional[int] = None) -> bytes:
         """See `Backend.get`."""
         with self._errors("read", key=key), open(self._path(key), "rb") as file:
-            if start >= os.fstat(file.fileno()).st_size:
+            size = os.fstat(file.fileno()).st_size
+            # Python allocates what it is asked to read, however small the file is.
+            end = size if end is None else min(end, size)
+            if start >= end:
                 return b""
             file.seek(start)
-            return file.read(-1 if end is None else max(0, end - start))
+            return file.read(end - start)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `Backend.list`."""

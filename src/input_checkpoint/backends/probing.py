@@ -58,7 +58,7 @@ def _check_writes(backend: Backend, key: str) -> None:
 
 
 def _check_reads(backend: Backend, key: str) -> None:
-    if backend.get(key) != b"third" or backend.get(key, 1, 3) != b"hi":
+    if backend.get(key, 0, 6) != b"third" or backend.get(key, 1, 3) != b"hi":
         raise BackendError(
             f"{backend.uri} does not return the data that was written to {key}. Choose another storage.",
             uri=backend.uri,

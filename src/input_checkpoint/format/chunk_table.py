@@ -9,9 +9,11 @@ from typing import Any, Callable
 import numpy as np
 import numpy.typing as npt
 
+from input_checkpoint.backends.base import Data
 from input_checkpoint.errors import CorruptCheckpointError
 from input_checkpoint.format.chunking import DIGEST_BYTES
-from input_checkpoint.format.compression import compress_parts, decompress
+from input_checkpoint.format.compression import compress_parts, decompress, padded
+from input_checkpoint.format.limits import MAX_TABLE_RATIO
 
 Column = npt.NDArray[Any]
 
@@ -100,7 +102,8 @@ def encode_table(count: int, column: Callable[[str, slice], Column]) -> bytes:
                 rows = slice(start, min(count, start + _BLOCK_ROWS))
                 yield _stored_column(name, rows, column).astype(dtype, copy=False).tobytes()
 
-    return compress_parts(blocks(), count * ROW_BYTES)
+    size = count * ROW_BYTES
+    return padded(compress_parts(blocks(), size), size, MAX_TABLE_RATIO)
 
 
 def _stored_column(name: str, rows: slice, column: Callable[[str, slice], Column]) -> Column:
@@ -114,16 +117,16 @@ def _stored_column(name: str, rows: slice, column: Callable[[str, slice], Column
     return column(name, rows)
 
 
-def decode_table(data: bytes, rows: int) -> ChunkTable:
+def decode_table(data: Data, rows: int) -> ChunkTable:
     """Return the table of ``rows`` rows that `encode_table` encoded.
 
-    Needs 64 bytes of memory per row, and allocates none before it is certain that ``data`` can hold that
-    many rows.
+    Needs 64 bytes of memory per row, and allocates none before it is certain that ``data`` may hold that
+    many rows, see `limits.MAX_TABLE_RATIO`.
 
     Raises:
         CorruptCheckpointError: ``data`` is not such a table.
     """
-    columns = _split_columns(decompress(data, rows * ROW_BYTES), rows)
+    columns = _split_columns(decompress(data, rows * ROW_BYTES, MAX_TABLE_RATIO), rows)
     return ChunkTable(
         digest=columns["digest"],
         pack=columns["pack"],
