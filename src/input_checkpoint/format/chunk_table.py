@@ -67,6 +67,24 @@ class ChunkTable:
         columns = (self.digest, self.pack, self.offset, self.stored, self.raw, self.elements)
         return ChunkTable(*(column[rows] for column in columns))
 
+    def distinct(self, counts: Column) -> Column:
+        """Return the numbers of the first rows that differ from all others.
+
+        A state can list the same chunk a million times. What is done once per chunk needs only these rows.
+
+        Args:
+            counts: one more column, in which rows may differ.
+        """
+        digest = np.ascontiguousarray(self.digest).view("<u8").reshape(len(self), 2)
+        columns = (digest[:, 0], digest[:, 1], self.pack, self.offset, self.stored, self.raw, counts)
+        # lexsort is stable, so the first of equal rows comes first.
+        order = np.lexsort(columns)
+        is_new = np.zeros(len(order), bool)
+        is_new[:1] = True
+        for column in columns:
+            is_new[1:] |= column[order[1:]] != column[order[:-1]]
+        return np.sort(order[is_new])
+
     def locations(self, packs: Sequence[str]) -> Iterator[tuple[bytes, Location]]:
         """Yield the digest and the location of every chunk.
 

@@ -255,8 +255,10 @@ class _WorkerCopier:
         ]
         self._verify_at_target(manifest, unverified[~np.isin(manifest.table.pack[unverified], missing)])
 
+        distinct = manifest.table.distinct(manifest.table.elements)
+
         def copy_pack(number: int) -> int:
-            rows = np.flatnonzero(manifest.table.pack == number)
+            rows = distinct[manifest.table.pack[distinct] == number]
             self._target.backend.put(packs[number].key, self._read_pack(manifest, number, rows.tolist()))
             return number
 
