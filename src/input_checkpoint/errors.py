@@ -97,6 +97,10 @@ class CorruptCheckpointError(InputCheckpointError):
     """A manifest, pack or chunk is missing, truncated, or fails its checksum."""
 
 
+class CheckpointTooLargeError(InputCheckpointError):
+    """Something to be saved is larger than the storage format allows. Nothing was committed."""
+
+
 class WriterSupersededError(InputCheckpointError):
     """A newer run of this worker has taken over its checkpoints. This run must stop."""
 

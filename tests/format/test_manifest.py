@@ -131,13 +131,15 @@ enough = st.integers(12, 2**32 - 1)
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
     keys = [pack_key(REF, "0123abcd", number) for number in range(draw(st.integers(1, 4)))]
-    packs = [PackEntry(key, draw(st.integers(0, 2**50)), draw(st.booleans())) for key in keys]
+    packs = [PackEntry(key, draw(st.integers(0, 2**33)), draw(st.booleans())) for key in keys]
     rows = []
     for _ in range(draw(st.integers(0, 12))):
         pack = draw(st.integers(0, len(packs) - 1))
-        stored = draw(st.integers(0, min(packs[pack].size, 2**32 - 1)))
+        stored = draw(st.integers(0, min(packs[pack].size, 2**32 - 6)))
         offset = draw(st.integers(0, packs[pack].size - stored))
-        rows.append((draw(st.binary(min_size=16, max_size=16)), pack, offset, stored, draw(u32)))
+        rows.append(
+            (draw(st.binary(min_size=16, max_size=16)), pack, offset, stored, draw(st.integers(0, 2**16)))
+        )
     cuts = sorted(draw(st.integers(0, len(rows))) for _ in range(3))
     table = table_of(*rows)
     body = table.encode()
@@ -328,8 +330,7 @@ def test_a_huge_header_length_is_refused_before_the_header_is_requested(length):
 
 @pytest.mark.parametrize("chunks", [10**6, 10**12, 2**63, 2**200])
 def test_a_huge_chunk_count_is_refused_without_allocating_memory(chunks):
-    content = manifest()
-    assert peak_of_refusing(with_table(content.header, content.table.encode(), chunks=chunks)) < MIB
+    assert peak_of_refusing(with_fields({"chunks": chunks})) < MIB
 
 
 @pytest.mark.parametrize("size", [10**9, 2**63])

@@ -340,7 +340,7 @@ class TestFailure:
     def test_a_checkpoint_with_more_packs_than_a_manifest_can_list_is_not_committed(
         self, memory, monkeypatch
     ):
-        monkeypatch.setattr("input_checkpoint.format.manifest._MAX_HEADER_BYTES", 4000)
+        monkeypatch.setattr("input_checkpoint.format.manifest.MAX_HEADER_BYTES", 4000)
         options = ic.SaveOptions(pack_bytes=1)
         store = ic.CheckpointStore.open(memory, create=True, options=options)
         run = store.begin_run("main")

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from input_checkpoint import CheckpointRef, DifferentRunError
 from input_checkpoint.format.lineage import InferredLineage, Lineage
 from input_checkpoint.store.catalog import WorkerListing
-from input_checkpoint.training.run_mark import RunMark, check_same_run, decode_mark, encode_mark
+from input_checkpoint.training.run_mark import (
+    MAX_MARK_BYTES,
+    RunMark,
+    check_same_run,
+    decode_mark,
+    encode_mark,
+)
 
 OURS = RunMark("aaaa", "s3://bucket/run", "main", lineage=3)
 SAVED = (CheckpointRef("main", 1, 20),)
@@ -59,9 +67,24 @@ def test_an_empty_store_is_accepted():
 @pytest.mark.parametrize("ended_at", [None, 0, 20])
 def test_a_mark_comes_back_as_it_was_written(ended_at):
     mark = RunMark("aaaa", "s3://bucket/run", "main", 3, ended_at)
-    assert decode_mark(encode_mark(mark)) == mark
+    assert decode_mark(encode_mark(mark).encode()) == mark
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "null", "\x00", '{"run_id": "a", "lineage": "x"}'])
-def test_a_damaged_mark_is_as_good_as_none(text):
-    assert decode_mark(text) is None
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b"[]", b"null", b"\x00", b"\xff", b"[" * 50_000, b'{"run_id": "a", "lineage": "x"}']
+)
+def test_a_damaged_mark_is_as_good_as_none(data):
+    assert decode_mark(data) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("lineage", True), ("lineage", -1), ("lineage", 1.0), ("ended_at", 2**63), ("run_id", 5)],
+)
+def test_a_mark_with_a_wrong_field_is_as_good_as_none(field, value):
+    fields = {**json.loads(encode_mark(OURS)), field: value}
+    assert decode_mark(json.dumps(fields).encode()) is None
+
+
+def test_a_mark_that_is_much_too_long_is_as_good_as_none():
+    assert decode_mark(encode_mark(OURS).encode() + b" " * MAX_MARK_BYTES) is None

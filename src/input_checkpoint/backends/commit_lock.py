@@ -7,13 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Optional
 
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo
-from input_checkpoint.errors import ObjectExistsError, ObjectNotFoundError
+from input_checkpoint.errors import BackendError, ObjectExistsError, ObjectNotFoundError
 
 COMMIT_LOCK_ADVICE = (
     "Choose another storage, or name a second one that decides the commits: "
     "storage_options={'commit_lock': 'file:///folder/that/all/writers/share'}."
 )
 """What the user can do about a storage without an atomic create; the end of an error message."""
+
+_MAX_LOCK_BYTES = 3 << 29
+"""Size of a lock, which holds all that is created: at most a manifest of the largest size."""
 
 
 class CommitLockBackend(Backend):
@@ -52,7 +55,7 @@ class CommitLockBackend(Backend):
         except ObjectExistsError:
             self._complete_interrupted_create(key)
             raise self._exists_error(key) from None
-        stored = self._read_if_exists(key)
+        stored = self._read_if_exists(key, len(data) + 1)
         if not bytes(data).startswith(stored):
             # Since the first check, another writer created the object and a `delete` removed its lock.
             raise self._exists_error(key)
@@ -96,10 +99,10 @@ class CommitLockBackend(Backend):
     def _exists_error(self, key: str) -> ObjectExistsError:
         return ObjectExistsError(f"{self.uri}/{key} already exists", uri=self.uri, key=key)
 
-    def _read_if_exists(self, key: str) -> bytes:
-        """Return the stored object, or no bytes if there is none."""
+    def _read_if_exists(self, key: str, size: int) -> bytes:
+        """Return up to ``size`` bytes of the stored object, or no bytes if there is none."""
         with contextlib.suppress(ObjectNotFoundError):
-            return self._backend.get(key) if self._exists(key) else b""
+            return self._backend.get(key, 0, size) if self._exists(key) else b""
         return b""
 
     def _complete_interrupted_create(self, key: str) -> None:
@@ -107,7 +110,14 @@ class CommitLockBackend(Backend):
         if self._exists(key):
             return
         try:
-            data = self._locks.get(key)
+            data = self._locks.get(key, 0, _MAX_LOCK_BYTES + 1)
         except ObjectNotFoundError:
             return  # deleted since the lock was found
+        if len(data) > _MAX_LOCK_BYTES:
+            raise BackendError(
+                f"the lock {self._locks.uri}/{key} has more than {_MAX_LOCK_BYTES} bytes, so no store has "
+                "written it. Find out what else writes there, and delete it.",
+                uri=self._locks.uri,
+                key=key,
+            )
         self._backend.put(key, data)

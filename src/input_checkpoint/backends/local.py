@@ -145,10 +145,13 @@ class LocalBackend(Backend):
             with open_folder(self._root, names) as folder:
                 opened = open_regular(folder, name, key)
             with opened as file:
-                if start >= os.fstat(file.fileno()).st_size:
+                size = os.fstat(file.fileno()).st_size
+                # Python allocates what it is asked to read, however small the file is.
+                end = size if end is None else min(end, size)
+                if start >= end:
                     return b""
                 file.seek(start)
-                return file.read(-1 if end is None else max(0, end - start))
+                return file.read(end - start)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `Backend.list`."""

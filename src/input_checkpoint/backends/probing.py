@@ -65,7 +65,7 @@ def _check_writes(backend: Backend, key: str) -> None:
 
 def _check_reads(backend: Backend, key: str) -> None:
     expected = _CONTENTS[-1]
-    if backend.get(key) != expected or backend.get(key, 1, 3) != expected[1:3]:
+    if backend.get(key, 0, len(expected) + 1) != expected or backend.get(key, 1, 3) != expected[1:3]:
         raise BackendError(
             f"{backend.uri} does not return the data that was written to {key}. Choose another storage.",
             uri=backend.uri,

@@ -9,9 +9,11 @@ from typing import Any, Callable
 import numpy as np
 import numpy.typing as npt
 
+from input_checkpoint.backends.base import Data
 from input_checkpoint.errors import CorruptCheckpointError
 from input_checkpoint.format.chunking import DIGEST_BYTES
-from input_checkpoint.format.compression import compress_parts, decompress
+from input_checkpoint.format.compression import compress_parts, decompress, padded
+from input_checkpoint.format.limits import MAX_TABLE_RATIO
 
 Column = npt.NDArray[Any]
 
@@ -65,6 +67,24 @@ class ChunkTable:
         columns = (self.digest, self.pack, self.offset, self.stored, self.raw, self.elements)
         return ChunkTable(*(column[rows] for column in columns))
 
+    def distinct(self, counts: Column) -> Column:
+        """Return the numbers of the first rows that differ from all others.
+
+        A state can list the same chunk a million times. What is done once per chunk needs only these rows.
+
+        Args:
+            counts: one more column, in which rows may differ.
+        """
+        digest = np.ascontiguousarray(self.digest).view("<u8").reshape(len(self), 2)
+        columns = (digest[:, 0], digest[:, 1], self.pack, self.offset, self.stored, self.raw, counts)
+        # lexsort is stable, so the first of equal rows comes first.
+        order = np.lexsort(columns)
+        is_new = np.zeros(len(order), bool)
+        is_new[:1] = True
+        for column in columns:
+            is_new[1:] |= column[order[1:]] != column[order[:-1]]
+        return np.sort(order[is_new])
+
     def locations(self, packs: Sequence[str]) -> Iterator[tuple[bytes, Location]]:
         """Yield the digest and the location of every chunk.
 
@@ -100,7 +120,8 @@ def encode_table(count: int, column: Callable[[str, slice], Column]) -> bytes:
                 rows = slice(start, min(count, start + _BLOCK_ROWS))
                 yield _stored_column(name, rows, column).astype(dtype, copy=False).tobytes()
 
-    return compress_parts(blocks(), count * ROW_BYTES)
+    size = count * ROW_BYTES
+    return padded(compress_parts(blocks(), size), size, MAX_TABLE_RATIO)
 
 
 def _stored_column(name: str, rows: slice, column: Callable[[str, slice], Column]) -> Column:
@@ -114,16 +135,16 @@ def _stored_column(name: str, rows: slice, column: Callable[[str, slice], Column
     return column(name, rows)
 
 
-def decode_table(data: bytes, rows: int) -> ChunkTable:
+def decode_table(data: Data, rows: int) -> ChunkTable:
     """Return the table of ``rows`` rows that `encode_table` encoded.
 
-    Needs 64 bytes of memory per row, and allocates none before it is certain that ``data`` can hold that
-    many rows.
+    Needs 64 bytes of memory per row, and allocates none before it is certain that ``data`` may hold that
+    many rows, see `limits.MAX_TABLE_RATIO`.
 
     Raises:
         CorruptCheckpointError: ``data`` is not such a table.
     """
-    columns = _split_columns(decompress(data, rows * ROW_BYTES), rows)
+    columns = _split_columns(decompress(data, rows * ROW_BYTES, MAX_TABLE_RATIO), rows)
     return ChunkTable(
         digest=columns["digest"],
         pack=columns["pack"],

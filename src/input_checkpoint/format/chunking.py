@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from blake3 import blake3
 
 from input_checkpoint.backends.base import Data
-from input_checkpoint.errors import CorruptCheckpointError
+from input_checkpoint.errors import CheckpointTooLargeError, CorruptCheckpointError
+from input_checkpoint.format.limits import MAX_CHUNK_BYTES, MAX_CHUNK_ELEMENTS
 from input_checkpoint.state import Element
 
 DIGEST_BYTES = 16
@@ -88,6 +89,9 @@ def split_into_chunks(elements: Iterable[Element]) -> Iterator[ChunkContent]:
     Replacing one payload changes one small chunk. Inserting or removing an element changes chunks only up to
     the next key that begins a segment.
 
+    Raises:
+        CheckpointTooLargeError: a key or a payload is larger than a chunk can be.
+
     Example:
         >>> elements = [(b"k1", b"small"), (b"k2", b"x" * 5000), (b"k3", b"")]
         >>> [(chunk.elements, chunk.is_keys) for chunk in split_into_chunks(elements)]
@@ -109,6 +113,7 @@ def split_into_chunks(elements: Iterable[Element]) -> Iterator[ChunkContent]:
                 yield _element_chunk(group)
                 group = []
             continue
+        _check_size(len(payload), "the payload of an element")
         yield ChunkContent(payload, 0)
         keys.append(key)
         if len(keys) == _MAX_KEYS or (len(keys) >= _MIN_KEYS and _is_boundary(key, _AVERAGE_KEYS)):
@@ -134,13 +139,27 @@ def _key_chunk(keys: Sequence[bytes]) -> ChunkContent:
     return ChunkContent(frame(keys), len(keys), is_keys=True)
 
 
+def _check_size(size: int, what: str) -> None:
+    if size > MAX_CHUNK_BYTES:
+        raise CheckpointTooLargeError(
+            f"{what} has {size} bytes, but the storage format allows at most {MAX_CHUNK_BYTES}. Make the "
+            "elements of the pipeline smaller, such as by batching later."
+        )
+
+
 def frame(parts: Sequence[bytes]) -> bytes:
     """Join byte strings: their number, their lengths (all uint32, little-endian), then the strings.
+
+    Raises:
+        CheckpointTooLargeError: together they are larger than a chunk can be.
 
     Example:
         >>> unframe(frame([b"ab", b""]), 2)
         [b'ab', b'']
     """
+    _check_size(
+        _LENGTH_BYTES * (1 + len(parts)) + sum(map(len, parts)), f"a group of {len(parts)} keys and payloads"
+    )
     head = struct.pack(f"<{1 + len(parts)}I", len(parts), *map(len, parts))
     return b"".join((head, *parts))
 
@@ -152,6 +171,8 @@ def unframe(data: bytes, count: int) -> list[bytes]:
         CorruptCheckpointError: ``data`` is not a frame of ``count`` parts.
     """
     start = _LENGTH_BYTES * (1 + count)
+    if count > 2 * MAX_CHUNK_ELEMENTS:
+        raise CorruptCheckpointError(f"a chunk is said to hold {count} parts, more than the format allows")
     # Checked before memory is allocated: the number of parts is only a claim.
     if start > len(data):
         raise CorruptCheckpointError(

@@ -11,6 +11,7 @@ import zstandard
 
 from input_checkpoint.backends.base import Data
 from input_checkpoint.errors import CorruptCheckpointError
+from input_checkpoint.format.limits import FREE_BYTES, MAX_CHUNK_RATIO
 
 _LEVEL = 1
 _TRIAL_BYTES = 1 << 20
@@ -20,9 +21,9 @@ _READ_BYTES = 1 << 18
 _HAS_BATCH_API = {"multi_compress_to_buffer", "multi_decompress_to_buffer"} <= zstandard.backend_features
 _BATCH_BYTES = 1 << 20
 
-# The shortest block of a zstd frame has 4 bytes and expands to 128 KiB: RFC 8878, "RLE_Block".
-_MAX_OUTPUT_PER_BYTE = 1 << 15
-_MAX_BLOCK_BYTES = 1 << 17
+# RFC 8878, "Skippable Frames": decoders ignore them.
+_SKIPPABLE_FRAME = struct.Struct("<II")
+_SKIPPABLE_MAGIC = 0x184D2A50
 
 _UNKNOWN_SIZE = -1
 
@@ -44,7 +45,10 @@ class Compressor:
         if self._pause_bytes > 0:
             self._pause_bytes -= size
             return contents
-        stored = [min(pair, key=len) for pair in zip(contents, self._compress_all(contents))]
+        stored = [
+            min(content, padded(compressed, len(content), MAX_CHUNK_RATIO), key=len)
+            for content, compressed in zip(contents, self._compress_all(contents))
+        ]
         self._tried_bytes += size
         self._stored_bytes += sum(map(len, stored))
         if self._tried_bytes >= _TRIAL_BYTES:
@@ -83,6 +87,34 @@ def compress_parts(parts: Iterable[Data], size: int) -> bytes:
     return b"".join([*compressed, stream.flush()])
 
 
+def padded(compressed: bytes, size: int, max_ratio: int) -> bytes:
+    """Return compressed data of which readers accept that it unpacks to ``size`` bytes.
+
+    They refuse a few bytes that unpack to gigabytes, see `max_size`. What compresses that well is followed by
+    a frame that decoders skip.
+
+    Example:
+        >>> zeros = bytes(32 << 20)
+        >>> 32 << 20 <= max_size(len(padded(compress(zeros), 32 << 20, 64)), 64)
+        True
+    """
+    missing = -(-(size - FREE_BYTES) // max_ratio) - len(compressed)
+    if missing <= 0:
+        return compressed
+    filling = bytes(max(0, missing - _SKIPPABLE_FRAME.size))
+    return b"".join((compressed, _SKIPPABLE_FRAME.pack(_SKIPPABLE_MAGIC, len(filling)), filling))
+
+
+def max_size(stored: int, max_ratio: int) -> int:
+    """Return to how many bytes ``stored`` bytes may unpack.
+
+    Example:
+        >>> max_size(1000, max_ratio=4) == (16 << 20) + 4000
+        True
+    """
+    return FREE_BYTES + max_ratio * stored
+
+
 class _Decompressors(threading.local):
     """One decompressor per thread, because creating one takes longer than using it."""
 
@@ -93,15 +125,24 @@ class _Decompressors(threading.local):
 _decompressors = _Decompressors()
 
 
-def decompress(data: bytes, size: int) -> bytes:
+def decompress(data: Data, size: int, max_ratio: int = MAX_CHUNK_RATIO) -> bytes:
     """Return the ``size`` bytes that were compressed. Needs no more memory than that.
+
+    Args:
+        data: what `compress` and `padded` returned.
+        size: how many bytes it must unpack to.
+        max_ratio: see `max_size`.
 
     Raises:
         CorruptCheckpointError: ``data`` is not zstd, or does not hold exactly ``size`` bytes.
     """
+    if size > max_size(len(data), max_ratio):
+        raise CorruptCheckpointError(
+            f"{len(data)} bytes of compressed data claim to unpack to {size} bytes, more than is allowed"
+        )
     try:
         claimed_size = zstandard.frame_content_size(data)
-        if claimed_size == size <= _max_output(data):
+        if claimed_size == size:
             raw = _decompressors.zstd.decompress(data, max_output_size=size)
         elif claimed_size == _UNKNOWN_SIZE:
             raw = _read(zstandard.ZstdDecompressor().stream_reader(data), size)
@@ -158,13 +199,9 @@ def _is_safe_in_batch(data: bytes, size: int) -> bool:
     Several empty contents in one batch crash the process, as seen with zstandard 0.25.
     """
     try:
-        return bool(0 < size == zstandard.frame_content_size(data) <= _max_output(data))
+        return 0 < size == zstandard.frame_content_size(data) and size <= max_size(len(data), MAX_CHUNK_RATIO)
     except zstandard.ZstdError:
         return False
-
-
-def _max_output(data: bytes) -> int:
-    return len(data) * _MAX_OUTPUT_PER_BYTE + _MAX_BLOCK_BYTES
 
 
 def _read(reader: zstandard.ZstdDecompressionReader, size: int) -> bytes:

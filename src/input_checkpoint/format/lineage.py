@@ -7,21 +7,30 @@ successor resumed is abandoned.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import uuid
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import Optional
 
 from input_checkpoint.checkpoint import CheckpointRef
-from input_checkpoint.errors import UNREADABLE_JSON, CorruptCheckpointError
+from input_checkpoint.errors import UNREADABLE_JSON, CheckpointTooLargeError, CorruptCheckpointError
 from input_checkpoint.format.chunking import digest
 from input_checkpoint.format.keys import lineage_key
+from input_checkpoint.format.limits import MAX_LINEAGE_BYTES, MAX_NUMBER
+from input_checkpoint.format.strict_json import (
+    parse_object,
+    read_number,
+    read_object,
+    read_objects,
+    read_optional_number,
+    read_text,
+)
 from input_checkpoint.format.timestamps import decode_timestamp, encode_timestamp
-
-_MAX_STEP = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,13 @@ class Ancestor:
 
     lineage: int
     last_step: int
+
+
+def _last_steps(ancestors: Iterable[Ancestor]) -> dict[int, int]:
+    last_steps: dict[int, int] = {}
+    for ancestor in ancestors:
+        last_steps[ancestor.lineage] = max(ancestor.last_step, last_steps.get(ancestor.lineage, -1))
+    return last_steps
 
 
 @dataclass(frozen=True)
@@ -65,9 +81,12 @@ class Lineage:
         """Whether ``ref`` is part of the history of this lineage: its own checkpoints and its ancestors'."""
         if ref.worker != self.worker:
             return False
-        return ref.lineage == self.number or any(
-            ref.lineage == ancestor.lineage and ref.step <= ancestor.last_step for ancestor in self.ancestors
-        )
+        return ref.lineage == self.number or ref.step <= self._last_steps.get(ref.lineage, -1)
+
+    @cached_property
+    def _last_steps(self) -> Mapping[int, int]:
+        """The last step of each ancestor. With it, a record with many ancestors is no slower than another."""
+        return _last_steps(self.ancestors)
 
     def history(self, refs: Iterable[CheckpointRef]) -> list[CheckpointRef]:
         """Return the ``refs`` that are part of the history, from oldest to newest."""
@@ -100,7 +119,7 @@ def infer_lineage(
     if previous is None:
         return InferredLineage(worker, number, ())
     own_steps = [ref.step for ref in present if ref.lineage == number]
-    last_step = min(own_steps) - 1 if own_steps else _MAX_STEP
+    last_step = min(own_steps) - 1 if own_steps else MAX_NUMBER
     older = [
         Ancestor(ancestor.lineage, min(ancestor.last_step, last_step)) for ancestor in previous.ancestors
     ]
@@ -128,19 +147,14 @@ def next_lineage(
     number = newest.number + 1 if newest else 1
     if newest is None or parent is None:
         return Lineage(worker, number, ())
+    first_steps = {ref.lineage: ref.step for ref in sorted(present, reverse=True) if ref.worker == worker}
     older = [
         ancestor
         for ancestor in (parent_lineage or newest).ancestors
-        if ancestor.lineage < parent.lineage and _has_checkpoints(worker, ancestor, present)
+        if ancestor.lineage < parent.lineage
+        and ancestor.last_step >= first_steps.get(ancestor.lineage, math.inf)
     ]
     return Lineage(worker, number, (Ancestor(parent.lineage, parent.step), *older))
-
-
-def _has_checkpoints(worker: str, ancestor: Ancestor, present: Collection[CheckpointRef]) -> bool:
-    return any(
-        ref.worker == worker and ref.lineage == ancestor.lineage and ref.step <= ancestor.last_step
-        for ref in present
-    )
 
 
 def abandoned_checkpoints(newest: Lineage, refs: Sequence[CheckpointRef]) -> list[CheckpointRef]:
@@ -156,11 +170,23 @@ def abandoned_checkpoints(newest: Lineage, refs: Sequence[CheckpointRef]) -> lis
 
 
 def encode_lineage(lineage: Lineage) -> bytes:
-    """Return the stored form of a lineage: JSON with the checksum of its content."""
+    """Return the stored form of a lineage: JSON with the checksum of its content.
+
+    Raises:
+        CheckpointTooLargeError: it would be larger than a reader accepts.
+    """
     fields = asdict(lineage)
     fields["created"] = encode_timestamp(lineage.created)
     text = json.dumps(fields, sort_keys=True)
-    return json.dumps({"lineage": fields, "digest": digest(text.encode()).hex()}, indent=1).encode()
+    stored = json.dumps({"lineage": fields, "digest": digest(text.encode()).hex()}, indent=1).encode()
+    if len(stored) > MAX_LINEAGE_BYTES:
+        raise CheckpointTooLargeError(
+            f"run {lineage.number} of worker {lineage.worker!r} was not begun: its record has {len(stored)} "
+            f"bytes, at most {MAX_LINEAGE_BYTES} are allowed. It lists the {len(lineage.ancestors)} earlier "
+            "runs that still have checkpoints. Prune the store.",
+            key=lineage.key,
+        )
+    return stored
 
 
 def decode_lineage(data: bytes) -> Lineage:
@@ -169,24 +195,28 @@ def decode_lineage(data: bytes) -> Lineage:
     Raises:
         CorruptCheckpointError: the record cannot be read, or fails its checksum.
     """
+    if len(data) > MAX_LINEAGE_BYTES:
+        raise CorruptCheckpointError(
+            f"a lineage record has more than {MAX_LINEAGE_BYTES} bytes, more than the format allows"
+        )
     try:
-        record = json.loads(data)
-        fields = record["lineage"]
+        record = parse_object(data)
+        fields = read_object(record, "lineage")
         if digest(json.dumps(fields, sort_keys=True).encode()).hex() != record["digest"]:
             raise CorruptCheckpointError("a lineage record fails its checksum")
         return Lineage(
-            worker=str(fields["worker"]),
-            number=int(fields["number"]),
+            worker=read_text(fields, "worker"),
+            number=read_number(fields, "number"),
             ancestors=tuple(
-                Ancestor(int(ancestor["lineage"]), int(ancestor["last_step"]))
-                for ancestor in fields["ancestors"]
+                Ancestor(read_number(ancestor, "lineage"), read_number(ancestor, "last_step"))
+                for ancestor in read_objects(fields, "ancestors")
             ),
-            write_id=str(fields["write_id"]),
-            created=decode_timestamp(fields["created"]),
-            host=str(fields["host"]),
-            pid=int(fields["pid"]),
-            run_id=str(fields.get("run_id", "")),
-            start_step=None if fields.get("start_step") is None else int(fields["start_step"]),
+            write_id=read_text(fields, "write_id"),
+            created=decode_timestamp(read_text(fields, "created")),
+            host=read_text(fields, "host"),
+            pid=read_number(fields, "pid"),
+            run_id=read_text(fields, "run_id") if "run_id" in fields else "",
+            start_step=read_optional_number(fields, "start_step"),
         )
     except UNREADABLE_JSON as error:
-        raise CorruptCheckpointError(f"a lineage record cannot be read: {error!r}") from error
+        raise CorruptCheckpointError(f"a lineage record cannot be read: {error!r:.200}") from error

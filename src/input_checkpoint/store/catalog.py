@@ -22,18 +22,16 @@ from input_checkpoint.format.keys import (
     parse_lineage_key,
     worker_of,
 )
+from input_checkpoint.format.limits import MAX_LINEAGE_BYTES
 from input_checkpoint.format.lineage import Lineage, decode_lineage, infer_lineage
 from input_checkpoint.format.manifest import (
-    HEAD_BYTES,
     Header,
     IteratorRows,
     Manifest,
-    decode_header,
-    decode_manifest,
-    header_end,
 )
 from input_checkpoint.parallel import map_ordered, run_both
 from input_checkpoint.state import ElementBatch
+from input_checkpoint.store.bounded_reads import StoredManifest, read_at_most, read_header, read_manifest
 from input_checkpoint.store.reading import read_batches
 
 logger = logging.getLogger(__name__)
@@ -133,23 +131,18 @@ class Catalog:
     def read_header(self, ref: CheckpointRef) -> Header:
         """Read the header of a manifest, also if it is known already."""
         with self._error_context(manifest_key(ref), ref):
-            head = self.backend.get(manifest_key(ref), 0, HEAD_BYTES)
-            end = header_end(head)
-            if end > len(head):
-                head = self.backend.get(manifest_key(ref), 0, end)
-            return _same(decode_header(head), ref)
+            return _same(read_header(self.backend, manifest_key(ref)), ref)
 
     def manifest(self, ref: CheckpointRef) -> Manifest:
         """Read a manifest."""
-        return self.stored_manifest(ref)[1]
+        return self.stored_manifest(ref).manifest
 
-    def stored_manifest(self, ref: CheckpointRef) -> tuple[bytes, Manifest]:
+    def stored_manifest(self, ref: CheckpointRef) -> StoredManifest:
         """Read a manifest; return it as it is stored, and decoded."""
         with self._error_context(manifest_key(ref), ref):
-            stored = self.backend.get(manifest_key(ref))
-            manifest = decode_manifest(stored)
-            _same(manifest.header, ref)
-            return stored, manifest
+            stored = read_manifest(self.backend, manifest_key(ref))
+            _same(stored.manifest.header, ref)
+            return stored
 
     def batches(self, manifest: Manifest, rows: IteratorRows, concurrency: int) -> Iterator[ElementBatch]:
         """Yield the elements of one iterator, in pieces as they lie in the packs."""
@@ -200,7 +193,7 @@ class Catalog:
         """Read one lineage record."""
         key = lineage_key(worker, number)
         with self._error_context(key):
-            found = decode_lineage(self.backend.get(key))
+            found = decode_lineage(read_at_most(self.backend, key, MAX_LINEAGE_BYTES))
             if found.key != key:
                 raise CorruptCheckpointError(f"it holds the record of another lineage, {found.key}")
             return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 from input_checkpoint.backends.base import Backend
 from input_checkpoint.errors import CorruptCheckpointError, ObjectExistsError, WriterSupersededError
 from input_checkpoint.format.keys import manifest_key
-from input_checkpoint.format.manifest import Header, decode_header, encode_manifest
+from input_checkpoint.format.manifest import Header, encode_manifest
+from input_checkpoint.store.bounded_reads import read_header
 from input_checkpoint.store.fencing import Fence, describe_process
 
 
@@ -19,6 +20,7 @@ def commit(backend: Backend, fence: Fence, header: Header, table: bytes) -> None
         table: the encoded chunk table.
 
     Raises:
+        CheckpointTooLargeError: the manifest would be larger than the format allows.
         WriterSupersededError: a newer run has begun, or another process has committed this step.
         CorruptCheckpointError: this step has been committed already, and its manifest is damaged.
         BackendError: the storage failed. Nothing became visible, unless only the response was lost.
@@ -35,7 +37,7 @@ def commit(backend: Backend, fence: Fence, header: Header, table: bytes) -> None
 def _check_own(backend: Backend, key: str, header: Header) -> None:
     """Raise unless the manifest was created by this save, whose first response was lost."""
     try:
-        stored = decode_header(backend.get(key))
+        stored = read_header(backend, key)
     except CorruptCheckpointError as error:
         raise CorruptCheckpointError(
             f"{backend.uri}: checkpoint {header.ref} exists already and is damaged ({key}): {error}",

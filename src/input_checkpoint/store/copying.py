@@ -35,9 +35,11 @@ from input_checkpoint.format.keys import (
     packs_prefix,
     parse_lineage_key,
 )
+from input_checkpoint.format.limits import MAX_LINEAGE_BYTES
 from input_checkpoint.format.lineage import decode_lineage
 from input_checkpoint.format.manifest import Header, Manifest
 from input_checkpoint.parallel import map_ordered
+from input_checkpoint.store.bounded_reads import StoredManifest, read_at_most
 from input_checkpoint.store.catalog import Catalog
 from input_checkpoint.store.pins import read_pins, write_pin
 from input_checkpoint.store.reading import Extent, decode_chunks, read_chunks
@@ -227,16 +229,17 @@ class _WorkerCopier:
     def _trust_checkpoints(self, present: Collection[CheckpointRef]) -> None:
         for ref in present:
             with contextlib.suppress(CorruptCheckpointError, CheckpointNotFoundError):
-                self._verified.add(self._target.stored_manifest(ref)[1])
+                self._verified.add(self._target.manifest(ref))
 
     def _copy_checkpoint(self, ref: CheckpointRef, is_present: bool) -> None:
         try:
-            stored, manifest = self._source.stored_manifest(ref)
+            stored = self._source.stored_manifest(ref)
+            manifest = stored.manifest
             if is_present:
                 self._check_same_checkpoint(manifest.header)
             else:
                 self._copy_packs(manifest)
-                self._commit(stored, manifest)
+                self._commit(stored)
         except (CorruptCheckpointError, CheckpointNotFoundError) as error:
             logger.warning("Checkpoint was not copied to %s: %s", self._target.backend.uri, error)
             self._tracker.problems[ref] = str(error)
@@ -252,8 +255,10 @@ class _WorkerCopier:
         ]
         self._verify_at_target(manifest, unverified[~np.isin(manifest.table.pack[unverified], missing)])
 
+        distinct = manifest.table.distinct(manifest.table.elements)
+
         def copy_pack(number: int) -> int:
-            rows = np.flatnonzero(manifest.table.pack == number)
+            rows = distinct[manifest.table.pack[distinct] == number]
             self._target.backend.put(packs[number].key, self._read_pack(manifest, number, rows.tolist()))
             return number
 
@@ -275,21 +280,23 @@ class _WorkerCopier:
         """Return the bytes of a pack at the source, after verifying its chunks."""
         key, size = manifest.header.packs[number].key, manifest.header.packs[number].size
         try:
-            data = self._source.backend.get(key)
+            data = read_at_most(self._source.backend, key, size)
         except ObjectNotFoundError as error:
             raise CorruptCheckpointError(f"its pack {key} is missing", key=key) from error
         if len(data) != size:
-            raise CorruptCheckpointError(f"its pack {key} has {len(data)} bytes instead of {size}", key=key)
+            there = f"{len(data)} bytes" if len(data) < size else "more bytes"
+            raise CorruptCheckpointError(f"its pack {key} has {there} instead of {size}", key=key)
         # One at a time, because together the decompressed chunks can be far larger than the pack.
         for _ in decode_chunks(data, key, manifest.table, Extent(number, 0, size, tuple(rows))):
             continue
         return data
 
-    def _commit(self, stored: bytes, manifest: Manifest) -> None:
+    def _commit(self, stored: StoredManifest) -> None:
+        header = stored.manifest.header
         try:
-            self._target.backend.create(manifest_key(manifest.header.ref), stored)
+            self._target.backend.create(manifest_key(header.ref), b"".join((stored.head, stored.body)))
         except ObjectExistsError:
-            self._check_same_checkpoint(manifest.header)
+            self._check_same_checkpoint(header)
 
     def _check_same_checkpoint(self, header: Header) -> None:
         if self._target.read_header(header.ref).write_id != header.write_id:
@@ -311,7 +318,7 @@ class _WorkerCopier:
         for ref in refs:
             if ref in self._tracker.problems:
                 continue
-            manifest = self._target.stored_manifest(ref)[1]
+            manifest = self._target.manifest(ref)
             if any(key not in self._target_sizes for key in manifest.pack_keys):
                 self._copy_packs(manifest)
 
@@ -380,7 +387,7 @@ def _read_lineage_records(backend: Backend, worker: str) -> dict[str, bytes]:
     for key in keys:
         if parse_lineage_key(key) is not None:
             with contextlib.suppress(ObjectNotFoundError):  # pruned after it was listed
-                records[key] = backend.get(key)
+                records[key] = read_at_most(backend, key, MAX_LINEAGE_BYTES)
     return records
 
 

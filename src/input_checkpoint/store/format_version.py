@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+from typing import Optional
 
 from input_checkpoint.backends.base import Backend
-from input_checkpoint.errors import ObjectExistsError, ObjectNotFoundError, UnsupportedFormatError
+from input_checkpoint.errors import (
+    UNREADABLE_JSON,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    UnsupportedFormatError,
+)
 from input_checkpoint.format.keys import FORMAT_KEY
+from input_checkpoint.format.limits import MAX_FORMAT_BYTES
+from input_checkpoint.format.strict_json import parse_object, read_number, read_text
+from input_checkpoint.store.bounded_reads import read_at_most
 
 FORMAT_VERSION = 1
+_FORMAT = "input-checkpoint"
 
 
 def is_store(backend: Backend) -> bool:
@@ -19,7 +29,7 @@ def is_store(backend: Backend) -> bool:
         BackendError: the storage cannot be read.
     """
     try:
-        _check_version(backend.get(FORMAT_KEY), backend.uri)
+        _check_version(read_at_most(backend, FORMAT_KEY, MAX_FORMAT_BYTES), backend.uri)
     except ObjectNotFoundError:
         return False
     return True
@@ -32,28 +42,37 @@ def create_store(backend: Backend) -> None:
         UnsupportedFormatError: another process has created it with a different format version.
         BackendError: the storage cannot be written.
     """
-    text = json.dumps({"format": "input-checkpoint", "version": FORMAT_VERSION}).encode()
+    text = json.dumps({"format": _FORMAT, "version": FORMAT_VERSION}).encode()
     try:
         backend.create(FORMAT_KEY, text)
     except ObjectExistsError:
-        _check_version(backend.get(FORMAT_KEY), backend.uri)
+        _check_version(read_at_most(backend, FORMAT_KEY, MAX_FORMAT_BYTES), backend.uri)
 
 
 def _check_version(text: bytes, uri: str) -> None:
     version = _version(text)
+    if version is None:
+        raise UnsupportedFormatError(
+            f"{uri} has a {FORMAT_KEY} that is damaged or not ours. It begins with {text[:60]!r}. If this is "
+            "a checkpoint store, put an intact copy back. Otherwise, choose another URI.",
+            uri=uri,
+            key=FORMAT_KEY,
+        )
     if version != FORMAT_VERSION:
         raise UnsupportedFormatError(
-            f"{uri} has format version {version!r}, but this release of input-checkpoint supports only "
+            f"{uri} has format version {version}, but this release of input-checkpoint supports only "
             f"version {FORMAT_VERSION}. Upgrade input-checkpoint, or choose another URI.",
             uri=uri,
             key=FORMAT_KEY,
         )
 
 
-def _version(text: bytes) -> object:
-    """Return the version, or the beginning of the text if it is something else."""
+def _version(text: bytes) -> Optional[int]:
+    """Return the version, or None if this is something else than the version of a store."""
+    if len(text) > MAX_FORMAT_BYTES:
+        return None
     try:
-        found = json.loads(text)
-        return found["version"] if found["format"] == "input-checkpoint" else text[:80]
-    except (ValueError, KeyError, TypeError):
-        return text[:80]
+        found = parse_object(text)
+        return read_number(found, "version") if read_text(found, "format") == _FORMAT else None
+    except UNREADABLE_JSON:
+        return None

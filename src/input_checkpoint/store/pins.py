@@ -11,13 +11,22 @@ from typing import Optional
 
 from input_checkpoint.backends.base import Backend
 from input_checkpoint.checkpoint import CheckpointRef
-from input_checkpoint.errors import ObjectExistsError, ObjectNotFoundError
+from input_checkpoint.errors import UNREADABLE_JSON, ObjectExistsError, ObjectNotFoundError
 from input_checkpoint.format.keys import parse_pin_key, pin_key, pins_prefix
+from input_checkpoint.format.limits import MAX_PIN_BYTES
+from input_checkpoint.format.strict_json import parse_object, read_text
+from input_checkpoint.store.bounded_reads import read_at_most
 
 
 def write_pin(backend: Backend, ref: CheckpointRef, note: str) -> None:
-    """Pin a checkpoint, or change the note of its pin. An empty note leaves an existing note unchanged."""
+    """Pin a checkpoint, or change the note of its pin. An empty note leaves an existing note unchanged.
+
+    Raises:
+        ValueError: the note is too long.
+    """
     data = json.dumps({"note": note}).encode()
+    if len(data) > MAX_PIN_BYTES:
+        raise ValueError(f"a note has at most {MAX_PIN_BYTES} bytes, this one has {len(data)}. Shorten it.")
     if note:
         backend.put(pin_key(ref), data)
     else:
@@ -32,7 +41,7 @@ def read_pins(backend: Backend, worker: Optional[str] = None) -> dict[Checkpoint
         ref = parse_pin_key(info.key)
         if ref is not None:
             with contextlib.suppress(ObjectNotFoundError):  # unpinned after it was listed
-                notes[ref] = _note(backend.get(info.key))
+                notes[ref] = _note(read_at_most(backend, info.key, MAX_PIN_BYTES))
     return notes
 
 
@@ -48,7 +57,9 @@ def pin_reason(note: str) -> str:
 
 def _note(data: bytes) -> str:
     """Return the note of a pin. A damaged pin is still a pin, with an empty note."""
+    if len(data) > MAX_PIN_BYTES:
+        return ""
     try:
-        return str(json.loads(data)["note"])
-    except (KeyError, TypeError, ValueError):
+        return read_text(parse_object(data), "note")
+    except UNREADABLE_JSON:
         return ""

@@ -11,9 +11,11 @@ from typing import Callable, Optional, Union
 from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef, SaveContext
 from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError, ObjectExistsError
 from input_checkpoint.format.keys import check_step, check_worker
+from input_checkpoint.format.limits import MAX_LINEAGE_BYTES
 from input_checkpoint.format.lineage import Lineage, decode_lineage, encode_lineage, next_lineage
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.state import IteratorState
+from input_checkpoint.store.bounded_reads import read_at_most
 from input_checkpoint.store.catalog import Catalog, WorkerListing
 from input_checkpoint.store.fencing import Fence
 from input_checkpoint.store.leftovers import remove_leftovers
@@ -86,6 +88,7 @@ class Run:
 
         Raises:
             ValueError: a checkpoint cannot have this step.
+            CheckpointTooLargeError: the state is larger than the format allows. Nothing became visible.
             WriterSupersededError: a newer run of this worker has begun. Nothing became visible.
             BackendError: the storage failed. Nothing became visible, unless it was the response to the
                 commit itself that was lost.
@@ -211,7 +214,7 @@ def _create_record(catalog: Catalog, lineage: Lineage) -> bool:
     except ObjectExistsError:
         # It may be our own, if the response to a first attempt was lost.
         try:
-            return decode_lineage(catalog.backend.get(lineage.key)) == lineage
+            return decode_lineage(read_at_most(catalog.backend, lineage.key, MAX_LINEAGE_BYTES)) == lineage
         except CorruptCheckpointError:
             return False
     return True

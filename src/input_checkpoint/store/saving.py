@@ -20,10 +20,12 @@ from input_checkpoint.checkpoint import CheckpointRef, PackEntry, SaveContext
 from input_checkpoint.errors import (
     BackendError,
     BackendUnavailableError,
+    CheckpointTooLargeError,
 )
 from input_checkpoint.format.chunking import ChunkContent, digest, split_into_chunks
 from input_checkpoint.format.compression import Compressor
 from input_checkpoint.format.keys import announcement_key, manifest_key, pack_key
+from input_checkpoint.format.limits import MAX_CHUNK_BYTES, MAX_PACK_BYTES
 from input_checkpoint.format.lineage import Lineage
 from input_checkpoint.format.manifest import Header, IteratorEntry, Manifest
 from input_checkpoint.state import IteratorState
@@ -40,6 +42,9 @@ MAX_KNOWN_CHECKPOINTS = 8
 
 MAX_OLDER_PACKS = 64
 """A save builds on at most this many packs besides those of the newest checkpoint."""
+
+_MAX_CLOSED_PACK_BYTES = MAX_PACK_BYTES - MAX_CHUNK_BYTES
+"""A pack is closed by the chunk that makes it at least this large."""
 
 _LOOKUPS_AT_ONCE = 32
 
@@ -58,6 +63,12 @@ class SaveOptions:
     once. With 1, a save sends its requests one after another."""
     compress: bool = True
     """Whether to try zstd. Data that does not shrink is stored uncompressed either way."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.pack_bytes <= _MAX_CLOSED_PACK_BYTES:
+            raise ValueError(
+                f"pack_bytes must be between 1 and {_MAX_CLOSED_PACK_BYTES}, got {self.pack_bytes}"
+            )
 
 
 @dataclass(frozen=True)
@@ -112,18 +123,34 @@ class CheckpointSaver:
         """Store and commit one checkpoint.
 
         Raises:
+            CheckpointTooLargeError: the state is larger than the format allows. Nothing became visible.
             WriterSupersededError: a newer run has begun, or another process has committed this step.
             BackendError: the storage failed. Nothing became visible.
         """
         ref = CheckpointRef(self._lineage.worker, self._lineage.number, step)
         write_id = uuid.uuid4().hex
-        with _start_encoding(iterators) as states, self._announced(ref, write_id):
+        with (
+            self._naming_what_is_too_large(ref),
+            _start_encoding(iterators) as states,
+            self._announced(ref, write_id),
+        ):
             self._forget_missing()
             with self._index.rollback_on_error():
                 stored = self._upload(ref, write_id, states)
                 header = self._commit(ref, write_id, stored, context())
         self._retain(header, stored.chunks)
         return header
+
+    @contextlib.contextmanager
+    def _naming_what_is_too_large(self, ref: CheckpointRef) -> Iterator[None]:
+        try:
+            yield
+        except CheckpointTooLargeError as error:
+            raise CheckpointTooLargeError(
+                f"{self._backend.uri}: checkpoint {ref} was not saved: {error}",
+                uri=self._backend.uri,
+                ref=ref,
+            ) from error
 
     def _retain(self, header: Header, chunks: ChunkRows) -> None:
         """Remember what later saves can build on, now that a checkpoint is committed."""

@@ -13,7 +13,7 @@ import numpy as np
 from input_checkpoint.backends.base import Backend
 from input_checkpoint.checkpoint import CheckpointRef, problems_to_list
 from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError
-from input_checkpoint.format.chunk_table import Column
+from input_checkpoint.format.chunk_table import ChunkTable, Column
 from input_checkpoint.format.keys import packs_prefix
 from input_checkpoint.format.manifest import Manifest
 from input_checkpoint.store.catalog import Catalog
@@ -127,24 +127,20 @@ class _Verifier:
 
     def _check_chunks(self, manifest: Manifest) -> None:
         counts = np.concatenate([np.zeros(0, np.int64), *map(part_counts, manifest.iterators())])
-        claims = self._claims(manifest, counts)
-        sampled = [self._sample(key) for key in manifest.pack_keys]
-        unverified = {
-            claim: row
-            for row, claim in enumerate(claims)
-            if sampled[manifest.table.pack[row]] and claim not in self._verified
-        }
-        rows = np.array(list(unverified.values()), np.int64)
-        table = manifest.table.take(rows)
+        sampled = np.array([self._sample(key) for key in manifest.pack_keys], bool)
+        distinct = manifest.table.distinct(counts)
+        rows = distinct[sampled[manifest.table.pack[distinct]]]
+        claims = self._claims(manifest, manifest.table.take(rows), counts[rows])
+        unverified = [number for number, claim in enumerate(claims) if claim not in self._verified]
+        table, counts = manifest.table.take(rows[unverified]), counts[rows[unverified]]
         for chunks in read_chunks(self._backend, manifest, table, self._concurrency):
             for row, data in chunks:
-                check_part_count(data, int(counts[rows[row]]))
-                self._verified.add(claims[rows[row]])
+                check_part_count(data, int(counts[row]))
+                self._verified.add(claims[unverified[row]])
                 self.read_bytes += int(table.stored[row])
 
-    def _claims(self, manifest: Manifest, counts: Column) -> list[bytes]:
-        """Return what a manifest claims about each of its chunks. A claim needs to be verified only once."""
-        table = manifest.table
+    def _claims(self, manifest: Manifest, table: ChunkTable, counts: Column) -> list[bytes]:
+        """Return what a manifest claims about some of its chunks. A claim needs to be verified only once."""
         numbers = self._pack_numbers
         packs = np.array([numbers.setdefault(key, len(numbers)) for key in manifest.pack_keys])
         columns = (

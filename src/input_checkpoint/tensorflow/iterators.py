@@ -40,6 +40,7 @@ from input_checkpoint.errors import (
 from input_checkpoint.parallel import map_ordered, prefetch_one
 from input_checkpoint.state import Element, ElementBatch, IteratorState, StoredState
 from input_checkpoint.tensorflow.dataset_graph import Pipeline, is_alias, read_pipelines
+from input_checkpoint.tensorflow.element_check import ElementChecker
 from input_checkpoint.tensorflow.external_state import is_saved_with_iterator
 from input_checkpoint.tensorflow.fingerprint import fingerprint_iterators
 from input_checkpoint.tensorflow.known_faults import check_known_faults, warn_of_locked_caches
@@ -224,8 +225,10 @@ class GraphIterators:
         Returns:
             The key of the vector, and the position of each of its elements in the state.
         """
+        checker = ElementChecker()
 
         def stage(batch: ElementBatch) -> tuple[int, Sequence[int]]:
+            checker.check(batch.elements)
             key = next(self._keys)
             session.run(ops.stage_encoded, {ops.key: key, ops.encoded: join_variants(batch.elements)})
             return key, batch.positions

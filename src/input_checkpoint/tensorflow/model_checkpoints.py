@@ -6,18 +6,21 @@ import contextlib
 import os
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
 import tensorflow as tf
 from google.protobuf import text_format
 
-from input_checkpoint.format.chunking import digest
+from input_checkpoint.errors import InputCheckpointError
+from input_checkpoint.tensorflow.model_files import check_regular, digest_file
 from input_checkpoint.training.model_directory import default_backend_uri as default_backend_uri
 from input_checkpoint.training.model_directory import is_uri
 
-_STEP = re.compile(r"-(\d+)$")
+_STEP = re.compile(r"-([0-9]{1,18})$")
+_MAX_STATE_BYTES = 16 << 20
+"""Size of the ``checkpoint`` file, which lists all model checkpoints that are kept."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,13 @@ class ModelCheckpoints:
 
 
 def read_model_checkpoints(model_dir: str) -> Optional[ModelCheckpoints]:
-    """Return the checkpoints of ``model_dir``, or None if it has none that carries a step."""
-    state = tf.train.get_checkpoint_state(model_dir)
+    """Return the checkpoints of ``model_dir``, or None if it has none that carries a step.
+
+    Raises:
+        InputCheckpointError: its ``checkpoint`` file cannot be read.
+    """
+    with _reading_state(model_dir):
+        state = tf.train.get_checkpoint_state(model_dir)
     latest = step_of(state.model_checkpoint_path) if state else None
     if latest is None:
         return None
@@ -67,16 +75,40 @@ def saved_digest(model_dir: str, step: int) -> Optional[str]:
 def index_digest(path: str) -> Optional[str]:
     """Return what identifies the content of the checkpoint at a path prefix, or None if there is none."""
     try:
-        with tf.io.gfile.GFile(f"{path}.index", "rb") as file:
-            return digest(file.read()).hex()
-    except tf.errors.NotFoundError:
-        return None  # TensorFlow has just removed it
+        return digest_file(f"{path}.index")
+    except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError):
+        return (
+            None  # TensorFlow has just removed it, or it is no file, so TensorFlow cannot restore it either
+        )
 
 
 def latest_model_step(model_dir: str) -> Optional[int]:
-    """Return the step of the checkpoint that TensorFlow would restore. Reads one small file."""
-    path = tf.train.latest_checkpoint(model_dir)
+    """Return the step of the checkpoint that TensorFlow would restore. Reads one small file.
+
+    Raises:
+        InputCheckpointError: the ``checkpoint`` file cannot be read.
+    """
+    with _reading_state(model_dir):
+        path = tf.train.latest_checkpoint(model_dir)
     return step_of(path) if path else None
+
+
+@contextlib.contextmanager
+def _reading_state(model_dir: str) -> Iterator[None]:
+    """Refuse a ``checkpoint`` file that TensorFlow would read forever, or not understand."""
+    path = f"{model_dir.rstrip('/')}/checkpoint"
+    try:
+        check_regular(path)
+        with contextlib.suppress(tf.errors.NotFoundError):
+            size = tf.io.gfile.stat(path).length
+            if size > _MAX_STATE_BYTES:
+                raise ValueError(f"it has {size} bytes, and at most {_MAX_STATE_BYTES} are expected")
+        yield
+    except (ValueError, tf.errors.FailedPreconditionError) as error:
+        raise InputCheckpointError(
+            f"{path}, which says which model checkpoint is current, cannot be read: {error}. Put an intact "
+            "copy back, or delete it to train from the beginning."
+        ) from error
 
 
 def make_latest(model_dir: str, checkpoints: ModelCheckpoints, step: int) -> None:

@@ -9,18 +9,28 @@ from typing import Optional
 import tensorflow as tf
 
 from input_checkpoint.tensorflow.model_checkpoints import replace_file
-from input_checkpoint.training.run_mark import MARK_NAME, RunMark, decode_mark, encode_mark
+from input_checkpoint.tensorflow.model_files import read_file
+from input_checkpoint.training.run_mark import MARK_NAME, MAX_MARK_BYTES, RunMark, decode_mark, encode_mark
 
 logger = logging.getLogger(__name__)
 
 
 def read_mark(model_dir: str) -> Optional[RunMark]:
-    """Return the mark of a model directory, or None if it has none that can be read."""
+    """Return the mark of a model directory, or None if it has none that can be read.
+
+    One that is there but cannot be read is warned about.
+    """
+    path = _path(model_dir)
     try:
-        with tf.io.gfile.GFile(_path(model_dir), "r") as file:
-            return decode_mark(str(file.read()))
+        mark = decode_mark(read_file(path, MAX_MARK_BYTES))
     except tf.errors.NotFoundError:
         return None
+    except tf.errors.OpError as error:
+        logger.warning("%s cannot be read (%s), as if it were missing.", path, error.message)
+        return None
+    if mark is None:
+        logger.warning("%s is damaged, as if it were missing. It is written again when a run begins.", path)
+    return mark
 
 
 def write_mark(model_dir: str, mark: RunMark) -> None:

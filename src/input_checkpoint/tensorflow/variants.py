@@ -22,6 +22,7 @@ _CONTENT_TAG = 0x22
 _DT_VARIANT = 21
 # VariantTensorDataProto: type_name = 1, metadata = 2, tensors = 3, all length-delimited.
 _TENSORS_TAG = 0x1A
+_MAX_VARINT_BYTES = 10
 
 
 def split_variants(tensor: bytes) -> Iterator[bytes]:
@@ -119,8 +120,8 @@ def _vector_length(shape: bytes) -> int:
 
 
 def _decode_varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
+    value = 0
+    for shift in range(0, 7 * _MAX_VARINT_BYTES, 7):
         if position >= len(data):
             raise CorruptCheckpointError("an encoded vector of variants is truncated")
         byte = data[position]
@@ -128,7 +129,7 @@ def _decode_varint(data: bytes, position: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, position
-        shift += 7
+    raise CorruptCheckpointError("an encoded vector of variants holds a number of more than 64 bits")
 
 
 def _encode_varint(value: int) -> bytes:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from input_checkpoint.errors import UNREADABLE_JSON, CorruptCheckpointError
+from input_checkpoint.format.strict_json import read_number, read_object, read_text
 
 FINGERPRINT_VERSION = 1
 """Version of what a fingerprint records. Fingerprints of different versions are not compared."""
@@ -109,13 +110,15 @@ class Fingerprint:
             CorruptCheckpointError: ``value`` is not a fingerprint.
         """
         try:
-            if int(value["version"]) != FINGERPRINT_VERSION:
+            if read_number(value, "version") != FINGERPRINT_VERSION:
                 return None
+            if len(_compact(value)) > MAX_FINGERPRINT_BYTES:
+                raise ValueError(f"it has more than {MAX_FINGERPRINT_BYTES} bytes")
             return cls(
                 tuple(_transformation_from_json(each) for each in value["transformations"]),
-                {aspect: str(value["digests"][aspect]) for aspect in _ASPECTS},
-                str(value["tensorflow"]),
-                int(value["omitted"]),
+                {aspect: read_text(read_object(value, "digests"), aspect) for aspect in _ASPECTS},
+                read_text(value, "tensorflow"),
+                read_number(value, "omitted"),
             )
         except UNREADABLE_JSON as error:
             raise CorruptCheckpointError(
@@ -268,14 +271,22 @@ def _transformation_to_json(transformation: Transformation) -> dict[str, Any]:
 
 
 def _transformation_from_json(value: Any) -> Transformation:
+    whole = {"inputs": [], "depth": 0, "layout": {}, "content": {}, "elements": "", **value}
+    if not all(type(position) is int for position in whole["inputs"]):
+        raise TypeError("a position is not an integer")
     return Transformation(
-        str(value["name"]),
-        tuple(int(position) for position in value.get("inputs", ())),
-        int(value.get("depth", 0)),
-        {str(name): str(text) for name, text in value.get("layout", {}).items()},
-        {str(name): str(text) for name, text in value.get("content", {}).items()},
-        str(value.get("elements", "")),
+        read_text(whole, "name"),
+        tuple(whole["inputs"]),
+        read_number(whole, "depth"),
+        _read_texts(whole, "layout"),
+        _read_texts(whole, "content"),
+        read_text(whole, "elements"),
     )
+
+
+def _read_texts(fields: Mapping[str, Any], name: str) -> dict[str, str]:
+    found = read_object(fields, name)
+    return {key: read_text(found, key) for key in found}
 
 
 def _changes_of_listed(stored: Fingerprint, current: Fingerprint) -> Iterator[PipelineChange]:

@@ -13,11 +13,14 @@ from dataclasses import asdict, dataclass
 from typing import Optional
 
 from input_checkpoint.errors import UNREADABLE_JSON, DifferentRunError
+from input_checkpoint.format.strict_json import parse_object, read_number, read_text
 from input_checkpoint.store.catalog import WorkerListing
 
 logger = logging.getLogger(__name__)
 
 MARK_NAME = "input-checkpoint.json"
+MAX_MARK_BYTES = 64 << 10
+"""Size of the file. What is larger is not ours."""
 
 
 @dataclass(frozen=True)
@@ -40,24 +43,25 @@ def encode_mark(mark: RunMark) -> str:
     return json.dumps(asdict(mark), indent=1)
 
 
-def decode_mark(text: str) -> Optional[RunMark]:
-    """Return the mark, or None if the file cannot be read: it is then as good as missing.
+def decode_mark(data: bytes) -> Optional[RunMark]:
+    """Return the mark, or None if the file is damaged: it is then as good as missing.
 
     >>> mark = RunMark("5f0c", "s3://bucket/run-7/input", "main", lineage=3)
-    >>> decode_mark(encode_mark(mark)) == mark
+    >>> decode_mark(encode_mark(mark).encode()) == mark
     True
-    >>> decode_mark("{}") is None
+    >>> decode_mark(b"{}") is None
     True
     """
+    if len(data) > MAX_MARK_BYTES:
+        return None
     try:
-        fields = json.loads(text)
-        ended_at = fields["ended_at"]
+        fields = parse_object(data)
         return RunMark(
-            run_id=str(fields["run_id"]),
-            uri=str(fields["uri"]),
-            worker=str(fields["worker"]),
-            lineage=int(fields["lineage"]),
-            ended_at=None if ended_at is None else int(ended_at),
+            run_id=read_text(fields, "run_id"),
+            uri=read_text(fields, "uri"),
+            worker=read_text(fields, "worker"),
+            lineage=read_number(fields, "lineage"),
+            ended_at=None if fields["ended_at"] is None else read_number(fields, "ended_at"),
         )
     except UNREADABLE_JSON:
         return None

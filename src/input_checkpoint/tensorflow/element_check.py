@@ -1,0 +1,163 @@
+"""Refuses elements at which TensorFlow would crash, or allocate far more than they hold.
+
+TensorFlow believes the shapes and sizes that an element claims. It ends the process if the values do not fit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from tensorflow.core.framework import dataset_pb2, tensor_pb2, types_pb2
+
+from input_checkpoint.errors import CorruptCheckpointError
+from input_checkpoint.state import Element
+
+_COMPRESSED_ELEMENT = "tensorflow.data.CompressedElement"
+_STRING = types_pb2.DT_STRING
+_VALUE_BYTES = {
+    types_pb2.DT_BFLOAT16: 2,
+    types_pb2.DT_BOOL: 1,
+    types_pb2.DT_COMPLEX128: 16,
+    types_pb2.DT_COMPLEX64: 8,
+    types_pb2.DT_DOUBLE: 8,
+    types_pb2.DT_FLOAT: 4,
+    types_pb2.DT_HALF: 2,
+    types_pb2.DT_INT16: 2,
+    types_pb2.DT_INT32: 4,
+    types_pb2.DT_INT64: 8,
+    types_pb2.DT_INT8: 1,
+    types_pb2.DT_QINT16: 2,
+    types_pb2.DT_QINT32: 4,
+    types_pb2.DT_QINT8: 1,
+    types_pb2.DT_QUINT16: 2,
+    types_pb2.DT_QUINT8: 1,
+    types_pb2.DT_UINT16: 2,
+    types_pb2.DT_UINT32: 4,
+    types_pb2.DT_UINT64: 8,
+    types_pb2.DT_UINT8: 1,
+}
+"""Size of a value of each type whose values lie side by side in memory."""
+_TYPES = {value for value in types_pb2.DataType.values() if 0 < value < types_pb2.DT_FLOAT_REF}
+_VARINT = rb"([\x80-\xff]{0,4}[\x00-\x7f])"
+_COMMON_KEY = re.compile(rb"\x0a\x14tensorflow::Iterator\x12" + _VARINT, re.DOTALL)
+_COMMON_PAYLOAD = re.compile(
+    # tensors: DT_VARIANT, a scalar, variant_val: type_name, metadata: data
+    rb"\x1a%b\x08\x15\x12\x00\x7a%b\x0a\x21tensorflow\.data\.CompressedElement\x12%b\x0a%b"
+    % ((_VARINT,) * 4),
+    re.DOTALL,
+)
+_MAX_KNOWN_COMPONENTS = 1 << 12
+_MAX_DIMENSIONS = 254
+_MAX_NESTED_VARIANTS = 32
+_SNAPPY_RATIO = 64
+"""A copy of 64 bytes, the longest that Snappy knows, takes at least 2 bytes."""
+
+
+class ElementChecker:
+    """Checks elements before TensorFlow sees them. May be used from several threads."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[bytes, int] = {}
+
+    def check(self, elements: Iterable[Element]) -> None:
+        """Check elements.
+
+        Raises:
+            CorruptCheckpointError: TensorFlow must not see one of them.
+        """
+        try:
+            for key, payload in elements:
+                if not self._is_common(key, payload):
+                    _check_variant(tensor_pb2.VariantTensorDataProto.FromString(key + payload), 0)
+        except DecodeError as error:
+            raise CorruptCheckpointError(f"an element cannot be decoded: {error}") from error
+
+    def _is_common(self, key: bytes, payload: bytes) -> bool:
+        """Whether an element consists of one compressed element, and is right. Much faster than parsing it.
+
+        Nearly all elements do, and many of them have tensors of the same types and sizes.
+        """
+        head, parts = _COMMON_KEY.match(key), _COMMON_PAYLOAD.match(payload)
+        if head is None or parts is None or head.end() + _size(head.group(1)) != len(key):
+            return False
+        for number in (1, 2, 3):
+            if parts.end(number) + _size(parts.group(number)) != len(payload):
+                return False
+        data_bytes = _size(parts.group(4))
+        components = payload[parts.end() + data_bytes :]
+        size = self._sizes.get(components)
+        if size is None:
+            element = dataset_pb2.CompressedElement.FromString(components)
+            if element.data:
+                return False
+            if len(self._sizes) >= _MAX_KNOWN_COMPONENTS:
+                self._sizes.clear()
+            size = self._sizes[components] = _unpacked_size(element)
+        return size <= _SNAPPY_RATIO * data_bytes
+
+
+def _size(varint: bytes) -> int:
+    size = 0
+    for shift, byte in enumerate(varint):
+        size |= (byte & 0x7F) << 7 * shift
+    return size
+
+
+def _check_variant(variant: Any, depth: int) -> None:
+    if depth > _MAX_NESTED_VARIANTS:
+        raise CorruptCheckpointError("an element is nested too deeply")
+    for tensor in variant.tensors:
+        _check_tensor(tensor, depth)
+    if variant.type_name == _COMPRESSED_ELEMENT:
+        element = dataset_pb2.CompressedElement.FromString(variant.metadata)
+        size = _unpacked_size(element)
+        if size > _SNAPPY_RATIO * len(element.data):
+            raise CorruptCheckpointError(
+                f"{len(element.data)} bytes of compressed tensors claim to unpack to {size} bytes"
+            )
+
+
+def _check_tensor(tensor: Any, depth: int) -> None:
+    count = _count_values(tensor)
+    content = tensor.tensor_content
+    if content:
+        if len(content) != count * _VALUE_BYTES.get(tensor.dtype, -1):
+            raise CorruptCheckpointError(f"a tensor has {len(content)} bytes for {count} values")
+    elif count > 1 and count > tensor.ByteSize():
+        raise CorruptCheckpointError(f"a tensor claims {count} values, but has {tensor.ByteSize()} bytes")
+    for variant in tensor.variant_val:
+        _check_variant(variant, depth + 1)
+
+
+def _unpacked_size(element: Any) -> int:
+    """Return to how many bytes the tensors of a compressed element unpack. Snappy has compressed them."""
+    total = 0
+    for component in element.component_metadata:
+        count = _count_values(component)
+        sizes = component.uncompressed_bytes
+        size = sum(sizes)
+        total += size
+        value_bytes = _VALUE_BYTES.get(component.dtype)
+        if value_bytes is not None and (len(sizes) != 1 or size != count * value_bytes):
+            raise CorruptCheckpointError(f"a compressed tensor has {size} bytes for {count} values")
+        if component.dtype == _STRING and len(sizes) != count:
+            raise CorruptCheckpointError(f"a compressed tensor has {len(sizes)} texts for {count} values")
+    return total
+
+
+def _count_values(tensor: Any) -> int:
+    """Return how many values a tensor claims to have."""
+    if tensor.dtype not in _TYPES:
+        raise CorruptCheckpointError(f"a tensor has the unknown type {tensor.dtype}")
+    shape = tensor.tensor_shape
+    if shape.unknown_rank or len(shape.dim) > _MAX_DIMENSIONS:
+        raise CorruptCheckpointError("a tensor has no shape, or too many dimensions")
+    count = 1
+    for dimension in shape.dim:
+        if dimension.size < 0:
+            raise CorruptCheckpointError("a tensor has a dimension of a negative size")
+        count *= dimension.size
+    return count
