@@ -274,39 +274,61 @@ class TestHooks:
 class TestValidation:
     """Another iterator may be drawn from in any way."""
 
-    @pytest.mark.parametrize("by_handle", [True, False])
+    @pytest.mark.parametrize("trained_by_handle", [True, False])
+    @pytest.mark.parametrize("validated_by_handle", [True, False])
     def test_a_hook_validates_with_the_raw_session(
-        self, by_handle: bool, tmp_path: Path, memory: MemoryBackend, reference: Steps
+        self,
+        trained_by_handle: bool,
+        validated_by_handle: bool,
+        tmp_path: Path,
+        memory: MemoryBackend,
+        reference: Steps,
+    ) -> None:
+        for _ in range(2):
+            self.train_and_validate(tmp_path, memory, trained_by_handle, validated_by_handle)
+        assert trained_on(tmp_path) == reference[:14]
+
+    @pytest.mark.parametrize("trained_by_handle", [True, False])
+    def test_a_hook_draws_from_the_iterator_of_the_training_by_its_handle(
+        self, trained_by_handle: bool, tmp_path: Path, memory: MemoryBackend
+    ) -> None:
+        with pytest.raises(ic.UntrackedDrawError):
+            self.train_and_validate(tmp_path, memory, trained_by_handle, True, wrong_handle=True)
+
+    @staticmethod
+    def train_and_validate(
+        model_dir: Path,
+        backend: ic.Backend,
+        trained_by_handle: bool,
+        validated_by_handle: bool,
+        wrong_handle: bool = False,
     ) -> None:
         class Validates(tf.estimator.SessionRunHook):
+            def after_create_session(self, session: Any, coord: Any) -> None:
+                values = session.run([training.string_handle(), validation.string_handle()])
+                feeds.extend({handle: value} for value in values)
+
             def after_run(self, run_context: Any, run_values: Any) -> None:
                 run_context.session.run(validation.initializer)
                 for _ in range(3):
-                    run_context.session.run(*validate)
+                    feed = feeds[0 if wrong_handle else 1]
+                    run_context.session.run(fed if validated_by_handle else other, feed)
 
-        for _ in range(2):
-            with v1.Graph().as_default():
-                training = v1.data.make_one_shot_iterator(shuffled_ids())
-                validation = v1.data.make_initializable_iterator(shuffled_ids(seed=9))
-                v1.add_to_collection(v1.GraphKeys.TABLE_INITIALIZERS, validation.initializer)
-                handle = v1.placeholder(tf.string, [])
-                fed = v1.data.Iterator.from_string_handle(handle, tf.int64, [None]).get_next()
-                op = train_op(fed if by_handle else training.get_next())
-                handles = [training.string_handle(), validation.string_handle()]
-                other = validation.get_next()
-                hook = ic.SessionHook(model_dir=str(tmp_path), backend=memory, save_steps=3)
-                with v1.train.MonitoredTrainingSession(
-                    checkpoint_dir=str(tmp_path), save_checkpoint_steps=3, hooks=[hook, Validates()]
-                ) as session:
-                    feeds = [{}, {}]
-                    validate: tuple[Any, ...] = (other,)
-                    if by_handle:
-                        values = session.run(handles)
-                        feeds = [{handle: value} for value in values]
-                        validate = (fed, feeds[1])
-                    for _ in range(7):
-                        session.run(op, feeds[0])
-        assert trained_on(tmp_path) == reference[:14]
+        with v1.Graph().as_default():
+            training = v1.data.make_one_shot_iterator(shuffled_ids())
+            validation = v1.data.make_initializable_iterator(shuffled_ids(seed=9))
+            v1.add_to_collection(v1.GraphKeys.TABLE_INITIALIZERS, validation.initializer)
+            handle = v1.placeholder(tf.string, [])
+            fed = v1.data.Iterator.from_string_handle(handle, tf.int64, [None]).get_next()
+            op = train_op(fed if trained_by_handle else training.get_next())
+            other = validation.get_next()
+            feeds: list[dict[Any, Any]] = []
+            hook = ic.SessionHook(model_dir=str(model_dir), backend=backend, save_steps=3)
+            with v1.train.MonitoredTrainingSession(
+                checkpoint_dir=str(model_dir), save_checkpoint_steps=3, hooks=[hook, Validates()]
+            ) as session:
+                for _ in range(7):
+                    session.run(op, feeds[0])
 
 
 def test_a_recovered_session_is_watched_as_well(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Callable, Optional
 
-from input_checkpoint.tensorflow.draws import Draw, InputUse, InputUseReader
+from input_checkpoint.tensorflow.draws import Draw, InputUse, InputUseReader, handles
 
 _NOTHING = object()
 
@@ -28,6 +29,7 @@ class DrawWatch:
         self._expected: Any = _NOTHING
         self._untracked: tuple[Draw, ...] = ()
         self._hooked: tuple[Draw, ...] = ()
+        self._names: Optional[dict[bytes, str]] = None
         self._run = session.run
         self._make_callable = session.make_callable
         self._partial_run = session.partial_run
@@ -79,7 +81,7 @@ class DrawWatch:
         if not self._untracked and self._hooked:
             return None
         use = self._reader.read(arguments.fetches, arguments.feed_dict)
-        self._hooked = tuple(dict.fromkeys((*self._hooked, *use.draws)))
+        self._hooked = self._joined(self._hooked, use.draws)
         for draw in self._untracked:
             # While no run with hooks draws at all, this is how the model is trained.
             if not self._hooked or any(draw.may_be(hooked) for hooked in self._hooked):
@@ -127,7 +129,20 @@ class DrawWatch:
         use = self._reader.read(fetches, feed_dict)
         if use.changes_input:
             self._before_change(use)
-            self._untracked = tuple(dict.fromkeys((*self._untracked, *use.draws)))
+            self._untracked = self._joined(self._untracked, use.draws)
+
+    def _joined(self, known: tuple[Draw, ...], draws: tuple[Draw, ...]) -> tuple[Draw, ...]:
+        """Return all draws, each once, by the names of their iterators if these can be found."""
+        return tuple(dict.fromkeys((*known, *map(self._named, draws))))
+
+    def _named(self, draw: Draw) -> Draw:
+        if not isinstance(draw.iterator, bytes):
+            return draw
+        if self._names is None:
+            tensors = handles(self._session.graph)
+            values = self._run(list(tensors.values()))
+            self._names = dict(zip(values, tensors))
+        return replace(draw, iterator=self._names.get(draw.iterator, draw.iterator))
 
 
 __all__ = ["DrawWatch"]

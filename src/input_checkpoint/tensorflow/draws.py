@@ -82,6 +82,10 @@ class _Reached:
     initializes: bool = False
 
 
+_NOTHING = _Reached()
+_NO_USE = InputUse()
+
+
 class InputUseReader:
     """Tells what a run does to the input. Looks at each fetch once.
 
@@ -92,12 +96,15 @@ class InputUseReader:
     def __init__(self, graph: Any) -> None:
         self._graph = graph
         self._reached: dict[tuple[str, frozenset[str]], _Reached] = {}
+        # By identity, which is much faster than by name. Holding the objects keeps their identities.
+        self._harmless: dict[int, Any] = {}
 
     def read(self, fetches: Any, feed_dict: Optional[Mapping[Any, Any]] = None) -> InputUse:
         """Return what ``session.run(fetches, feed_dict)`` does to the input."""
-        reached = [(fetch, self._reached_by(fetch, frozenset())) for fetch in self._elements(fetches)]
-        reached = [(fetch, found) for fetch, found in reached if found.sources or found.initializes]
-        if reached and feed_dict:
+        reached = [(fetch, self._reached_by(fetch, frozenset())) for fetch in self._suspects(fetches)]
+        if not reached:
+            return _NO_USE
+        if feed_dict:
             # A value that is fed need not be computed.
             fed = self._fed(feed_dict)
             reached = [(fetch, self._reached_by(fetch, frozenset(fed))) for fetch, _ in reached]
@@ -107,6 +114,17 @@ class InputUseReader:
             Draw(_identity(source, fed), fetch.name) for fetch, found in reached for source in found.sources
         }
         return InputUse(tuple(draws), any(found.initializes for _, found in reached))
+
+    def _suspects(self, fetches: Any) -> Iterator[Any]:
+        """Yield the tensors and operations of a structure that change the input unless something is fed."""
+        for element in _flatten(fetches):
+            if id(element) in self._harmless:
+                continue
+            found = list(self._elements([element]))
+            suspects = [fetch for fetch in found if self._reached_by(fetch, frozenset()) != _NOTHING]
+            if not suspects and isinstance(element, (tf.Tensor, tf.Operation)):
+                self._harmless[id(element)] = element
+            yield from suspects
 
     def _elements(self, fetches: Any) -> Iterator[Any]:
         """Yield the tensors and operations of a structure, without what TensorFlow itself would refuse."""
@@ -128,6 +146,19 @@ class InputUseReader:
         if known is None:
             known = self._reached[fetch.name, fed] = _reach(fetch, fed)
         return known
+
+
+def handles(graph: Any) -> dict[str, Any]:
+    """Return the tensor that holds the handle of each iterator, by the iterator's name.
+
+    TensorFlow adds such a tensor for every iterator of a graph.
+    """
+    found: dict[str, Any] = {}
+    for operation in graph.get_operations():
+        if operation.type in _TO_HANDLE:
+            sources = [source for source in _sources(operation.inputs) if source.type not in ALIAS_TYPES]
+            found.update((str(source.name), operation.outputs[0]) for source in sources)
+    return found
 
 
 def check_queue_runners(graph: Any) -> None:
@@ -207,4 +238,4 @@ def _identity(source: Any, fed: Mapping[str, Any]) -> Union[str, bytes]:
     return str(source.name)
 
 
-__all__ = ["Draw", "InputUse", "InputUseReader", "check_queue_runners"]
+__all__ = ["Draw", "InputUse", "InputUseReader", "check_queue_runners", "handles"]
