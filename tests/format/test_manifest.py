@@ -358,6 +358,43 @@ def test_a_small_table_that_claims_millions_of_rows_is_refused_without_decompres
     assert peak_of_refusing(forged) < MIB
 
 
+def test_a_table_of_a_few_kilobytes_for_a_million_rows_is_refused_unless_it_is_filled_up():
+    rows = 10**6
+    table = manifest(chunks=1).table.take([0] * rows)
+    filled = table.encode()
+    frame = filled[: filled.index(b"\x50\x2a\x4d\x18")]
+    assert len(frame) < 100_000 < len(filled) < 10 * rows
+    entry = IteratorEntry("a", 0, rows, rows, 1)
+    whole = with_table(manifest(chunks=1).header, filled, chunks=rows, iterators=(entry,))
+    assert len(decode_manifest(whole).table) == rows
+    assert (
+        peak_of_refusing(with_table(manifest(chunks=1).header, frame, chunks=rows, iterators=(entry,))) < MIB
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"pid": True}, id="a boolean for a number"),
+        pytest.param({"pid": 1.0}, id="a float for a number"),
+        pytest.param({"pid": "1"}, id="a text for a number"),
+        pytest.param({"host": 5}, id="a number for a text"),
+        pytest.param({"ref": {"worker": "worker-1", "lineage": 3, "step": 1200.0}}, id="a float for a step"),
+        pytest.param({"packs": [{"key": PACK, "size": 90_000, "new": 1}]}, id="a number for a boolean"),
+        pytest.param({"packs": [{"key": PACK, "size": 2**33 + 1, "new": True}]}, id="too large a pack"),
+        pytest.param({"packs": [{"key": PACK, "size": 9, "new": True}] * 2}, id="a pack twice"),
+        pytest.param({"packs": [{"key": PACK.replace("-", "- "), "size": 9, "new": True}]}, id="no key"),
+        pytest.param({"context": {"draws": -1}}, id="a negative number"),
+        pytest.param({"context": {"pipeline": []}}, id="a list for an object"),
+        pytest.param({"context": {"pipeline": {"a": "x" * (1 << 20)}}}, id="too large a context"),
+        pytest.param({"table_bytes": 10**6}, id="a table larger than its rows"),
+    ],
+)
+def test_a_header_with_a_value_of_another_type_or_size_is_refused(changes):
+    with pytest.raises(CorruptCheckpointError):
+        decode_manifest(with_fields(changes))
+
+
 def test_an_iterator_with_more_key_chunks_than_elements_is_refused():
     content = manifest(chunks=1)
     with pytest.raises(CorruptCheckpointError, match="more chunks than elements"):

@@ -65,7 +65,7 @@ def _read(objects: Objects, is_forged: bool) -> None:
         _attempt("workers", store.workers)
         _attempt("history", lambda: str(store.history(WORKER)))
         _attempt("newest", lambda: str(store.newest(WORKER)))
-        _attempt("pins", lambda: str(store.pins()).encode())
+        _attempt("pins", lambda: "".join(store.pins().values()).encode())
         report = _attempt("verify", store.verify)
         for ref in _attempt("refs", lambda: store.list_worker(WORKER).checkpoints) or ():
             loaded = _attempt(f"load {ref}", lambda ref=ref: _load(store, ref))

@@ -137,6 +137,15 @@ def test_a_tensor_hidden_in_the_key_is_refused():
         ElementChecker().check([(key + payload + good_key, good_payload)])
 
 
+@pytest.mark.parametrize("good", [tensor(INT64, int64_val=[5]), compressed(component(INT64, sizes=[8]))])
+def test_an_element_that_names_more_tensors_than_it_has_is_refused(good):
+    key, payload = element_of(good)
+    more = key.replace(b"Root@@next", b"R@@x@@nex1")
+    ElementChecker().check([(key, payload)])
+    with pytest.raises(CorruptCheckpointError, match="names 2 tensors, but has 1"):
+        ElementChecker().check([(more, payload)])
+
+
 def test_garbage_is_refused():
     chance = random.Random(0)
     for size in range(1, 200):

@@ -16,6 +16,8 @@ from input_checkpoint.errors import CorruptCheckpointError
 from input_checkpoint.state import Element
 
 _COMPRESSED_ELEMENT = "tensorflow.data.CompressedElement"
+_NAME_SEPARATOR = b"@@"
+"""The metadata of an element is a prefix and the name of each tensor, joined by this."""
 _STRING = types_pb2.DT_STRING
 _VALUE_BYTES = {
     types_pb2.DT_BFLOAT16: 2,
@@ -60,7 +62,7 @@ class ElementChecker:
     """Checks elements before TensorFlow sees them. May be used from several threads."""
 
     def __init__(self) -> None:
-        self._sizes: dict[bytes, int] = {}
+        self._known: dict[bytes, tuple[int, int]] = {}
 
     def check(self, elements: Iterable[Element]) -> None:
         """Check elements.
@@ -71,7 +73,7 @@ class ElementChecker:
         try:
             for key, payload in elements:
                 if not self._is_common(key, payload):
-                    _check_variant(tensor_pb2.VariantTensorDataProto.FromString(key + payload), 0)
+                    _check_element(tensor_pb2.VariantTensorDataProto.FromString(key + payload))
         except DecodeError as error:
             raise CorruptCheckpointError(f"an element cannot be decoded: {error}") from error
 
@@ -88,15 +90,16 @@ class ElementChecker:
                 return False
         data_bytes = _size(parts.group(4))
         components = payload[parts.end() + data_bytes :]
-        size = self._sizes.get(components)
-        if size is None:
+        known = self._known.get(components)
+        if known is None:
             element = dataset_pb2.CompressedElement.FromString(components)
             if element.data:
                 return False
-            if len(self._sizes) >= _MAX_KNOWN_COMPONENTS:
-                self._sizes.clear()
-            size = self._sizes[components] = _unpacked_size(element)
-        return size <= _SNAPPY_RATIO * data_bytes
+            if len(self._known) >= _MAX_KNOWN_COMPONENTS:
+                self._known.clear()
+            known = self._known[components] = _unpacked_size(element), len(element.component_metadata)
+        size, count = known
+        return size <= _SNAPPY_RATIO * data_bytes and key.count(_NAME_SEPARATOR) <= count
 
 
 def _size(varint: bytes) -> int:
@@ -104,6 +107,18 @@ def _size(varint: bytes) -> int:
     for shift, byte in enumerate(varint):
         size |= (byte & 0x7F) << 7 * shift
     return size
+
+
+def _check_element(element: Any) -> None:
+    _check_variant(element, 0)
+    tensors = len(element.tensors)
+    for tensor in element.tensors:
+        for variant in tensor.variant_val:
+            if variant.type_name == _COMPRESSED_ELEMENT:
+                tensors = len(dataset_pb2.CompressedElement.FromString(variant.metadata).component_metadata)
+    names = element.metadata.count(_NAME_SEPARATOR)
+    if names > tensors:
+        raise CorruptCheckpointError(f"an element names {names} tensors, but has {tensors}")
 
 
 def _check_variant(variant: Any, depth: int) -> None:
