@@ -18,7 +18,7 @@ from input_checkpoint.backends.memory import MemoryBackend
 from input_checkpoint.format.keys import manifest_key
 from input_checkpoint.store.run import Run
 from tests.support.memory import peak_memory
-from tests.support.stores import loaded
+from tests.support.stores import announcements, loaded
 from tests.support.training import make_estimator, shuffled_ids, trained_on, uninterrupted
 from tests.support.wrappers import Failing, Overtaken, Recording, Wrapped, contents
 
@@ -65,7 +65,7 @@ def assert_same_objects(source: ic.Backend, target: ic.Backend) -> None:
     """Check that a copy is complete and that neither backend still holds an announcement."""
     copied = contents(target)
     assert copied == contents(source)
-    assert [key for key in copied if key.startswith("saves/")] == []
+    assert announcements(target) == []
 
 
 class FailingFromWrite(Wrapped):
@@ -141,7 +141,7 @@ class TestCompleteCopy:
     def test_a_pack_that_checkpoints_share_is_copied_once(self, source, target_backend):
         recording = Recording(target_backend)
         report = source.copy_to(open_store(recording))
-        packs = [key for key in recording.keys("put") if key.startswith("packs/")]
+        packs = [key for key in recording.keys("create") if key.startswith("packs/")]
         assert len(packs) == len(set(packs))
         assert report.copied_bytes == sum(info.size for info in target_backend.list("packs/"))
 
@@ -367,7 +367,7 @@ class TestConcurrentPrune:
         def prune() -> None:
             open_store(source_backend).prune(ic.KeepLast(1), "main", orphan_age=0)
 
-        overtaken = Overtaken(target_backend, "put", "packs/main", prune)
+        overtaken = Overtaken(target_backend, "create", "packs/main", prune)
         target = open_store(overtaken)
         report = source.copy_to(target, worker="main")
         assert all("does not exist" in problem for problem in report.problems.values())
