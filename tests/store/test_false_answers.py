@@ -118,6 +118,24 @@ class TestEvidence:
             run_in(store, run).prune(ic.KeepAll(), orphan_age=0)
         assert contents(memory) == before
 
+    def test_a_run_knows_what_it_has_committed_without_any_data(self, any_backend):
+        run = ic.CheckpointStore.open(any_backend, create=True).begin_run("main")
+        false = FalseListings(any_backend, "checkpoints/", CUTS["empty"])
+        own = run_in(ic.CheckpointStore.open(false), run)
+        ref = own.save(10, []).ref
+        with pytest.raises(ic.InconsistentListingError) as raised:
+            own.prune(ic.KeepAll())
+        assert raised.value.ref == ref
+
+    def test_the_checkpoint_that_the_newest_run_resumed_from_must_be_listed(self, any_backend):
+        store = ic.CheckpointStore.open(any_backend, create=True)
+        parent = store.begin_run("main").save(10, []).ref
+        store.begin_run("main", parent)
+        false = FalseListings(any_backend, "checkpoints/", CUTS["empty"])
+        with pytest.raises(ic.InconsistentListingError) as raised:
+            ic.CheckpointStore.open(false).prune(ic.KeepAll(), "main")
+        assert raised.value.ref == parent
+
     def test_a_pin_whose_listing_is_false_still_keeps_its_checkpoint(self, any_backend):
         store = ic.CheckpointStore.open(any_backend, create=True)
         first, *_ = save(store.begin_run("main"), 10, 20, 30)

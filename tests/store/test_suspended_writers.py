@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator
 from typing import Callable
@@ -328,7 +327,7 @@ class TestSuspendedCopy:
     @pytest.mark.parametrize("key", ["packs/main/00000001/000000000020", "checkpoints/main"])
     def test_a_copy_that_a_prune_of_the_target_took_for_dead_raises_an_error(self, source, any_backend, key):
         suspended = Overtaken(any_backend, "create", key, lambda: prune_a_day_later(any_backend))
-        with contextlib.suppress(ic.SaveExpiredError):
+        with pytest.raises(ic.SaveExpiredError, match="Copy again"):
             source.copy_to(ic.CheckpointStore.open(suspended, create=True))
         target = ic.CheckpointStore.open(any_backend)
         assert target.verify().ok
