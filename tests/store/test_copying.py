@@ -251,6 +251,14 @@ class TestNothingIsReplaced:
         target = open_store(FalseListings(any_backend, "packs/", CUTS["empty"]))
         assert source.copy_to(target, [ref]).ok
 
+    def test_the_note_of_a_pin_at_the_target_stays(self, source, target_backend):
+        target = open_store(target_backend)
+        source.copy_to(target)
+        (pinned,) = target.pins()
+        target.pin(pinned, note="ours")
+        source.copy_to(target)
+        assert target.pins() == {pinned: "ours"}
+
     def test_a_pack_that_disappears_from_both_stores_is_reported(
         self, source, source_backend, target_backend
     ):

@@ -286,6 +286,11 @@ class TestDamageOnTheWay:
         if not (cut and prefix == "checkpoints/"):  # there, the rest of a header is requested anyway
             assert "was intact when it was read again" in caplog.text
 
+    @pytest.mark.parametrize("cut", [False, True])
+    def test_a_store_is_opened_although_the_answer_about_its_format_was_damaged(self, any_backend, cut):
+        ic.CheckpointStore.open(any_backend, create=True)
+        assert ic.CheckpointStore.open(Flipping(any_backend, "format.json", cut=cut)).checkpoints() == []
+
     def test_a_copy_is_made_although_one_answer_was_damaged(self, any_backend):
         fill(any_backend)
         for prefix in ("packs/", "checkpoints/"):

@@ -9,6 +9,7 @@ import pytest
 
 from input_checkpoint import (
     Backend,
+    BackendError,
     BackendUnavailableError,
     CheckpointRef,
     CheckpointStore,
@@ -276,6 +277,14 @@ class TestPruning:
         with pytest.raises(BackendUnavailableError):
             CheckpointStore(failing).prune(KeepLast(1))
         assert before.items() <= contents(backend).items()
+
+    def test_a_full_disk_does_not_keep_a_prune_from_freeing_space(self, store, run, backend, caplog):
+        save(run, 10, 20, 30)
+        full = Failing(backend, "put", "", BackendError("the disk is full"))
+        report = CheckpointStore(full).prune(KeepLast(1))
+        assert len(report.removed_packs) == 2
+        assert "the disk is full. So only data whose age does not matter is removed." in caplog.text
+        assert announcements(backend) == []
 
     def test_foreign_objects_are_not_touched(self, store, run, backend):
         save(run, 10, 20)

@@ -222,12 +222,13 @@ class _WorkerCopier:
             self._create_lineage_records(records)
             present = set(self._target.refs(self._worker))
             notes = read_pins(self._source.backend, self._worker)
+            pinned = read_pins(self._target.backend, self._worker)
             self._list_target_packs()
             self._trust_checkpoints(present)
             for ref in refs:
                 self._renew_announcements()
                 self._copy_checkpoint(ref, ref in present)
-                if ref in notes and ref not in self._tracker.problems:
+                if ref in notes and ref not in self._tracker.problems and ref not in pinned:
                     write_pin(self._target.backend, ref, notes[ref])
                 self._tracker.finish_checkpoint()
             self._restore_missing_packs(refs)

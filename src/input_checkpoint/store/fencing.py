@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Optional
 
 from input_checkpoint.errors import (
     CheckpointNotFoundError,
@@ -53,14 +54,14 @@ class Fence:
             )
         return listing
 
-    def check_may_delete(self, announcement: str) -> RunListing:
+    def check_may_delete(self, announcement: Optional[str]) -> RunListing:
         """Raise an error if a newer run has begun, or the listing that shows this is not complete.
 
         A run that restarts from an older step may need just what a retention policy would remove.
 
         Args:
-            announcement: key of the announcement of the prune. No other key in the listing comes after it, so
-                a listing that has lost its end does not contain it.
+            announcement: key of the announcement of the prune, if there is one. No other key in the listing
+                comes after it, so a listing that has lost its end does not contain it.
 
         Returns:
             What `look` returns.
@@ -76,7 +77,7 @@ class Fence:
                 f"pruned ({self._describe_run(listing.newest)}). Nothing more was removed; prune again.",
                 uri=self._uri,
             )
-        if announcement not in listing.announcements:
+        if announcement and announcement not in listing.announcements:
             raise self._incomplete_listing(announcement, "which this prune has just written")
         return listing
 

@@ -19,7 +19,7 @@ def is_store(backend: Backend) -> bool:
         BackendError: the storage cannot be read.
     """
     try:
-        _check_version(backend.get(FORMAT_KEY), backend.uri)
+        _check_version(backend)
     except ObjectNotFoundError:
         return False
     return True
@@ -36,16 +36,19 @@ def create_store(backend: Backend) -> None:
     try:
         backend.create(FORMAT_KEY, text)
     except ObjectExistsError:
-        _check_version(backend.get(FORMAT_KEY), backend.uri)
+        _check_version(backend)
 
 
-def _check_version(text: bytes, uri: str) -> None:
-    version = _version(text)
+def _check_version(backend: Backend) -> None:
+    # Read twice before it is refused: a bit may have flipped on its way.
+    if _version(backend.get(FORMAT_KEY)) == FORMAT_VERSION:
+        return
+    version = _version(backend.get(FORMAT_KEY))
     if version != FORMAT_VERSION:
         raise UnsupportedFormatError(
-            f"{uri} has format version {version!r}, but this release of input-checkpoint supports only "
-            f"version {FORMAT_VERSION}. Upgrade input-checkpoint, or choose another URI.",
-            uri=uri,
+            f"{backend.uri} has format version {version!r}, but this release of input-checkpoint supports "
+            f"only version {FORMAT_VERSION}. Upgrade input-checkpoint, or choose another URI.",
+            uri=backend.uri,
             key=FORMAT_KEY,
         )
 

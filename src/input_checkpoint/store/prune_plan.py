@@ -105,7 +105,7 @@ def plan_announcements(
     newest: Lineage,
     now: Optional[float],
     is_own_run: bool,
-    own: Collection[str],
+    own: Collection[Optional[str]],
 ) -> AnnouncementPlan:
     """Decide which announcements a prune respects.
 

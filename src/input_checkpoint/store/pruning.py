@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Optional
 from input_checkpoint.backends.base import ObjectInfo
 from input_checkpoint.checkpoint import CheckpointRef
 from input_checkpoint.errors import (
+    BackendError,
     CheckpointNotFoundError,
     CorruptCheckpointError,
     InconsistentListingError,
@@ -147,34 +149,45 @@ class Pruner:
         self._fence = fence
         self._released = released
         self._own = own
+        self._announcement: Optional[str] = None
 
     def prune(self, policy: RetentionPolicy, orphan_age: float, dry_run: bool) -> PruneReport:
         """See `CheckpointStore.prune`."""
-        if dry_run:
-            return self._prune(policy, orphan_age, None)
+        with contextlib.ExitStack() as announced:
+            self._announcement = None if dry_run else self._announce(announced)
+            return self._prune(policy, orphan_age, dry_run)
+
+    def _announce(self, announced: contextlib.ExitStack) -> Optional[str]:
+        """Announce this prune, and return the key; None if there is no space for an empty object."""
         announcement = Announcement(
             self._backend, lambda unique: prune_announcement_key(self._worker, self._newest.number, unique)
         )
-        with announcement.in_force():
-            return self._prune(policy, orphan_age, announcement.key)
+        try:
+            announced.enter_context(announcement.in_force())
+        except BackendError as error:
+            if type(error) is not BackendError:
+                raise
+            # A full disk must not keep anybody from freeing space. Without it, all ages are unknown.
+            logger.warning("%s. So only data whose age does not matter is removed.", error)
+            return None
+        return announcement.key
 
-    def _prune(self, policy: RetentionPolicy, orphan_age: float, announcement: Optional[str]) -> PruneReport:
-        """Prune, or only report if there is no ``announcement``."""
+    def _prune(self, policy: RetentionPolicy, orphan_age: float, dry_run: bool) -> PruneReport:
         packs = {info.key: info for info in self._backend.list(packs_prefix(self._worker))}
         plan = self._plan(policy, packs)
-        if announcement:
-            self._delete([manifest_key(ref) for ref in plan.removed], announcement)
+        if not dry_run:
+            self._delete([manifest_key(ref) for ref in plan.removed])
             self._released.add(plan.removed)
-        view = self._look(announcement)
-        if announcement and view.plan.dead:
+        view = self._look(dry_run)
+        if view.plan.dead and not dry_run:
             # First of all, so that a process that is alive after all notices. It may have renewed meanwhile.
             self._backend.delete(view.plan.dead)
-            view = self._look(announcement)
-        held_back_by = view.plan.respected + (view.plan.dead if announcement else ())
+            view = self._look(dry_run)
+        held_back_by = view.plan.respected + (() if dry_run else view.plan.dead)
         if held_back_by:
             self._log_obstacles(view, held_back_by)
             return PruneReport(plan.kept, plan.removed, (), held_back_by=held_back_by)
-        return self._remove_data(plan, packs, view, orphan_age, announcement)
+        return self._remove_data(plan, packs, view, orphan_age, dry_run)
 
     def _plan(self, policy: RetentionPolicy, packs: Collection[str]) -> CheckpointPlan:
         expected = {self._newest.parent, self._own.last_committed if self._own else None}
@@ -187,17 +200,19 @@ class Pruner:
         unlisted = {ref: note for ref, note in zip(plan.removed, found) if note is not None}
         return plan_checkpoints(present, plan.kept, unlisted) if unlisted else plan
 
-    def _look(self, announcement: Optional[str]) -> _View:
+    def _look(self, dry_run: bool) -> _View:
         """Look for announcements."""
-        if announcement:
-            listing = self._fence.check_may_delete(announcement)
-            now = listing.announcements[announcement].modified
-        else:
+        now: Optional[float] = None
+        if dry_run:
             listing = self._catalog.list_runs(self._worker)
             now = time.time()  # for a report, this clock is good enough
+        else:
+            listing = self._fence.check_may_delete(self._announcement)
+            if self._announcement:
+                now = listing.announcements[self._announcement].modified
         # Read after the announcements: a save that has begun since then builds on nothing that is gone.
         pending = self._own.pending() if self._own else None
-        own = {announcement, *(pending.announcements if pending else ())} - {None}
+        own = {self._announcement} | (pending.announcements if pending else frozenset())
         plan = plan_announcements(listing.announcements, self._newest, now, self._own is not None, own)
         return _View(listing, now, pending, plan)
 
@@ -207,9 +222,9 @@ class Pruner:
         packs: Mapping[str, ObjectInfo],
         view: _View,
         orphan_age: float,
-        announcement: Optional[str],
+        dry_run: bool,
     ) -> PruneReport:
-        remaining = set(self._list_checkpoints({*owners(packs), *plan.kept}) if announcement else plan.kept)
+        remaining = set(plan.kept if dry_run else self._list_checkpoints({*owners(packs), *plan.kept}))
         unneeded = unneeded_packs(
             {key: age_of(info, view.now) for key, info in packs.items()},
             self._newest,
@@ -219,9 +234,9 @@ class Pruner:
             view.pending,
             orphan_age,
         )
-        if announcement:
+        if not dry_run:
             records = unneeded_lineages(self._newest, view.listing.records, remaining)
-            self._delete([*unneeded, *records], announcement)
+            self._delete([*unneeded, *records])
             self._released.keep_only(self._worker, owners(packs.keys() - set(unneeded)))
         return PruneReport(plan.kept, plan.removed, tuple(unneeded), sum(packs[key].size for key in unneeded))
 
@@ -276,9 +291,9 @@ class Pruner:
                     ) from error
         return headers, damaged
 
-    def _delete(self, keys: Sequence[str], announcement: str) -> None:
+    def _delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), _DELETE_BATCH):
-            self._fence.check_may_delete(announcement)
+            self._fence.check_may_delete(self._announcement)
             self._backend.delete(keys[start : start + _DELETE_BATCH])
 
     def _log_obstacles(self, view: _View, keys: Sequence[str]) -> None:
