@@ -77,6 +77,13 @@ class ObjectExistsError(BackendError):
     """`Backend.create` found that the key exists. Nothing was changed."""
 
 
+class InconsistentListingError(BackendError):
+    """A listing contradicts another answer of the storage: it lacks an object that exists, or the reverse.
+
+    `key` names that object. Nothing was decided because of such a listing, and no data removed.
+    """
+
+
 class UnknownBackendError(BackendError, ValueError):
     """No backend serves the scheme of a URI. The message names the plugin to install, if there is one."""
 
@@ -103,6 +110,13 @@ class CheckpointTooLargeError(InputCheckpointError):
 
 class WriterSupersededError(InputCheckpointError):
     """A newer run of this worker has taken over its checkpoints. This run must stop."""
+
+
+class SaveExpiredError(InputCheckpointError):
+    """A save or copy was suspended, or took so long, that a prune took it for dead and removed its data.
+
+    No checkpoint was committed without its data. Later saves are not affected.
+    """
 
 
 class DifferentRunError(InputCheckpointError):

@@ -86,9 +86,9 @@ _NEW_KEYS = (
     "pins/main/00000001/000000000020.json",
     "pins/main/00000002/000000000015.json",
     "pins/main/00000007/000000000099.json",
-    "saves/main/00000001/000000000010-0123abcd",
-    "saves/main/00000002/000000000035-0123abcd",
-    "saves/main/99999999/000000000000-0123abcd",
+    "lineages/main/00000001/000000000010-0123abcd",
+    "lineages/main/00000002/000000000035-0123abcd",
+    "lineages/main/99999999/000000000000-0123abcd",
     "probe/0123456789abcdef0123456789abcdef",
 )
 

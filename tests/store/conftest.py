@@ -10,6 +10,7 @@ import pytest
 from input_checkpoint import Backend, CheckpointStore, Run
 from input_checkpoint.backends.local import LocalBackend
 from input_checkpoint.backends.memory import MemoryBackend
+from tests.support.cycles import new_backend
 
 
 @pytest.fixture(params=["memory", "local"])
@@ -17,6 +18,12 @@ def backend(request, tmp_path: Path) -> Backend:
     if request.param == "memory":
         return MemoryBackend(f"memory://{uuid.uuid4().hex}")
     return LocalBackend(str(tmp_path / "store"))
+
+
+@pytest.fixture(params=["memory", "local", "generic"])
+def any_backend(request, tmp_path: Path) -> Backend:
+    """Also one without an atomic create, behind a commit lock."""
+    return new_backend(request.param, tmp_path)
 
 
 @pytest.fixture

@@ -8,17 +8,23 @@ import signal
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import zstandard
 
 import input_checkpoint as ic
 from input_checkpoint.backends.local import LocalBackend
 from input_checkpoint.backends.memory import MemoryBackend
+from input_checkpoint.checkpoint import PackEntry
+from input_checkpoint.format.chunking import digest
 from input_checkpoint.format.keys import manifest_key
+from input_checkpoint.format.manifest import decode_manifest, encode_manifest
 from input_checkpoint.store.run import Run
+from tests.support.false_answers import CUTS, FalseListings, Named
 from tests.support.memory import peak_memory
-from tests.support.stores import loaded
+from tests.support.stores import announcements, loaded
 from tests.support.training import make_estimator, shuffled_ids, trained_on, uninterrupted
 from tests.support.wrappers import Failing, Overtaken, Recording, Wrapped, contents
 
@@ -65,7 +71,7 @@ def assert_same_objects(source: ic.Backend, target: ic.Backend) -> None:
     """Check that a copy is complete and that neither backend still holds an announcement."""
     copied = contents(target)
     assert copied == contents(source)
-    assert [key for key in copied if key.startswith("saves/")] == []
+    assert announcements(target) == []
 
 
 class FailingFromWrite(Wrapped):
@@ -141,7 +147,7 @@ class TestCompleteCopy:
     def test_a_pack_that_checkpoints_share_is_copied_once(self, source, target_backend):
         recording = Recording(target_backend)
         report = source.copy_to(open_store(recording))
-        packs = [key for key in recording.keys("put") if key.startswith("packs/")]
+        packs = [key for key in recording.keys("create") if key.startswith("packs/")]
         assert len(packs) == len(set(packs))
         assert report.copied_bytes == sum(info.size for info in target_backend.list("packs/"))
 
@@ -188,6 +194,100 @@ class TestChosenCheckpoints:
 
     def test_an_empty_store_can_be_copied(self, source_backend, target_backend):
         assert open_store(source_backend).copy_to(open_store(target_backend)).ok
+
+
+class TestPlaces:
+    """Whether two stores are one is not told by their URIs."""
+
+    def test_a_folder_under_another_name_is_the_same_place(self, tmp_path):
+        store = open_store(LocalBackend(str(tmp_path / "store")))
+        store.begin_run("main").save(10, state(1))
+        (tmp_path / "link").symlink_to(tmp_path / "store")
+        before = contents(LocalBackend(str(tmp_path / "store")))
+        with pytest.raises(ValueError, match=r"to itself.*/link is the same place"):
+            store.copy_to(open_store(LocalBackend(str(tmp_path / "link"))))
+        assert contents(LocalBackend(str(tmp_path / "store"))) == before
+
+    def test_two_servers_may_have_buckets_of_one_name(self, source, source_backend, target_backend):
+        renamed = Named(target_backend, source_backend.uri)
+        assert source.copy_to(open_store(renamed)).ok
+        assert_same_objects(source_backend, target_backend)
+
+    def test_an_empty_store_is_not_copied_to_itself_either(self, source_backend):
+        with pytest.raises(ValueError, match="to itself"):
+            open_store(source_backend).copy_to(open_store(source_backend))
+
+
+class TestNothingIsReplaced:
+    def test_a_pack_that_a_checkpoint_at_the_target_names_stays_as_it_is(self, any_backend, memory):
+        source, target = open_store(memory), open_store(any_backend)
+        run = source.begin_run("main")
+        first = run.save(10, state(1, 2))
+        source.copy_to(target)
+        second = run.save(20, state(1, 3))
+        shared = next(pack for pack in second.packs if not pack.new)
+        forge_size(memory, second.ref, shared, 7)
+        memory.put(shared.key, b"garbage")
+        report = open_store(memory).copy_to(target)
+        assert list(report.problems) == [second.ref]
+        assert "already holds other data under the name of its pack" in report.problems[second.ref]
+        assert loaded(target, first) == [(one.name, list(one.elements)) for one in state(1, 2)]
+        assert target.verify().ok
+
+    def test_a_pack_that_the_listing_of_the_target_lacks_is_not_replaced(self, any_backend, source):
+        ref = ic.CheckpointRef("worker-1", 1, 10)
+        pack = source._catalog.header(ref).packs[0]
+        any_backend.put(pack.key, bytes(pack.size))
+        target = open_store(FalseListings(any_backend, "packs/", CUTS["empty"]))
+        assert "other data" in source.copy_to(target, [ref]).problems[ref]
+        assert any_backend.get(pack.key) == bytes(pack.size)
+
+    def test_a_pack_that_is_there_already_with_the_same_data_is_used(
+        self, any_backend, source, source_backend
+    ):
+        ref = ic.CheckpointRef("worker-1", 1, 10)
+        for pack in source._catalog.header(ref).packs:
+            any_backend.put(pack.key, source_backend.get(pack.key))
+        target = open_store(FalseListings(any_backend, "packs/", CUTS["empty"]))
+        assert source.copy_to(target, [ref]).ok
+
+    def test_the_note_of_a_pin_at_the_target_stays(self, source, target_backend):
+        target = open_store(target_backend)
+        source.copy_to(target)
+        (pinned,) = target.pins()
+        target.pin(pinned, note="ours")
+        source.copy_to(target)
+        assert target.pins() == {pinned: "ours"}
+
+    def test_a_pack_that_disappears_from_both_stores_is_reported(
+        self, source, source_backend, target_backend
+    ):
+        ref = ic.CheckpointRef("worker-1", 1, 10)
+        pack = source._catalog.header(ref).packs[0].key
+
+        def lose_pack() -> None:
+            for backend in (source_backend, target_backend):
+                backend.delete([pack])
+
+        target = open_store(Overtaken(target_backend, "create", manifest_key(ref), lose_pack))
+        report = source.copy_to(target, [ref])
+        assert (report.copied, list(report.problems)) == ((), [ref])
+        assert pack in report.problems[ref]
+
+
+def forge_size(backend: ic.Backend, ref: ic.CheckpointRef, pack: PackEntry, size: int) -> None:
+    """Rewrite a manifest to give another size for a pack, and to name no chunks, with valid checksums."""
+    header = decode_manifest(backend.get(manifest_key(ref))).header
+    table = zstandard.compress(b"")
+    forged = replace(
+        header,
+        iterators=(),
+        packs=(replace(pack, size=size),),
+        chunks=0,
+        table_bytes=len(table),
+        table_digest=digest(table).hex(),
+    )
+    backend.put(manifest_key(ref), encode_manifest(forged, table))
 
 
 class TestDamage:
@@ -367,7 +467,7 @@ class TestConcurrentPrune:
         def prune() -> None:
             open_store(source_backend).prune(ic.KeepLast(1), "main", orphan_age=0)
 
-        overtaken = Overtaken(target_backend, "put", "packs/main", prune)
+        overtaken = Overtaken(target_backend, "create", "packs/main", prune)
         target = open_store(overtaken)
         report = source.copy_to(target, worker="main")
         assert all("does not exist" in problem for problem in report.problems.values())

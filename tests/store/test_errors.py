@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Callable, NamedTuple, Optional
 
 import pytest
@@ -195,19 +194,6 @@ def begin_a_run_from_a_lineage_whose_record_is_damaged(scene: Scene) -> Failure:
     return Failure(lambda: scene.store.begin_run("main", scene.saved), key)
 
 
-def copy_a_pack_that_disappears_from_both_stores(scene: Scene) -> Failure:
-    (pack,) = pack_keys(scene.backend)
-    target = MemoryBackend(f"memory://{uuid.uuid4().hex}")
-
-    def lose_pack() -> None:
-        for backend in (scene.backend, target):
-            backend.delete([pack])
-
-    overtaken = Overtaken(target, "create", manifest_key(scene.saved), lose_pack)
-    other = CheckpointStore.open(overtaken, create=True)
-    return Failure(lambda: scene.store.copy_to(other), pack, scene.saved)
-
-
 @pytest.mark.parametrize(
     "scenario",
     [
@@ -220,7 +206,6 @@ def copy_a_pack_that_disappears_from_both_stores(scene: Scene) -> Failure:
         load_a_damaged_chunk,
         save_a_step_whose_manifest_exists_and_is_damaged,
         begin_a_run_from_a_lineage_whose_record_is_damaged,
-        copy_a_pack_that_disappears_from_both_stores,
     ],
 )
 def test_an_error_about_damage_carries_what_it_is_about(scene: Scene, scenario: Scenario) -> None:

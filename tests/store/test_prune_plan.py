@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
+import pytest
+
 from input_checkpoint import CheckpointRef, KeepLast
 from input_checkpoint.backends.base import ObjectInfo
-from input_checkpoint.format.keys import announcement_key, lineage_key, pack_key
+from input_checkpoint.format.keys import (
+    announcement_key,
+    copy_announcement_key,
+    lineage_key,
+    pack_key,
+    prune_announcement_key,
+)
 from input_checkpoint.format.lineage import Ancestor, InferredLineage, Lineage
+from input_checkpoint.store.announcing import STALE_ANNOUNCEMENT_SECONDS
 from input_checkpoint.store.prune_plan import (
-    STALE_ANNOUNCEMENT_SECONDS,
     PackNeeds,
     ReadableHistory,
-    blocks_removal,
     kept_checkpoints,
+    plan_announcements,
     plan_checkpoints,
     unneeded_lineages,
     unneeded_packs,
@@ -26,12 +36,12 @@ NOTHING_NEEDED = PackNeeds(frozenset(), frozenset())
 HOUR = 3600.0
 
 
-def packs_of(*refs: CheckpointRef, age: float = 0.0) -> dict[str, float]:
+def packs_of(*refs: CheckpointRef, age: Optional[float] = 0.0) -> dict[str, Optional[float]]:
     return {pack_key(ref, "0123abcd", 0): age for ref in refs}
 
 
 def unneeded(packs, committed=(), needs=NOTHING_NEEDED, released=(), pending=None) -> list[str]:
-    return unneeded_packs(packs, committed, needs, released, pending, orphan_age=HOUR)
+    return unneeded_packs(packs, NEWEST, committed, needs, released, pending, orphan_age=HOUR)
 
 
 class TestCheckpoints:
@@ -77,6 +87,13 @@ class TestPacks:
         assert unneeded(packs_of(FIRST[0], age=0.9 * HOUR)) == []
         assert unneeded(packs_of(FIRST[0], age=1.1 * HOUR)) != []
 
+    def test_a_pack_of_unknown_age_is_removed_once_its_run_has_been_superseded(self):
+        assert unneeded(packs_of(FIRST[0], age=None)) == list(packs_of(FIRST[0]))
+        assert unneeded(packs_of(SECOND[0], age=None)) == []
+
+    def test_a_pack_of_unknown_age_is_removed_if_its_checkpoint_was_removed_by_this_process(self):
+        assert unneeded(packs_of(SECOND[0], age=None), released=[SECOND[0]]) == list(packs_of(SECOND[0]))
+
     def test_packs_that_a_damaged_manifest_may_name_stay(self):
         needs = PackNeeds((), [FIRST[1]])
         assert unneeded(packs_of(FIRST[0], age=10 * HOUR), needs=needs, released=[FIRST[0]]) == []
@@ -84,7 +101,7 @@ class TestPacks:
 
     def test_packs_that_the_save_in_progress_has_written_or_builds_on_stay(self):
         written, built_on, other = packs_of(SECOND[0]), packs_of(FIRST[0]), packs_of(FIRST[1])
-        pending = PendingSave(SECOND[0], "saves/…", frozenset(built_on))
+        pending = PendingSave(SECOND[0], frozenset(), frozenset(built_on))
         packs = {**written, **built_on, **other}
         assert unneeded(packs, released=[*FIRST, *SECOND], pending=pending) == list(other)
 
@@ -93,28 +110,65 @@ class TestPacks:
 
 
 class TestAnnouncements:
-    def announcement(self, lineage: int) -> ObjectInfo:
-        return ObjectInfo(announcement_key(CheckpointRef("main", lineage, 40), "0123abcd"), 0, None)
+    NOW = 1e9
 
-    def test_a_save_of_the_newest_run_blocks_a_prune_of_the_store_but_not_one_of_the_run_itself(self):
-        assert blocks_removal(self.announcement(2), NEWEST, age=0, own_run=False)
-        assert not blocks_removal(self.announcement(2), NEWEST, age=0, own_run=True)
+    def planned(self, key: str, age: Optional[float] = 0.0, own_run: bool = False, own=()):
+        modified = None if age is None else self.NOW - age
+        found = {key: ObjectInfo(key, 0, modified)}
+        plan = plan_announcements(found, NEWEST, None if age is None else self.NOW, own_run, own)
+        return "respected" if plan.respected else "dead" if plan.dead else "ignored"
 
-    def test_a_save_of_an_older_run_blocks_no_prune(self):
-        assert not blocks_removal(self.announcement(1), NEWEST, age=0, own_run=False)
+    def save(self, lineage: int) -> str:
+        return announcement_key(CheckpointRef("main", lineage, 40), "0123abcd")
 
-    def test_a_save_of_a_newer_run_blocks_every_prune(self):
-        assert blocks_removal(self.announcement(3), NEWEST, age=0, own_run=True)
+    def test_a_save_of_the_newest_run_holds_back_a_prune_of_the_store_but_not_one_of_the_run_itself(self):
+        assert self.planned(self.save(2)) == "respected"
+        assert self.planned(self.save(2), own_run=True) == "dead"
 
-    def test_a_stale_announcement_blocks_no_prune(self):
-        assert not blocks_removal(self.announcement(2), NEWEST, age=STALE_ANNOUNCEMENT_SECONDS, own_run=False)
+    def test_the_save_in_progress_of_the_run_that_prunes_is_ignored(self):
+        assert self.planned(self.save(2), own_run=True, own=[self.save(2)]) == "ignored"
+
+    @pytest.mark.parametrize("age", [0.0, None])
+    def test_a_save_of_an_older_run_is_dead(self, age):
+        assert self.planned(self.save(1), age) == "dead"
+
+    def test_a_save_of_a_newer_run_holds_back_every_prune(self):
+        assert self.planned(self.save(3), own_run=True) == "respected"
+
+    def test_an_announcement_is_dead_after_a_day(self):
+        assert self.planned(self.save(2), STALE_ANNOUNCEMENT_SECONDS - 1) == "respected"
+        assert self.planned(self.save(2), STALE_ANNOUNCEMENT_SECONDS) == "dead"
+
+    def test_an_announcement_of_unknown_age_is_respected(self):
+        assert self.planned(self.save(2), None) == "respected"
+
+    def test_a_copy_holds_back_every_prune_until_it_is_a_day_old(self):
+        copy = copy_announcement_key("main", 5, "0123abcd")
+        assert self.planned(copy, own_run=True) == "respected"
+        assert self.planned(copy, STALE_ANNOUNCEMENT_SECONDS, own_run=True) == "dead"
+
+    def test_a_prune_holds_back_no_other_prune(self):
+        prune = prune_announcement_key("main", 2, "0123abcd")
+        assert self.planned(prune) == "ignored"
+        assert self.planned(prune, None) == "ignored"
+
+    def test_what_a_killed_prune_has_left_is_dead_after_a_day_or_once_a_newer_run_has_begun(self):
+        assert (
+            self.planned(prune_announcement_key("main", 2, "0123abcd"), STALE_ANNOUNCEMENT_SECONDS) == "dead"
+        )
+        assert self.planned(prune_announcement_key("main", 1, "0123abcd")) == "dead"
+
+    def test_no_key_of_a_worker_comes_after_the_announcement_of_a_prune(self):
+        others = [lineage_key("main", 99_999_998), self.save(99_999_998)]
+        copies = [copy_announcement_key("main", number, "f" * 8) for number in (0, 10**40 - 1)]
+        assert max([*others, *copies]) < prune_announcement_key("main", 1, "0" * 8)
 
 
 class TestLineages:
-    RECORDS = tuple(lineage_key("main", number) for number in (1, 2, 3))
+    RECORDS = {number: lineage_key("main", number) for number in (1, 2, 3)}  # noqa: RUF012
 
     def test_a_record_is_removed_with_the_last_checkpoint_of_its_lineage(self):
-        assert unneeded_lineages(NEWEST, self.RECORDS, SECOND) == [self.RECORDS[0]]
+        assert unneeded_lineages(NEWEST, self.RECORDS, SECOND) == [self.RECORDS[1]]
         assert unneeded_lineages(NEWEST, self.RECORDS, [FIRST[0], *SECOND]) == []
 
     def test_no_record_is_removed_while_the_newest_one_is_damaged(self):

@@ -56,7 +56,8 @@ class TestVerifying:
 
     def test_a_chunk_that_checkpoints_share_is_read_once(self, store, run, backend):
         for step in (10, 20, 30):
-            run.save(step, [IteratorState("Iterator", [(b"slot", b"x" * 5000)])])
+            elements = [(b"slot", b"x" * 5000), (b"step", b"%d" % step)]
+            run.save(step, [IteratorState("Iterator", elements)])
         report = store.verify()
         assert len(report.checked) == 3
         assert report.read_bytes == sum(info.size for info in backend.list("packs/"))

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Optional, Union
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 import input_checkpoint as ic
 from input_checkpoint.backends.base import Backend
+from input_checkpoint.backends.commit_lock import CommitLockBackend
+from input_checkpoint.backends.generic import GenericBackend
 from input_checkpoint.backends.local import LocalBackend
 from input_checkpoint.backends.memory import MemoryBackend
 from input_checkpoint.backends.retrying import RetryingBackend
@@ -178,8 +181,8 @@ def be_forbidden_everywhere(kind: str, folder: Path, every: int = 1) -> None:
         inner, cycle = new_backend(kind, folder), Cycle()
         with _naming_call(number, "before"):
             faulty = FaultyBackend(inner, {number: Fail(error=ic.BackendPermissionError)})
-            if call.startswith("delete saves/"):
-                # The save is already committed. A later prune removes its announcement.
+            if re.fullmatch(r"delete lineages/main/\d+/\S+", call):
+                # The save or prune is already finished. A later prune removes its announcement.
                 cycle.live(RetryingBackend(faulty, QUICK))
             else:
                 with pytest.raises(ic.BackendPermissionError, match=f"call {number} "):
@@ -206,8 +209,12 @@ def _kinds_of_objects(backend: Backend) -> list[str]:
 
 
 def new_backend(kind: str, folder: Optional[Path] = None) -> Backend:
-    """Return an empty backend: ``memory``, or ``local`` in a new folder."""
+    """Return an empty backend: ``memory``, or ``local`` or ``generic`` in a new folder."""
     if kind == "memory":
         return MemoryBackend(f"memory://{uuid.uuid4().hex}")
     assert folder is not None
-    return LocalBackend(str(folder / uuid.uuid4().hex))
+    place = folder / uuid.uuid4().hex
+    if kind == "local":
+        return LocalBackend(str(place))
+    plain = GenericBackend(f"inheriting://{place}", LocalFileSystem(), str(place / "data"))
+    return CommitLockBackend(plain, LocalBackend(str(place / "locks")))

@@ -19,7 +19,7 @@ from input_checkpoint import (
 )
 from input_checkpoint.checkpoint import PackEntry
 from input_checkpoint.format.chunking import digest
-from input_checkpoint.format.keys import manifest_key
+from input_checkpoint.format.keys import manifest_key, parse_announcement_key
 from input_checkpoint.format.manifest import decode_manifest, encode_manifest
 from input_checkpoint.state import Element
 from tests.support.wrappers import Failing
@@ -63,6 +63,11 @@ def steps(refs) -> list[tuple[int, int]]:
     return [(ref.lineage, ref.step) for ref in refs]
 
 
+def announcements(backend: Backend) -> list[str]:
+    """Return the keys of all announcements: of saves, copies and prunes."""
+    return [info.key for info in backend.list("lineages/") if parse_announcement_key(info.key)]
+
+
 def pack_keys(backend: Backend) -> list[str]:
     return [info.key for info in backend.list("packs/")]
 
@@ -72,7 +77,7 @@ def die_before_commit(backend: Backend, run: Run, step: int) -> list[str]:
     before = set(pack_keys(backend))
     died = BackendUnavailableError("died")
     uncommitted = Failing(backend, "create", "checkpoints/", died)
-    dying = CheckpointStore(Failing(uncommitted, "delete", "saves/", died))
+    dying = CheckpointStore(Failing(uncommitted, "delete", "lineages/", died))
     with pytest.raises(BackendUnavailableError, match="died"):
         run_in(dying, run).save(step, some_state(b"lost"))
     return sorted(set(pack_keys(backend)) - before)

@@ -12,7 +12,8 @@ from input_checkpoint.backends.memory import MemoryBackend
 from input_checkpoint.errors import BackendUnavailableError
 from input_checkpoint.format.keys import parse_checkpoint_key
 from input_checkpoint.training.background_saver import BackgroundSaver
-from tests.support.wrappers import Failing, Wrapped
+from tests.support.suspension import prune_a_day_later
+from tests.support.wrappers import Failing, Overtaken, Wrapped
 
 
 class FixedInput:
@@ -156,6 +157,13 @@ class TestToleratedFailures:
         self.save_all(saver, 10, 20)
         assert committed_steps(memory) == [20]
         assert "failed (1 in a row; 1 are tolerated): away" in caplog.text
+
+    def test_a_save_that_was_suspended_for_too_long_is_tolerated_too(self, memory, caplog):
+        suspended = Overtaken(memory, "create", "checkpoints/", lambda: prune_a_day_later(memory))
+        saver = saver_on(suspended, tolerated_failures=1)
+        self.save_all(saver, 10, 20)
+        assert committed_steps(memory) == [20]
+        assert "The checkpoint of step 10 was withdrawn." in caplog.text
 
     def test_one_failure_too_many_in_a_row_is_raised(self, memory):
         failing = Failing(memory, "put", "packs/", BackendUnavailableError("away"))

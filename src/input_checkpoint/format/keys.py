@@ -22,6 +22,9 @@ MAX_STEP = (1 << 63) - 1
 
 _COPY_LINEAGE = 99_999_999
 """Lineage in the announcement of a copy. It is newer than any real one, so every prune respects it."""
+_PRUNE_STEP = 900_000_000_000
+"""Added to the lineage that prunes, it is the step in the announcement of a prune. No other key of a worker's
+lineages and announcements comes after it."""
 
 # Numbers are padded to a fixed width, and have no further zeros in front of them. The upper bounds only keep
 # them in int64.
@@ -34,7 +37,7 @@ _WORKER = r"[A-Za-z0-9_][A-Za-z0-9_-]*"
 _WORKER_NAME = re.compile(_WORKER)
 _CHECKPOINT_KEY = re.compile(rf"checkpoints/({_WORKER})/({_LINEAGE})/({_STEP})\.manifest")
 _LINEAGE_KEY = re.compile(rf"lineages/({_WORKER})/({_LINEAGE})\.json")
-_ANNOUNCEMENT_KEY = re.compile(rf"saves/({_WORKER})/({_LINEAGE})/({_STEP})-{_SAVE_ID}")
+_ANNOUNCEMENT_KEY = re.compile(rf"lineages/({_WORKER})/({_LINEAGE})/({_STEP})-{_SAVE_ID}")
 _PIN_KEY = re.compile(rf"pins/({_WORKER})/({_LINEAGE})/({_STEP})\.json")
 _PACK_KEY = re.compile(rf"packs/({_WORKER})/({_LINEAGE})/({_STEP})-{_SAVE_ID}-{_PACK_NUMBER}\.pack")
 _WORKER_KEYS = (_CHECKPOINT_KEY, _LINEAGE_KEY, _ANNOUNCEMENT_KEY, _PIN_KEY, _PACK_KEY)
@@ -96,19 +99,28 @@ def lineage_key(worker: str, number: int) -> str:
     return f"{lineages_prefix(worker)}{number:08d}.json"
 
 
-def announcements_prefix(worker: Optional[str] = None) -> str:
-    """Return the prefix of the announcements of saves in flight, of one worker or of all."""
-    return "saves/" if worker is None else f"saves/{worker}/"
-
-
 def announcement_key(ref: CheckpointRef, write_id: str) -> str:
-    """Return the key of the object that announces a save in flight."""
-    return f"{announcements_prefix(ref.worker)}{ref.lineage:08d}/{ref.step:012d}-{write_id[:8]}"
+    """Return the key of an object that announces a save in progress.
+
+    It is next to the lineage records, so that one listing shows both.
+    """
+    return f"{lineages_prefix(ref.worker)}{ref.lineage:08d}/{ref.step:012d}-{write_id[:8]}"
 
 
-def copy_announcement_key(worker: str, copy_id: str) -> str:
-    """Return the key of the object that announces a copy, which needs all objects that exist now."""
-    return f"{announcements_prefix(worker)}{_COPY_LINEAGE:08d}/{0:012d}-{copy_id[:8]}"
+def copy_announcement_key(worker: str, stores: int, copy_id: str) -> str:
+    """Return the key of an object that announces a copy, which needs all objects that exist now.
+
+    Args:
+        worker: whose checkpoints are copied.
+        stores: a number that stands for the pair of stores.
+        copy_id: random.
+    """
+    return announcement_key(CheckpointRef(worker, _COPY_LINEAGE, stores % _PRUNE_STEP), copy_id)
+
+
+def prune_announcement_key(worker: str, lineage: int, prune_id: str) -> str:
+    """Return the key of an object that announces a prune by, or on behalf of, a lineage."""
+    return announcement_key(CheckpointRef(worker, _COPY_LINEAGE, _PRUNE_STEP + lineage), prune_id)
 
 
 def check_step(step: int) -> int:
@@ -140,7 +152,7 @@ def folder_patterns(worker: str) -> tuple[str, ...]:
         >>> folder_patterns("main")[:3]
         ('', 'probe', 'lineages/main')
     """
-    by_lineage = (checkpoints_prefix, packs_prefix, pins_prefix, announcements_prefix)
+    by_lineage = (checkpoints_prefix, packs_prefix, pins_prefix, lineages_prefix)
     check_worker(worker)
     return (
         "",
@@ -151,8 +163,24 @@ def folder_patterns(worker: str) -> tuple[str, ...]:
 
 
 def parse_announcement_key(key: str) -> Optional[CheckpointRef]:
-    """Return the save that a key announces, or None if it is not the key of an announcement."""
+    """Return the save that a key announces, or None if it is not the key of an announcement.
+
+    The lineage of a copy or a prune is higher than any real one.
+    """
     return _parse(_ANNOUNCEMENT_KEY, key)
+
+
+def parse_prune_announcement_key(key: str) -> Optional[int]:
+    """Return the lineage whose prune a key announces, or None if it does not announce a prune.
+
+    Example:
+        >>> parse_prune_announcement_key(prune_announcement_key("main", 3, "0123abcd"))
+        3
+    """
+    announced = parse_announcement_key(key)
+    if announced is None or announced.lineage != _COPY_LINEAGE or announced.step < _PRUNE_STEP:
+        return None
+    return announced.step - _PRUNE_STEP
 
 
 def parse_checkpoint_key(key: str) -> Optional[CheckpointRef]:

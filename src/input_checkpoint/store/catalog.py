@@ -8,16 +8,22 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Optional
 
-from input_checkpoint.backends.base import Backend
+from input_checkpoint.backends.base import Backend, ObjectInfo
 from input_checkpoint.checkpoint import CheckpointRef, PackEntry
-from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError, ObjectNotFoundError
+from input_checkpoint.errors import (
+    BackendError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    InconsistentListingError,
+    ObjectNotFoundError,
+)
 from input_checkpoint.format.keys import (
-    announcements_prefix,
     checkpoints_prefix,
     lineage_key,
     lineages_prefix,
     manifest_key,
     packs_prefix,
+    parse_announcement_key,
     parse_checkpoint_key,
     parse_lineage_key,
     worker_of,
@@ -33,10 +39,12 @@ from input_checkpoint.parallel import map_ordered, run_both
 from input_checkpoint.state import ElementBatch
 from input_checkpoint.store.bounded_reads import StoredManifest, read_at_most, read_header, read_manifest
 from input_checkpoint.store.reading import read_batches
+from input_checkpoint.store.rereading import read_again_if_damaged
 
 logger = logging.getLogger(__name__)
 
 _HEADERS_AT_ONCE = 16
+_LISTING_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,21 @@ class WorkerListing:
         Those that an older lineage wrote past the step from which its successor restarted are not included.
         """
         return self.lineage.history(self.checkpoints) if self.lineage else []
+
+
+@dataclass(frozen=True)
+class RunListing:
+    """The lineage records of a worker, and what is announced beside them, as of one listing."""
+
+    records: Mapping[int, str]
+    """Key of each record by the number of its lineage, readable or not."""
+    announcements: Mapping[str, ObjectInfo]
+    """What saves, copies and prunes have announced, by key."""
+
+    @property
+    def newest(self) -> int:
+        """Number of the lineage that was opened last; 0 if there is none."""
+        return max(self.records, default=0)
 
 
 class Catalog:
@@ -100,6 +123,20 @@ class Catalog:
 
         return {key for key, found in zip(sizes, map_ordered(exists, sizes, concurrency)) if found}
 
+    def committed(self, refs: Collection[CheckpointRef]) -> set[CheckpointRef]:
+        """Return which checkpoints are there now, damaged or not. Requests each manifest, and no listing."""
+        keys = {manifest_key(ref): ref for ref in sorted(refs)}
+        found = map_ordered(self.exists, keys, _HEADERS_AT_ONCE)
+        return {ref for ref, exists in zip(keys.values(), found) if exists}
+
+    def exists(self, key: str) -> bool:
+        """Whether an object is there now. Reads its first byte."""
+        try:
+            self.backend.get(key, 0, 1)
+        except ObjectNotFoundError:
+            return False
+        return True
+
     def header(self, ref: CheckpointRef) -> Header:
         """Return the header of a manifest. Reads it once: a manifest never changes."""
         return self._headers.get(ref) or self.remember(self.read_header(ref))
@@ -130,8 +167,13 @@ class Catalog:
 
     def read_header(self, ref: CheckpointRef) -> Header:
         """Read the header of a manifest, also if it is known already."""
-        with self._error_context(manifest_key(ref), ref):
-            return _same(read_header(self.backend, manifest_key(ref)), ref)
+        key = manifest_key(ref)
+
+        def read() -> Header:
+            return _same(read_header(self.backend, key), ref)
+
+        with self._error_context(key, ref):
+            return read_again_if_damaged(read, f"{self.backend.uri}/{key}")
 
     def manifest(self, ref: CheckpointRef) -> Manifest:
         """Read a manifest."""
@@ -139,10 +181,15 @@ class Catalog:
 
     def stored_manifest(self, ref: CheckpointRef) -> StoredManifest:
         """Read a manifest; return it as it is stored, and decoded."""
-        with self._error_context(manifest_key(ref), ref):
-            stored = read_manifest(self.backend, manifest_key(ref))
+        key = manifest_key(ref)
+
+        def read() -> StoredManifest:
+            stored = read_manifest(self.backend, key)
             _same(stored.manifest.header, ref)
             return stored
+
+        with self._error_context(key, ref):
+            return read_again_if_damaged(read, f"{self.backend.uri}/{key}")
 
     def batches(self, manifest: Manifest, rows: IteratorRows, concurrency: int) -> Iterator[ElementBatch]:
         """Yield the elements of one iterator, in pieces as they lie in the packs."""
@@ -156,14 +203,21 @@ class Catalog:
             checkpoints_prefix(),
             lineages_prefix(),
             packs_prefix(),
-            announcements_prefix(),
         )
         keys = (info.key for prefix in prefixes for info in self.backend.list(prefix))
         return sorted({worker for worker in map(worker_of, keys) if worker})
 
-    def newest_number(self, worker: str) -> int:
-        """Return the number of the lineage that was opened last, readable or not; 0 if there is none."""
-        return max(self._lineage_numbers(worker), default=0)
+    def list_runs(self, worker: str) -> RunListing:
+        """Return the lineage records of a worker, and what is announced beside them."""
+        records: dict[int, str] = {}
+        announcements: dict[str, ObjectInfo] = {}
+        for info in self.backend.list(lineages_prefix(worker)):
+            number = parse_lineage_key(info.key)
+            if number:
+                records[number] = info.key
+            elif parse_announcement_key(info.key):
+                announcements[info.key] = info
+        return RunListing(records, announcements)
 
     def list_worker(self, worker: str) -> WorkerListing:
         """Return a worker's checkpoints and its newest lineage.
@@ -172,7 +226,21 @@ class Catalog:
         is logged and an `InferredLineage` takes its place. Its ancestors are guessed from the newest record
         that can be read.
         """
-        present, listed = run_both(lambda: self.refs(worker), lambda: self._lineage_numbers(worker))
+        for _ in range(_LISTING_ATTEMPTS):
+            listing = self._try_list_worker(worker)
+            if listing is not None:
+                return listing
+        prefix = lineages_prefix(worker)
+        raise InconsistentListingError(
+            f"{self.backend.uri}: the listings of {prefix} contradict each other. The storage, or a proxy in "
+            "front of it, gives wrong answers. Check what answers at this URI, then try again.",
+            uri=self.backend.uri,
+            key=prefix,
+        )
+
+    def _try_list_worker(self, worker: str) -> Optional[WorkerListing]:
+        """Return None if a newer run has begun meanwhile."""
+        present, listed = run_both(lambda: self.refs(worker), lambda: self.list_runs(worker).records)
         # A run that began between the two listings may be known by its checkpoints alone.
         numbers = {*listed, *(ref.lineage for ref in present)}
         lost: list[int] = []
@@ -182,9 +250,9 @@ class Catalog:
             if newest is not None:
                 break
             lost.append(number)
-        if lost and self.newest_number(worker) > lost[0]:
-            # The record was not damaged, but removed since it was listed: a newer run has begun.
-            return self.list_worker(worker)
+        if lost and self.list_runs(worker).newest > lost[0]:
+            # The record was not damaged, but removed since it was listed.
+            return None
         for number in reversed(lost):
             newest = infer_lineage(worker, number, newest, present)
         return WorkerListing(tuple(present), newest)
@@ -192,11 +260,15 @@ class Catalog:
     def lineage(self, worker: str, number: int) -> Lineage:
         """Read one lineage record."""
         key = lineage_key(worker, number)
-        with self._error_context(key):
+
+        def read() -> Lineage:
             found = decode_lineage(read_at_most(self.backend, key, MAX_LINEAGE_BYTES))
             if found.key != key:
                 raise CorruptCheckpointError(f"it holds the record of another lineage, {found.key}")
             return found
+
+        with self._error_context(key):
+            return read_again_if_damaged(read, f"{self.backend.uri}/{key}")
 
     def lineage_holding(self, ref: CheckpointRef, present: Collection[CheckpointRef]) -> Lineage:
         """Read the record of the lineage that wrote ``ref``.
@@ -218,10 +290,6 @@ class Catalog:
         for ref in known.difference(present):
             self._headers.pop(ref, None)
 
-    def _lineage_numbers(self, worker: str) -> list[int]:
-        keys = [info.key for info in self.backend.list(lineages_prefix(worker))]
-        return [number for number in map(parse_lineage_key, keys) if number]
-
     def _readable_lineage(self, worker: str, number: int) -> Optional[Lineage]:
         try:
             return self.lineage(worker, number)
@@ -235,6 +303,13 @@ class Catalog:
             )
             return None
 
+    def _may_exist(self, key: str) -> bool:
+        """Return False only if an object certainly does not exist."""
+        try:
+            return self.exists(key)
+        except BackendError:
+            return True
+
     @contextlib.contextmanager
     def _error_context(self, key: str, ref: Optional[CheckpointRef] = None) -> Iterator[None]:
         """Say which object and checkpoint an error is about."""
@@ -246,6 +321,13 @@ class Catalog:
                 f"{self.backend.uri}: {what} does not exist", uri=self.backend.uri, key=key, ref=ref
             ) from error
         except CorruptCheckpointError as error:
+            if ref and not self._may_exist(key):
+                raise CheckpointNotFoundError(
+                    f"{self.backend.uri}: {what} was removed while it was being read",
+                    uri=self.backend.uri,
+                    key=key,
+                    ref=ref,
+                ) from error
             where = f" ({key})" if ref else ""
             raise CorruptCheckpointError(
                 f"{self.backend.uri}: {what} is damaged{where}: {error}",

@@ -2,55 +2,107 @@
 
 from __future__ import annotations
 
-from input_checkpoint.backends.base import Backend
-from input_checkpoint.errors import CorruptCheckpointError, ObjectExistsError, WriterSupersededError
+from input_checkpoint.checkpoint import CheckpointRef
+from input_checkpoint.errors import (
+    BackendError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    ObjectExistsError,
+    WriterSupersededError,
+)
 from input_checkpoint.format.keys import manifest_key
 from input_checkpoint.format.manifest import Header, encode_manifest
-from input_checkpoint.store.bounded_reads import read_header
+from input_checkpoint.store.announcing import Announcement
+from input_checkpoint.store.catalog import Catalog
 from input_checkpoint.store.fencing import Fence, describe_process
 
 
-def commit(backend: Backend, fence: Fence, header: Header, table: bytes) -> None:
+def commit(catalog: Catalog, fence: Fence, header: Header, table: bytes, announcement: Announcement) -> None:
     """Create the manifest of a checkpoint whose packs are all stored.
 
+    The process may be suspended at any moment, for any time. So what must be true of a commit is checked once
+    more when the manifest exists.
+
     Args:
-        backend: of the store.
+        catalog: of the store.
         fence: of the run.
         header: of the manifest.
         table: the encoded chunk table.
+        announcement: of the save.
 
     Raises:
         CheckpointTooLargeError: the manifest would be larger than the format allows.
         WriterSupersededError: a newer run has begun, or another process has committed this step.
+        SaveExpiredError: a prune may have removed data of this save. The checkpoint does not exist.
         CorruptCheckpointError: this step has been committed already, and its manifest is damaged.
-        BackendError: the storage failed. Nothing became visible, unless only the response was lost.
+        BackendError: the storage failed. Nothing became visible, unless it failed after the commit.
     """
+    backend, key = catalog.backend, manifest_key(header.ref)
     manifest = encode_manifest(header, table)
-    fence.check_may_save()
-    key = manifest_key(header.ref)
+    listing = fence.check_may_save()
+    if not announcement.is_in_force(listing.announcements):
+        raise announcement.expired_error("Nothing was committed.")
     try:
         backend.create(key, manifest)
     except ObjectExistsError:
-        _check_own(backend, key, header)
+        _check_own(catalog, key, header)
+    _check_again(catalog, fence, header.ref, announcement)
 
 
-def _check_own(backend: Backend, key: str, header: Header) -> None:
-    """Raise unless the manifest was created by this save, whose first response was lost."""
+def _check_again(catalog: Catalog, fence: Fence, ref: CheckpointRef, announcement: Announcement) -> None:
+    """Raise an error if a newer run or a prune came between the checks before the commit and the commit."""
+    listing = fence.look()
+    is_whole = announcement.is_in_force(listing.announcements)
+    outcome = "" if is_whole else _withdraw(catalog, ref)
+    if fence.is_superseded(listing):
+        raise fence.superseded_error(
+            listing,
+            f"It began while this run (lineage {ref.lineage}) committed step {ref.step}. "
+            f"{outcome or 'That checkpoint counts only if the newer run has resumed from it.'} "
+            "Stop this run, or give it a URI of its own.",
+        )
+    if not is_whole:
+        raise announcement.expired_error(outcome)
+
+
+def _withdraw(catalog: Catalog, ref: CheckpointRef) -> str:
+    """Delete a manifest whose data may be gone, and return what has become of it, as a sentence."""
     try:
-        stored = read_header(backend, key)
+        catalog.backend.delete([manifest_key(ref)])
+    except BackendError as error:
+        return (
+            f"The checkpoint of step {ref.step} may be damaged and could not be withdrawn. "
+            f"Delete {manifest_key(ref)} ({error})."
+        )
+    return f"The checkpoint of step {ref.step} was withdrawn."
+
+
+def _check_own(catalog: Catalog, key: str, header: Header) -> None:
+    """Raise unless the manifest was created by this save, whose first response was lost."""
+    uri = catalog.backend.uri
+    try:
+        stored = catalog.read_header(header.ref)
+    except CheckpointNotFoundError as error:
+        raise BackendError(
+            f"{uri}: {key} could not be created because it exists, but it cannot be read because it does not "
+            "exist. Another process has deleted it, or the storage gives wrong answers.",
+            uri=uri,
+            key=key,
+            ref=header.ref,
+        ) from error
     except CorruptCheckpointError as error:
         raise CorruptCheckpointError(
-            f"{backend.uri}: checkpoint {header.ref} exists already and is damaged ({key}): {error}",
-            uri=backend.uri,
+            f"{uri}: checkpoint {header.ref} exists already and is damaged ({key}): {error}",
+            uri=uri,
             key=key,
             ref=header.ref,
         ) from error
     if stored.write_id != header.write_id:
         raise WriterSupersededError(
-            f"{backend.uri}: {header.ref} was committed by another process "
+            f"{uri}: {header.ref} was committed by another process "
             f"({describe_process(stored.host, stored.pid, stored.created)}). "
             "Two runs must not share a URI and a worker name: stop this one.",
-            uri=backend.uri,
+            uri=uri,
             key=key,
             ref=header.ref,
-        ) from None
+        )

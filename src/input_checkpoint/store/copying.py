@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
+import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
@@ -17,14 +17,17 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from input_checkpoint.backends.base import Backend
+from input_checkpoint.backends.probe_keys import PROBE_PREFIX
 from input_checkpoint.checkpoint import CheckpointRef, problems_to_list
 from input_checkpoint.errors import (
     BackendError,
     CheckpointNotFoundError,
     CorruptCheckpointError,
     DifferentHistoryError,
+    InputCheckpointError,
     ObjectExistsError,
     ObjectNotFoundError,
+    SaveExpiredError,
 )
 from input_checkpoint.format.chunk_table import Column
 from input_checkpoint.format.chunking import digest
@@ -33,20 +36,21 @@ from input_checkpoint.format.keys import (
     lineages_prefix,
     manifest_key,
     packs_prefix,
+    parse_announcement_key,
     parse_lineage_key,
 )
 from input_checkpoint.format.limits import MAX_LINEAGE_BYTES
 from input_checkpoint.format.lineage import decode_lineage
 from input_checkpoint.format.manifest import Header, Manifest
 from input_checkpoint.parallel import map_ordered
+from input_checkpoint.store.announcing import Announcement
 from input_checkpoint.store.bounded_reads import StoredManifest, read_at_most
 from input_checkpoint.store.catalog import Catalog
 from input_checkpoint.store.pins import read_pins, write_pin
 from input_checkpoint.store.reading import Extent, decode_chunks, read_chunks
+from input_checkpoint.store.rereading import read_again_if_damaged
 
 logger = logging.getLogger(__name__)
-
-_RENEW_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ def copy(
     progress: Callable[[CopyProgress], None],
 ) -> CopyReport:
     """Copy checkpoints, see `CheckpointStore.copy_to`."""
+    _check_not_the_same_place(source, target)
     tracker = _CopyProgressTracker(source, chosen, progress)
     copied_bytes = 0
     for worker, refs in groupby(sorted(chosen), key=lambda ref: ref.worker):
@@ -121,6 +126,24 @@ def copy(
         copier.copy(list(refs))
         copied_bytes += copier.copied_bytes
     return CopyReport(tuple(tracker.copied), tuple(tracker.present), dict(tracker.problems), copied_bytes)
+
+
+def _check_not_the_same_place(source: Catalog, target: Catalog) -> None:
+    """Raise ValueError if an object that is written to the target can be read from the source.
+
+    URIs do not tell: two servers may have buckets of one name, and one folder may have two names.
+    """
+    key = f"{PROBE_PREFIX}{uuid.uuid4().hex}"
+    target.backend.put(key, b"")
+    try:
+        is_same = source.exists(key)
+    finally:
+        with contextlib.suppress(BackendError):
+            target.backend.delete([key])
+    if is_same:
+        raise ValueError(
+            f"{source.backend.uri} cannot be copied to itself: {target.backend.uri} is the same place"
+        )
 
 
 class _CopyProgressTracker:
@@ -149,6 +172,14 @@ class _CopyProgressTracker:
         self._progress = replace(self._progress, bytes=finished_bytes)
         self._report(self._progress)
 
+    def fail(self, ref: CheckpointRef, error: InputCheckpointError, target: Catalog) -> None:
+        """Record that a checkpoint is not, or not completely, at the target."""
+        logger.warning("Checkpoint was not copied to %s: %s", target.backend.uri, error)
+        self.problems[ref] = str(error)
+        for outcome in (self.copied, self.present):
+            if ref in outcome:
+                outcome.remove(ref)
+
     def finish_checkpoint(self) -> None:
         """Record that a checkpoint is finished, copied or not."""
         self._progress = replace(self._progress, checkpoints=self._progress.checkpoints + 1)
@@ -159,7 +190,8 @@ class _WorkerCopier:
     """Copies checkpoints of one worker, from oldest to newest.
 
     To the target, a copy is like a save: it announces itself, uses only packs that a committed manifest lists
-    or that it has verified, and creates the manifest last (see `Pruner`). At the source, an announcement
+    or that it has verified, creates the manifest last, and makes sure that its announcement still exists (see
+    `Pruner`). It replaces nothing. At the source, an announcement
     stops prunes by other processes. Checkpoints that the source's own run removes meanwhile are reported.
     """
 
@@ -176,6 +208,11 @@ class _WorkerCopier:
         self._worker = worker
         self._concurrency = concurrency
         self._tracker = tracker
+        stores = int.from_bytes(digest(f"{source.backend.uri} -> {target.backend.uri}".encode()), "big")
+        self._at_target, self._at_source = (
+            Announcement(catalog.backend, lambda unique: copy_announcement_key(worker, stores, unique))
+            for catalog in (target, source)
+        )
         self._verified = _VerifiedChunks()
         self._target_sizes: dict[str, int] = {}
         self.copied_bytes = 0
@@ -184,24 +221,52 @@ class _WorkerCopier:
         """Copy the checkpoints and record each outcome in the tracker."""
         records = _read_lineage_records(self._source.backend, self._worker)
         self._check_target_has_same_run(records)
-        copy_id = digest(f"{self._source.backend.uri} -> {self._target.backend.uri}".encode()).hex()
-        with (
-            _announce(self._target.backend, self._worker, copy_id) as at_target,
-            _announce(self._source.backend, self._worker, copy_id, required=False) as at_source,
-        ):
+        with self._announced():
             self._create_lineage_records(records)
             present = set(self._target.refs(self._worker))
             notes = read_pins(self._source.backend, self._worker)
+            pinned = read_pins(self._target.backend, self._worker)
             self._list_target_packs()
             self._trust_checkpoints(present)
             for ref in refs:
-                at_target.renew()
-                at_source.renew()
+                self._renew_announcements()
                 self._copy_checkpoint(ref, ref in present)
-                if ref in notes and ref not in self._tracker.problems:
+                if ref in notes and ref not in self._tracker.problems and ref not in pinned:
                     write_pin(self._target.backend, ref, notes[ref])
                 self._tracker.finish_checkpoint()
             self._restore_missing_packs(refs)
+
+    @contextlib.contextmanager
+    def _announced(self) -> Iterator[None]:
+        """Announce the copy on both sides. A source that is read-only is copied without it."""
+        with contextlib.ExitStack() as announcements:
+            announcements.enter_context(self._at_target.in_force())
+            self._delete_earlier_announcements(self._target, self._at_target)
+            try:
+                announcements.enter_context(self._at_source.in_force())
+                self._delete_earlier_announcements(self._source, self._at_source)
+            except BackendError:
+                logger.info(
+                    "%s is read-only. Checkpoints deleted during the copy are skipped.",
+                    self._source.backend.uri,
+                )
+            yield
+
+    def _delete_earlier_announcements(self, catalog: Catalog, announcement: Announcement) -> None:
+        """Delete what a killed copy between the same stores has left, which would delay prunes for a day."""
+        own = parse_announcement_key(announcement.key)
+        found = catalog.list_runs(self._worker).announcements
+        earlier = [
+            key for key in found if parse_announcement_key(key) == own and key not in announcement.keys
+        ]
+        if earlier:
+            catalog.backend.delete(earlier)
+
+    def _renew_announcements(self) -> None:
+        self._at_target.renew_if_due()
+        # What is removed at the source meanwhile is noticed and reported.
+        with contextlib.suppress(BackendError, SaveExpiredError):
+            self._at_source.renew_if_due()
 
     def _create_lineage_records(self, records: Mapping[str, bytes]) -> None:
         for key in sorted(records):
@@ -241,8 +306,7 @@ class _WorkerCopier:
                 self._copy_packs(manifest)
                 self._commit(stored)
         except (CorruptCheckpointError, CheckpointNotFoundError) as error:
-            logger.warning("Checkpoint was not copied to %s: %s", self._target.backend.uri, error)
-            self._tracker.problems[ref] = str(error)
+            self._tracker.fail(ref, error, self._target)
             return
         (self._tracker.present if is_present else self._tracker.copied).append(ref)
         self._tracker.finish_packs(manifest.pack_keys)
@@ -250,16 +314,17 @@ class _WorkerCopier:
     def _copy_packs(self, manifest: Manifest) -> None:
         unverified = self._verified.missing_rows(manifest)
         packs = manifest.header.packs
-        missing = [
-            number for number, pack in enumerate(packs) if self._target_sizes.get(pack.key) != pack.size
-        ]
+        missing = [number for number, pack in enumerate(packs) if pack.key not in self._target_sizes]
+        for pack in packs:
+            if self._target_sizes.get(pack.key, pack.size) != pack.size:
+                raise self._other_data(pack.key, manifest.header.ref)
         self._verify_at_target(manifest, unverified[~np.isin(manifest.table.pack[unverified], missing)])
 
         distinct = manifest.table.distinct(manifest.table.elements)
 
         def copy_pack(number: int) -> int:
             rows = distinct[manifest.table.pack[distinct] == number]
-            self._target.backend.put(packs[number].key, self._read_pack(manifest, number, rows.tolist()))
+            self._write_pack(manifest, number, self._read_pack(manifest, number, rows.tolist()))
             return number
 
         with _error_context(self._source.backend, manifest.header.ref):
@@ -267,7 +332,29 @@ class _WorkerCopier:
                 self._target_sizes[packs[number].key] = packs[number].size
                 self.copied_bytes += packs[number].size
                 self._tracker.finish_packs([packs[number].key])
+                self._renew_announcements()
         self._verified.add(manifest)
+
+    def _write_pack(self, manifest: Manifest, number: int, data: bytes) -> None:
+        """Create a pack at the target. What is there is never replaced: other checkpoints may need it."""
+        key = manifest.header.packs[number].key
+        try:
+            self._target.backend.create(key, data)
+        except ObjectExistsError as error:
+            # It may be our own, if the response to a first attempt was lost, or that of another copy.
+            if self._target.backend.get(key) != data:
+                raise self._other_data(key, manifest.header.ref) from error
+
+    def _other_data(self, pack: str, ref: CheckpointRef) -> CorruptCheckpointError:
+        uri = self._target.backend.uri
+        return CorruptCheckpointError(
+            f"{uri} already holds other data under the name of its pack {pack}. It was not replaced, because "
+            "checkpoints there may need it. Verify both stores. If only the target's data is damaged, delete "
+            "this object there and copy again.",
+            uri=uri,
+            key=pack,
+            ref=ref,
+        )
 
     def _verify_at_target(self, manifest: Manifest, rows: Column) -> None:
         """Verify chunks that an interrupted copy left behind before a manifest refers to them."""
@@ -279,24 +366,33 @@ class _WorkerCopier:
     def _read_pack(self, manifest: Manifest, number: int, rows: Sequence[int]) -> bytes:
         """Return the bytes of a pack at the source, after verifying its chunks."""
         key, size = manifest.header.packs[number].key, manifest.header.packs[number].size
-        try:
-            data = read_at_most(self._source.backend, key, size)
-        except ObjectNotFoundError as error:
-            raise CorruptCheckpointError(f"its pack {key} is missing", key=key) from error
-        if len(data) != size:
-            there = f"{len(data)} bytes" if len(data) < size else "more bytes"
-            raise CorruptCheckpointError(f"its pack {key} has {there} instead of {size}", key=key)
-        # One at a time, because together the decompressed chunks can be far larger than the pack.
-        for _ in decode_chunks(data, key, manifest.table, Extent(number, 0, size, tuple(rows))):
-            continue
-        return data
+
+        def read() -> bytes:
+            try:
+                data = read_at_most(self._source.backend, key, size)
+            except ObjectNotFoundError as error:
+                raise CorruptCheckpointError(f"its pack {key} is missing", key=key) from error
+            if len(data) != size:
+                there = f"{len(data)} bytes" if len(data) < size else "more bytes"
+                raise CorruptCheckpointError(f"its pack {key} has {there} instead of {size}", key=key)
+            # One at a time, because together the decompressed chunks can be far larger than the pack.
+            for _ in decode_chunks(data, key, manifest.table, Extent(number, 0, size, tuple(rows))):
+                continue
+            return data
+
+        return read_again_if_damaged(read, f"{self._source.backend.uri}/{key}")
 
     def _commit(self, stored: StoredManifest) -> None:
         header = stored.manifest.header
+        key = manifest_key(header.ref)
         try:
-            self._target.backend.create(manifest_key(header.ref), b"".join((stored.head, stored.body)))
+            self._target.backend.create(key, b"".join((stored.head, stored.body)))
         except ObjectExistsError:
             self._check_same_checkpoint(header)
+        # The process may have been suspended for a day just before the commit.
+        if not self._at_target.is_in_force():
+            self._target.backend.delete([key])
+            raise self._at_target.expired_error(f"{header.ref} was withdrawn. Copy again.")
 
     def _check_same_checkpoint(self, header: Header) -> None:
         if self._target.read_header(header.ref).write_id != header.write_id:
@@ -319,8 +415,12 @@ class _WorkerCopier:
             if ref in self._tracker.problems:
                 continue
             manifest = self._target.manifest(ref)
-            if any(key not in self._target_sizes for key in manifest.pack_keys):
+            if all(key in self._target_sizes for key in manifest.pack_keys):
+                continue
+            try:
                 self._copy_packs(manifest)
+            except CorruptCheckpointError as error:
+                self._tracker.fail(ref, error, self._target)
 
 
 @dataclass
@@ -343,41 +443,6 @@ def _stored_chunks(manifest: Manifest) -> Iterator[tuple[str, int, bytes]]:
     """Yield the pack, the offset and the digest of each chunk."""
     for name, location in manifest.table.locations(manifest.pack_keys):
         yield location.pack, location.offset, name
-
-
-class _Announcement:
-    """The announcement of a copy. It must be renewed, or it looks like that of a killed process."""
-
-    def __init__(self, backend: Backend, key: str) -> None:
-        self._backend = backend
-        self._key = key
-        self._renewed = time.monotonic()
-
-    def renew(self) -> None:
-        """Write the announcement again if an hour has passed."""
-        if time.monotonic() - self._renewed < _RENEW_SECONDS:
-            return
-        with contextlib.suppress(BackendError):
-            self._backend.put(self._key, b"")
-        self._renewed = time.monotonic()
-
-
-@contextlib.contextmanager
-def _announce(backend: Backend, worker: str, copy_id: str, required: bool = True) -> Iterator[_Announcement]:
-    """Announce a copy, so that no prune removes its data. A read-only source is copied without it."""
-    key = copy_announcement_key(worker, copy_id)
-    try:
-        backend.put(key, b"")
-    except BackendError:
-        if required:
-            raise
-        logger.info("%s is read-only. Checkpoints deleted during the copy are skipped.", backend.uri)
-    try:
-        yield _Announcement(backend, key)
-    finally:
-        # If it cannot be deleted, prunes wait until it is a day old.
-        with contextlib.suppress(BackendError):
-            backend.delete([key])
 
 
 def _read_lineage_records(backend: Backend, worker: str) -> dict[str, bytes]:

@@ -29,7 +29,7 @@ def is_store(backend: Backend) -> bool:
         BackendError: the storage cannot be read.
     """
     try:
-        _check_version(read_at_most(backend, FORMAT_KEY, MAX_FORMAT_BYTES), backend.uri)
+        _check_version(backend)
     except ObjectNotFoundError:
         return False
     return True
@@ -46,25 +46,33 @@ def create_store(backend: Backend) -> None:
     try:
         backend.create(FORMAT_KEY, text)
     except ObjectExistsError:
-        _check_version(read_at_most(backend, FORMAT_KEY, MAX_FORMAT_BYTES), backend.uri)
+        _check_version(backend)
 
 
-def _check_version(text: bytes, uri: str) -> None:
+def _check_version(backend: Backend) -> None:
+    # Read twice before it is refused: a bit may have flipped on its way.
+    if _version(_read(backend)) == FORMAT_VERSION:
+        return
+    text = _read(backend)
     version = _version(text)
     if version is None:
         raise UnsupportedFormatError(
-            f"{uri} has a {FORMAT_KEY} that is damaged or not ours. It begins with {text[:60]!r}. If this is "
-            "a checkpoint store, put an intact copy back. Otherwise, choose another URI.",
-            uri=uri,
+            f"{backend.uri} has a {FORMAT_KEY} that is damaged or not ours. It begins with {text[:60]!r}. If "
+            "this is a checkpoint store, put an intact copy back. Otherwise, choose another URI.",
+            uri=backend.uri,
             key=FORMAT_KEY,
         )
     if version != FORMAT_VERSION:
         raise UnsupportedFormatError(
-            f"{uri} has format version {version}, but this release of input-checkpoint supports only "
+            f"{backend.uri} has format version {version}, but this release of input-checkpoint supports only "
             f"version {FORMAT_VERSION}. Upgrade input-checkpoint, or choose another URI.",
-            uri=uri,
+            uri=backend.uri,
             key=FORMAT_KEY,
         )
+
+
+def _read(backend: Backend) -> bytes:
+    return read_at_most(backend, FORMAT_KEY, MAX_FORMAT_BYTES)
 
 
 def _version(text: bytes) -> Optional[int]:

@@ -45,6 +45,14 @@ def read_pins(backend: Backend, worker: Optional[str] = None) -> dict[Checkpoint
     return notes
 
 
+def read_pin(backend: Backend, ref: CheckpointRef) -> Optional[str]:
+    """Return the note of the pin of one checkpoint, or None if it is not pinned."""
+    try:
+        return _note(backend.get(pin_key(ref)))
+    except ObjectNotFoundError:
+        return None
+
+
 def pin_reason(note: str) -> str:
     """Return the reason for which a pinned checkpoint is kept.
 

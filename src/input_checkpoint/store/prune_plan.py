@@ -8,13 +8,16 @@ from typing import Optional
 
 from input_checkpoint.backends.base import ObjectInfo
 from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
-from input_checkpoint.format.keys import parse_announcement_key, parse_lineage_key, parse_pack_key
+from input_checkpoint.format.keys import (
+    parse_announcement_key,
+    parse_pack_key,
+    parse_prune_announcement_key,
+)
 from input_checkpoint.format.lineage import InferredLineage, Lineage, abandoned_checkpoints
 from input_checkpoint.retention.policy import RetentionPolicy, merge_reasons
+from input_checkpoint.store.announcing import STALE_ANNOUNCEMENT_SECONDS
 from input_checkpoint.store.pins import pin_reason
 from input_checkpoint.store.saving import PendingSave
-
-STALE_ANNOUNCEMENT_SECONDS = 24 * 3600.0
 
 _NOT_ABANDONED_YET = "left behind by a restart; kept until the new run has saved twice"
 
@@ -87,26 +90,73 @@ def plan_checkpoints(
     return CheckpointPlan(reasons, tuple(ref for ref in present if ref not in reasons))
 
 
-def blocks_removal(announcement: ObjectInfo, newest: Lineage, age: float, own_run: bool) -> bool:
-    """Whether an announcement may belong to a save in progress that could need any pack.
+@dataclass(frozen=True)
+class AnnouncementPlan:
+    """What a prune makes of the announcements that it has found."""
+
+    respected: tuple[str, ...]
+    """Keys of those that may belong to a process that needs any pack."""
+    dead: tuple[str, ...]
+    """Keys of the others. They must be deleted before any pack is."""
+
+
+def plan_announcements(
+    announcements: Mapping[str, ObjectInfo],
+    newest: Lineage,
+    now: Optional[float],
+    is_own_run: bool,
+    own: Collection[Optional[str]],
+) -> AnnouncementPlan:
+    """Decide which announcements a prune respects.
 
     Args:
-        announcement: its entry in a listing.
-        newest: the worker's newest lineage. Saves of older ones can no longer commit.
-        age: seconds since the announcement was written.
-        own_run: whether ``newest`` is the run that prunes. Its own save is no obstacle.
+        announcements: their entries in a listing, by key.
+        newest: the worker's newest lineage. Saves of older ones cannot commit any more.
+        now: the time by the clock of the storage; None if it is unknown.
+        is_own_run: whether ``newest`` is the run that prunes. Its own saves are no obstacle.
+        own: keys of the announcements of this prune, and of the save in progress of this run.
     """
-    save = parse_announcement_key(announcement.key)
-    if save is None or save.lineage < newest.number:
+    respected: list[str] = []
+    dead: list[str] = []
+    for key, info in announcements.items():
+        if key in own:
+            continue
+        age = age_of(info, now)
+        is_stale = age is not None and age >= STALE_ANNOUNCEMENT_SECONDS
+        pruning = parse_prune_announcement_key(key)
+        if pruning is not None:
+            # Prunes do not hold each other back.
+            if is_stale or pruning < newest.number:
+                dead.append(key)
+        elif is_stale or _is_over(key, newest, is_own_run):
+            dead.append(key)
+        else:
+            respected.append(key)
+    return AnnouncementPlan(tuple(respected), tuple(dead))
+
+
+def _is_over(announcement: str, newest: Lineage, is_own_run: bool) -> bool:
+    """Whether an announcement is of an older run, or of an earlier save of the run that prunes."""
+    save = parse_announcement_key(announcement)
+    if save is None:
         return False
-    if own_run and save.lineage == newest.number:
-        return False
-    # A process that was killed, and that no run has followed, leaves its announcement behind.
-    return age < STALE_ANNOUNCEMENT_SECONDS
+    return save.lineage < newest.number or (is_own_run and save.lineage == newest.number)
+
+
+def age_of(info: ObjectInfo, now: Optional[float]) -> Optional[float]:
+    """Return the age of an object in seconds by the clock of the storage, or None if it is unknown.
+
+    Args:
+        info: its entry in a listing.
+        now: when an object was written that this process has just written, from a listing of the same
+            storage.
+    """
+    return None if info.modified is None or now is None else now - info.modified
 
 
 def unneeded_packs(
-    packs: Mapping[str, float],
+    packs: Mapping[str, Optional[float]],
+    newest: Lineage,
     committed: Collection[CheckpointRef],
     needs: PackNeeds,
     released: Collection[CheckpointRef],
@@ -116,7 +166,8 @@ def unneeded_packs(
     """Return the keys of the packs that nobody needs any more.
 
     Args:
-        packs: key of each pack, with its age in seconds.
+        packs: key of each pack, with its age in seconds; None if it is unknown.
+        newest: the worker's newest lineage.
         committed: the checkpoints that remain.
         needs: what they need.
         released: checkpoints that were removed, whose packs may go at any age.
@@ -124,7 +175,7 @@ def unneeded_packs(
         orphan_age: seconds after which a pack without a checkpoint counts as left behind by a crash.
     """
 
-    def is_unneeded(key: str, age: float) -> bool:
+    def is_unneeded(key: str, age: Optional[float]) -> bool:
         if key in needs.named:
             return False
         owner = parse_pack_key(key)
@@ -135,24 +186,27 @@ def unneeded_packs(
         if any(owner <= ref for ref in needs.damaged):
             # We cannot tell what a damaged manifest names, but the run that resumed from it can.
             return False
-        return owner in released or age >= orphan_age
+        if owner in released:
+            return True
+        # Without times, only a run that has been superseded is known to have left its data behind.
+        return owner.lineage < newest.number if age is None else age >= orphan_age
 
     return [key for key, age in packs.items() if is_unneeded(key, age)]
 
 
 def unneeded_lineages(
-    newest: Lineage, keys: Collection[str], committed: Collection[CheckpointRef]
+    newest: Lineage, records: Mapping[int, str], committed: Collection[CheckpointRef]
 ) -> list[str]:
     """Return the keys of lineage records of which no checkpoint is left.
 
     All records are evidence while the newest one cannot be read.
+
+    Args:
+        newest: the worker's newest lineage.
+        records: key of each record by the number of its lineage.
+        committed: the checkpoints that remain.
     """
     if isinstance(newest, InferredLineage):
         return []
-    needed = {newest.number, *(ref.lineage for ref in committed)}
-    numbers = {key: parse_lineage_key(key) for key in keys}
-    return [
-        key
-        for key, number in numbers.items()
-        if number is not None and number < newest.number and number not in needed
-    ]
+    needed = {ref.lineage for ref in committed}
+    return [key for number, key in records.items() if number < newest.number and number not in needed]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
+import logging
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,37 +11,48 @@ from typing import Any, Optional
 
 from input_checkpoint.backends.base import ObjectInfo
 from input_checkpoint.checkpoint import CheckpointRef
-from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError
+from input_checkpoint.errors import (
+    BackendError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    InconsistentListingError,
+)
 from input_checkpoint.format.keys import (
-    announcements_prefix,
-    lineages_prefix,
     manifest_key,
     packs_prefix,
-    parse_announcement_key,
     parse_pack_key,
+    prune_announcement_key,
 )
 from input_checkpoint.format.lineage import InferredLineage, Lineage
 from input_checkpoint.format.manifest import Header
+from input_checkpoint.parallel import map_ordered
 from input_checkpoint.retention.policy import RetentionPolicy
-from input_checkpoint.store.catalog import Catalog
+from input_checkpoint.store.announcing import Announcement
+from input_checkpoint.store.catalog import Catalog, RunListing
+from input_checkpoint.store.cross_check import checked_refs, owners
 from input_checkpoint.store.fencing import Fence
-from input_checkpoint.store.pins import read_pins
+from input_checkpoint.store.pins import read_pin, read_pins
 from input_checkpoint.store.prune_plan import (
+    AnnouncementPlan,
     CheckpointPlan,
     PackNeeds,
     ReadableHistory,
-    blocks_removal,
+    age_of,
     kept_checkpoints,
+    plan_announcements,
     plan_checkpoints,
     unneeded_lineages,
     unneeded_packs,
 )
-from input_checkpoint.store.saving import CheckpointSaver
+from input_checkpoint.store.saving import CheckpointSaver, PendingSave
+
+logger = logging.getLogger(__name__)
 
 ORPHAN_AGE_SECONDS = 3600.0
 """Age at which data that no manifest names counts as left behind by a crash, and is removed."""
 
 _DELETE_BATCH = 500
+_PINS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,9 @@ class PruneReport:
     """Keys of the data that was removed with them, or that a crash had left behind."""
     removed_bytes: int = 0
     """Size of that data."""
+    held_back_by: tuple[str, ...] = ()
+    """Keys of the announcements of saves and copies in progress, because of which no data was removed. The
+    next prune removes it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values.
@@ -68,11 +83,12 @@ class PruneReport:
             "removed": [ref.to_dict() for ref in self.removed],
             "removed_packs": list(self.removed_packs),
             "removed_bytes": self.removed_bytes,
+            "held_back_by": list(self.held_back_by),
         }
 
 
 class ReleasedPacks:
-    """Checkpoints whose manifests this process has removed, while some of their data remains.
+    """What this process knows about checkpoints that are gone, while some of their data remains.
 
     A prune must leave data in place if a save is in progress or another checkpoint refers to it. A later
     prune then removes that data at once instead of waiting until it has the age of an orphan.
@@ -80,17 +96,22 @@ class ReleasedPacks:
 
     def __init__(self) -> None:
         self.refs: frozenset[CheckpointRef] = frozenset()
+        """Checkpoints whose manifests this process has removed."""
+        self.absent: frozenset[CheckpointRef] = frozenset()
+        """Checkpoints that others have removed or never committed. Nobody can commit them any more."""
 
     def add(self, removed: Iterable[CheckpointRef]) -> None:
         """Remember checkpoints whose manifests are gone."""
         self.refs = self.refs | frozenset(removed)
 
-    def keep_only_owners(self, worker: str, packs: Iterable[str]) -> None:
-        """Forget the worker's checkpoints that own none of these packs."""
-        if not self.refs:
-            return
-        owners = frozenset(filter(None, map(parse_pack_key, packs)))
+    def add_absent(self, absent: Iterable[CheckpointRef]) -> None:
+        """Remember checkpoints that do not exist and never will."""
+        self.absent = self.absent | frozenset(absent)
+
+    def keep_only(self, worker: str, owners: Collection[CheckpointRef]) -> None:
+        """Forget the worker's checkpoints except these."""
         self.refs = frozenset(ref for ref in self.refs if ref.worker != worker or ref in owners)
+        self.absent = frozenset(ref for ref in self.absent if ref.worker != worker or ref in owners)
 
 
 class Pruner:
@@ -98,13 +119,17 @@ class Pruner:
 
     Removing data is safe without a lock, even while a save is running in this or another process. A save
     first announces itself, then looks up the manifests that it may build on and builds only on those that
-    exist, then uploads, commits, and finally withdraws its announcement. A prune deletes manifests, then
-    lists packs, then looks for announcements, then lists the manifests again. In whatever order these steps
-    interleave, either the prune sees the announcement and leaves the packs alone, or the save sees that the
-    manifest is gone, or the prune sees the new manifest.
+    exist, then uploads, commits, makes sure that its announcement still exists, and withdraws it. A prune
+    lists packs, deletes manifests, looks for announcements, deletes those that it does not respect, then
+    lists the manifests again. In whatever order these steps interleave, either the prune sees the
+    announcement and leaves the packs alone, or the save sees that the manifest or its announcement is gone,
+    or the prune sees the new manifest.
 
     A run that prunes beside its own save knows what that save builds on and spares exactly that. Otherwise
     nothing could ever be removed while one save follows the other without a pause.
+
+    No data is removed because of one answer of the storage. Before manifests are deleted, and again before
+    packs are, the manifest of every checkpoint that has a pack but is not listed is requested by its key.
 
     Args:
         catalog: of the store.
@@ -129,62 +154,113 @@ class Pruner:
         self._fence = fence
         self._released = released
         self._own = own
+        self._announcement: Optional[str] = None
 
     def prune(self, policy: RetentionPolicy, orphan_age: float, dry_run: bool) -> PruneReport:
         """See `CheckpointStore.prune`."""
-        plan = self._plan(policy)
+        with contextlib.ExitStack() as announced:
+            self._announcement = None if dry_run else self._announce(announced)
+            return self._prune(policy, orphan_age, dry_run)
+
+    def _announce(self, announced: contextlib.ExitStack) -> Optional[str]:
+        """Announce this prune, and return the key; None if there is no space for an empty object."""
+        announcement = Announcement(
+            self._backend, lambda unique: prune_announcement_key(self._worker, self._newest.number, unique)
+        )
+        try:
+            announced.enter_context(announcement.in_force())
+        except BackendError as error:
+            if type(error) is not BackendError:
+                raise
+            # A full disk must not keep anybody from freeing space. Without it, all ages are unknown.
+            logger.warning("%s. So only data whose age does not matter is removed.", error)
+            return None
+        return announcement.key
+
+    def _prune(self, policy: RetentionPolicy, orphan_age: float, dry_run: bool) -> PruneReport:
+        listed = self._backend.list(packs_prefix(self._worker))
+        # Nothing but what the library itself has named can be removed.
+        packs = {info.key: info for info in listed if parse_pack_key(info.key)}
+        plan = self._plan(policy, packs)
         if not dry_run:
             self._delete([manifest_key(ref) for ref in plan.removed])
             self._released.add(plan.removed)
-        # Nothing but what the library itself has named can be removed.
-        packs = [info for info in self._backend.list(packs_prefix(self._worker)) if parse_pack_key(info.key)]
-        announcements = [
-            info
-            for info in self._backend.list(announcements_prefix(self._worker))
-            if parse_announcement_key(info.key)
-        ]
-        if any(map(self._blocks_removal, announcements)):
-            return PruneReport(plan.kept, plan.removed, ())
-        return self._remove_data(plan, packs, announcements, orphan_age, dry_run)
+        view = self._look(dry_run)
+        if view.plan.dead and not dry_run:
+            # First of all, so that a process that is alive after all notices. It may have renewed meanwhile.
+            self._backend.delete(view.plan.dead)
+            view = self._look(dry_run)
+        held_back_by = view.plan.respected + (() if dry_run else view.plan.dead)
+        if held_back_by:
+            self._log_obstacles(view, held_back_by)
+            return PruneReport(plan.kept, plan.removed, (), held_back_by=held_back_by)
+        return self._remove_data(plan, packs, view, orphan_age, dry_run)
 
-    def _plan(self, policy: RetentionPolicy) -> CheckpointPlan:
-        present = self._catalog.refs(self._worker)
+    def _plan(self, policy: RetentionPolicy, packs: Collection[str]) -> CheckpointPlan:
+        expected = {self._newest.parent, self._own.last_committed if self._own else None}
+        present = self._list_checkpoints({*owners(packs), *filter(None, expected)})
         history = self._read_history(self._newest.history(present))
         kept = kept_checkpoints(self._newest, present, history, policy)
         # Pins are read last: all of the above takes time, in which one may be added.
-        return plan_checkpoints(present, kept, read_pins(self._backend, self._worker))
+        plan = plan_checkpoints(present, kept, read_pins(self._backend, self._worker))
+        found = map_ordered(lambda ref: read_pin(self._backend, ref), plan.removed, _PINS_AT_ONCE)
+        unlisted = {ref: note for ref, note in zip(plan.removed, found) if note is not None}
+        return plan_checkpoints(present, plan.kept, unlisted) if unlisted else plan
+
+    def _look(self, dry_run: bool) -> _View:
+        """Look for announcements."""
+        now: Optional[float] = None
+        if dry_run:
+            listing = self._catalog.list_runs(self._worker)
+            now = time.time()  # for a report, this clock is good enough
+        else:
+            listing = self._fence.check_may_delete(self._announcement)
+            if self._announcement:
+                now = listing.announcements[self._announcement].modified
+        # Read after the announcements: a save that has begun since then builds on nothing that is gone.
+        pending = self._own.pending() if self._own else None
+        own = {self._announcement} | (pending.announcements if pending else frozenset())
+        plan = plan_announcements(listing.announcements, self._newest, now, self._own is not None, own)
+        return _View(listing, now, pending, plan)
 
     def _remove_data(
         self,
         plan: CheckpointPlan,
-        packs: Sequence[ObjectInfo],
-        announcements: Sequence[ObjectInfo],
+        packs: Mapping[str, ObjectInfo],
+        view: _View,
         orphan_age: float,
         dry_run: bool,
     ) -> PruneReport:
-        # Read after the announcements: a save that has begun since then builds on nothing that is gone.
-        pending = self._own.pending() if self._own else None
-        remaining = set(plan.kept if dry_run else self._catalog.refs(self._worker))
+        remaining = set(plan.kept if dry_run else self._list_checkpoints({*owners(packs), *plan.kept}))
         unneeded = unneeded_packs(
-            {info.key: _age(info) for info in packs},
+            {key: age_of(info, view.now) for key, info in packs.items()},
+            self._newest,
             remaining,
             self._read_needs(remaining),
             {*plan.removed, *self._released.refs},
-            pending,
+            view.pending,
             orphan_age,
         )
         if not dry_run:
-            self._delete(unneeded)
-            self._released.keep_only_owners(self._worker, {info.key for info in packs} - set(unneeded))
-            own_announcement = pending.announcement if pending else None
-            self._delete([info.key for info in announcements if info.key != own_announcement])
-            lineages = [info.key for info in self._backend.list(lineages_prefix(self._worker))]
-            self._delete(unneeded_lineages(self._newest, lineages, remaining))
-        sizes = {info.key: info.size for info in packs}
-        return PruneReport(plan.kept, plan.removed, tuple(unneeded), sum(sizes[key] for key in unneeded))
+            records = unneeded_lineages(self._newest, view.listing.records, remaining)
+            self._delete([*unneeded, *records])
+            self._released.keep_only(self._worker, owners(packs.keys() - set(unneeded)))
+        return PruneReport(plan.kept, plan.removed, tuple(unneeded), sum(packs[key].size for key in unneeded))
 
-    def _blocks_removal(self, announcement: ObjectInfo) -> bool:
-        return blocks_removal(announcement, self._newest, _age(announcement), self._own is not None)
+    def _list_checkpoints(self, expected: Collection[CheckpointRef]) -> list[CheckpointRef]:
+        """List the worker's checkpoints, and request the manifests of those that may exist unlisted."""
+        pending = self._own.pending() if self._own else None
+        known = {*self._released.refs, *self._released.absent, pending.ref if pending else None}
+        expected = {ref for ref in expected if ref not in known}
+        present = checked_refs(self._catalog, self._worker, expected)
+        # Steps only grow, and a run that has been superseded commits nothing more.
+        newest = max(present, default=None)
+        self._released.add_absent(
+            ref
+            for ref in expected.difference(present)
+            if ref.lineage < self._newest.number or (newest is not None and ref < newest)
+        )
+        return present
 
     def _read_history(self, history: Sequence[CheckpointRef]) -> ReadableHistory:
         if isinstance(self._newest, InferredLineage):
@@ -197,7 +273,11 @@ class Pruner:
         return PackNeeds({pack.key for header in headers for pack in header.packs}, damaged)
 
     def _read_headers(self, refs: Collection[CheckpointRef]) -> tuple[list[Header], list[CheckpointRef]]:
-        """Return the headers that can be read, and the checkpoints whose manifest is damaged."""
+        """Return the headers that can be read, and the checkpoints whose manifest is damaged.
+
+        Raises:
+            InconsistentListingError: a manifest is listed and cannot be found.
+        """
         self._catalog.fetch_headers(refs)
         headers, damaged = [], []
         for ref in refs:
@@ -205,16 +285,45 @@ class Pruner:
                 headers.append(self._catalog.header(ref))
             except CorruptCheckpointError:
                 damaged.append(ref)
-            except CheckpointNotFoundError:
-                continue  # another process has just removed it
+            except CheckpointNotFoundError as error:
+                # Another process may have just removed it.
+                if self._catalog.holds(ref):
+                    raise InconsistentListingError(
+                        f"{error}, although it is listed. The storage, or a proxy in front of it, gives "
+                        "wrong answers. No data was removed because of this. Check what answers at this URI, "
+                        "then try again.",
+                        uri=error.uri,
+                        key=error.key,
+                        ref=ref,
+                    ) from error
         return headers, damaged
 
     def _delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), _DELETE_BATCH):
-            self._fence.check_may_delete()
+            self._fence.check_may_delete(self._announcement)
             self._backend.delete(keys[start : start + _DELETE_BATCH])
 
+    def _log_obstacles(self, view: _View, keys: Sequence[str]) -> None:
+        is_unclear = any(age_of(view.listing.announcements[key], view.now) is None for key in keys)
+        logger.log(
+            logging.WARNING if is_unclear else logging.INFO,
+            "%s: no data was removed, because a save or copy of worker %r seems to be in progress (%s). %s",
+            self._backend.uri,
+            self._worker,
+            ", ".join(keys),
+            "This storage does not tell the age of this announcement. If its process is dead, delete it."
+            if is_unclear
+            else "The next prune removes it.",
+        )
 
-def _age(info: ObjectInfo) -> float:
-    """Return the age in seconds. An unknown age counts as old."""
-    return math.inf if info.modified is None else time.time() - info.modified
+
+@dataclass(frozen=True)
+class _View:
+    """What a prune has seen when it looked for announcements."""
+
+    listing: RunListing
+    now: Optional[float]
+    """The time by the clock of the storage; None if it is unknown."""
+    pending: Optional[PendingSave]
+    """The save in progress of the run that prunes."""
+    plan: AnnouncementPlan

@@ -18,6 +18,7 @@ from input_checkpoint.format.manifest import IteratorRows, Manifest
 from input_checkpoint.parallel import map_ordered
 from input_checkpoint.state import Element, ElementBatch
 from input_checkpoint.store.pack_writer import CONCURRENCY
+from input_checkpoint.store.rereading import read_again_if_damaged
 
 READ_BYTES = 2 << 20
 """Largest size of an extent, both stored and decompressed, unless it is a single larger chunk. An extent is
@@ -257,14 +258,28 @@ def _read_extents(
 
     def fetch(planned: tuple[ChunkTable, Extent]) -> tuple[ChunkTable, Extent, bytes]:
         table, extent = planned
-        return table, extent, _fetch_extent(backend, keys[extent.pack], extent)
+        pack = keys[extent.pack]
+        data = read_again_if_damaged(lambda: _fetch_extent(backend, pack, extent), f"{backend.uri}/{pack}")
+        return table, extent, data
 
     max_reads = READS_PER_UPLOAD * concurrency
     planned = [(table, extent) for table, extents in plans for extent in extents]
     # Decoded in one thread: small chunks are bound by Python code, so more threads would compete for the GIL.
     # No variable holds the iterator, so that it is closed at once if decoding fails.
     for table, extent, data in map_ordered(fetch, planned, max_reads, lambda read: read[1].weight, max_reads):
-        yield list(decode_chunks(data, keys[extent.pack], table, extent))
+        yield _decode_extent(backend, keys[extent.pack], table, extent, data)
+
+
+def _decode_extent(backend: Backend, pack: str, table: ChunkTable, extent: Extent, data: bytes) -> Chunks:
+    """Return the chunks of an extent. If ``data`` is damaged, the extent is requested again."""
+    answers = iter([data])
+
+    def read() -> Chunks:
+        answer = next(answers, None)
+        whole = _fetch_extent(backend, pack, extent) if answer is None else answer
+        return list(decode_chunks(whole, pack, table, extent))
+
+    return read_again_if_damaged(read, f"{backend.uri}/{pack}")
 
 
 def _join_keys(table: ChunkTable, extents: Iterable[Chunks]) -> Sequence[bytes]:

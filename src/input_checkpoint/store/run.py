@@ -9,13 +9,17 @@ from dataclasses import replace
 from typing import Callable, Optional, Union
 
 from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef, SaveContext
-from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError, ObjectExistsError
-from input_checkpoint.format.keys import check_step, check_worker
-from input_checkpoint.format.limits import MAX_LINEAGE_BYTES
-from input_checkpoint.format.lineage import Lineage, decode_lineage, encode_lineage, next_lineage
+from input_checkpoint.errors import (
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    InconsistentListingError,
+    ObjectExistsError,
+    WriterSupersededError,
+)
+from input_checkpoint.format.keys import check_step, check_worker, lineage_key, lineages_prefix
+from input_checkpoint.format.lineage import Lineage, encode_lineage, next_lineage
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.state import IteratorState
-from input_checkpoint.store.bounded_reads import read_at_most
 from input_checkpoint.store.catalog import Catalog, WorkerListing
 from input_checkpoint.store.fencing import Fence
 from input_checkpoint.store.leftovers import remove_leftovers
@@ -23,6 +27,7 @@ from input_checkpoint.store.pruning import ORPHAN_AGE_SECONDS, Pruner, PruneRepo
 from input_checkpoint.store.saving import CheckpointSaver, SaveOptions
 
 _NO_CONTEXT = SaveContext()
+_ATTEMPTS = 1000
 
 
 class Run:
@@ -89,9 +94,11 @@ class Run:
         Raises:
             ValueError: a checkpoint cannot have this step.
             CheckpointTooLargeError: the state is larger than the format allows. Nothing became visible.
-            WriterSupersededError: a newer run of this worker has begun. Nothing became visible.
-            BackendError: the storage failed. Nothing became visible, unless it was the response to the
-                commit itself that was lost.
+            WriterSupersededError: a newer run of this worker has begun. If it began during the commit itself,
+                the checkpoint exists, but counts only if the newer run has resumed from it.
+            SaveExpiredError: this process was suspended, or the save took so long, that a prune has removed
+                its data. The checkpoint does not exist. The next save is not affected.
+            BackendError: the storage failed. Nothing became visible, unless it failed after the commit.
         """
         check_step(step)
         if not self._has_saved:
@@ -118,6 +125,7 @@ class Run:
 
         Raises:
             WriterSupersededError: a newer run of this worker has begun.
+            InconsistentListingError: the storage's answers contradict each other. No data was removed.
             BackendError: the storage failed. The next call removes what is left.
         """
         self._fence.check_may_save()
@@ -184,10 +192,13 @@ def begin_lineage(
 
     Raises:
         CheckpointNotFoundError: nothing is left of the run that ``parent`` belongs to.
+        InconsistentListingError: the storage's answers contradict each other. No run was begun.
     """
     check_worker(worker)
-    while True:
-        listing = listing or catalog.list_worker(worker)
+    taken = 0
+    for _ in range(_ATTEMPTS):
+        if listing is None:
+            listing = _list_after(catalog, worker, taken)
         line = listing.lineage
         if line is not None and parent is not None and not line.holds(parent):
             # The run goes back to a checkpoint that the newest run had left behind.
@@ -199,7 +210,32 @@ def begin_lineage(
         )
         if _create_record(catalog, lineage):
             return lineage
-        listing = None
+        taken, listing = lineage.number, None
+    raise WriterSupersededError(
+        f"{catalog.backend.uri}: {_ATTEMPTS} other runs of worker {worker!r} began while this one tried to. "
+        "Stop whatever starts them.",
+        uri=catalog.backend.uri,
+    )
+
+
+def _list_after(catalog: Catalog, worker: str, taken: int) -> WorkerListing:
+    """List a worker of which it is known that a lineage has this number.
+
+    Raises:
+        InconsistentListingError: the listing shows only lower numbers.
+    """
+    listing = catalog.list_worker(worker)
+    newest = listing.lineage.number if listing.lineage else 0
+    if newest < taken:
+        key = lineage_key(worker, taken)
+        raise InconsistentListingError(
+            f"{catalog.backend.uri}: {key} could not be created because it exists, but the listing of "
+            f"{lineages_prefix(worker)} does not contain it. The storage, or a proxy in front of it, gives "
+            "wrong answers. No run was begun. Check what answers at this URI, then try again.",
+            uri=catalog.backend.uri,
+            key=key,
+        )
+    return listing
 
 
 def _inherited_run_id(line: Optional[Lineage], parent: Optional[CheckpointRef]) -> str:
@@ -214,7 +250,7 @@ def _create_record(catalog: Catalog, lineage: Lineage) -> bool:
     except ObjectExistsError:
         # It may be our own, if the response to a first attempt was lost.
         try:
-            return decode_lineage(read_at_most(catalog.backend, lineage.key, MAX_LINEAGE_BYTES)) == lineage
-        except CorruptCheckpointError:
+            return catalog.lineage(lineage.worker, lineage.number) == lineage
+        except (CorruptCheckpointError, CheckpointNotFoundError):
             return False
     return True

@@ -17,11 +17,7 @@ from datetime import datetime, timezone
 from typing import Callable, Optional
 
 from input_checkpoint.checkpoint import CheckpointRef, PackEntry, SaveContext
-from input_checkpoint.errors import (
-    BackendError,
-    BackendUnavailableError,
-    CheckpointTooLargeError,
-)
+from input_checkpoint.errors import CheckpointTooLargeError
 from input_checkpoint.format.chunking import ChunkContent, digest, split_into_chunks
 from input_checkpoint.format.compression import Compressor
 from input_checkpoint.format.keys import announcement_key, manifest_key, pack_key
@@ -29,6 +25,7 @@ from input_checkpoint.format.limits import MAX_CHUNK_BYTES, MAX_PACK_BYTES
 from input_checkpoint.format.lineage import Lineage
 from input_checkpoint.format.manifest import Header, IteratorEntry, Manifest
 from input_checkpoint.state import IteratorState
+from input_checkpoint.store.announcing import Announcement
 from input_checkpoint.store.catalog import Catalog
 from input_checkpoint.store.chunk_index import ChunkIndex, ChunkRows, PackUse, packs_to_repack
 from input_checkpoint.store.commit import commit
@@ -47,6 +44,9 @@ _MAX_CLOSED_PACK_BYTES = MAX_PACK_BYTES - MAX_CHUNK_BYTES
 """A pack is closed by the chunk that makes it at least this large."""
 
 _LOOKUPS_AT_ONCE = 32
+
+_PLACEHOLDER = b"\0"
+"""The pack of a save that stores no chunk."""
 
 _BATCH_BYTES = 1 << 18
 _BATCH_CHUNKS = 1 << 8
@@ -77,8 +77,8 @@ class PendingSave:
 
     ref: CheckpointRef
     """The checkpoint that it will commit."""
-    announcement: str
-    """Key of its announcement."""
+    announcements: frozenset[str]
+    """Keys of its announcement: two while it is being renewed."""
     known_packs: frozenset[str]
     """Keys of the packs of earlier checkpoints that it may refer to."""
 
@@ -104,14 +104,21 @@ class CheckpointSaver:
         self._index = ChunkIndex()
         # Replaced, never changed: a prune in another thread reads it.
         self._known: Mapping[CheckpointRef, Mapping[str, int]] = {}
-        self._current: Optional[tuple[CheckpointRef, str]] = None
+        self._current: Optional[tuple[CheckpointRef, Announcement]] = None
+        self._last_committed: Optional[CheckpointRef] = None
+
+    @property
+    def last_committed(self) -> Optional[CheckpointRef]:
+        """The checkpoint that was committed last. May be read from any thread."""
+        return self._last_committed
 
     def pending(self) -> Optional[PendingSave]:
         """Return the save that is in progress, or None. May be called from any thread."""
         current = self._current
         if current is None:
             return None
-        return PendingSave(*current, frozenset(self._known_packs()))
+        ref, announcement = current
+        return PendingSave(ref, announcement.keys, frozenset(self._known_packs()))
 
     def add_manifest(self, manifest: Manifest) -> None:
         """Let later saves build on a committed checkpoint that this run has not saved itself."""
@@ -125,19 +132,21 @@ class CheckpointSaver:
         Raises:
             CheckpointTooLargeError: the state is larger than the format allows. Nothing became visible.
             WriterSupersededError: a newer run has begun, or another process has committed this step.
-            BackendError: the storage failed. Nothing became visible.
+            SaveExpiredError: a prune may have removed data of this save. The checkpoint does not exist.
+            BackendError: the storage failed. Nothing became visible, unless it failed after the commit.
         """
         ref = CheckpointRef(self._lineage.worker, self._lineage.number, step)
         write_id = uuid.uuid4().hex
         with (
             self._naming_what_is_too_large(ref),
             _start_encoding(iterators) as states,
-            self._announced(ref, write_id),
+            self._announced(ref) as announcement,
         ):
             self._forget_missing()
             with self._index.rollback_on_error():
-                stored = self._upload(ref, write_id, states)
-                header = self._commit(ref, write_id, stored, context())
+                stored = self._upload(ref, write_id, states, announcement)
+                header = self._commit(ref, write_id, stored, context(), announcement)
+            self._last_committed = ref
         self._retain(header, stored.chunks)
         return header
 
@@ -162,24 +171,18 @@ class CheckpointSaver:
         self._index.forget_packs(self._index.packs - self._known_packs().keys())
 
     @contextlib.contextmanager
-    def _announced(self, ref: CheckpointRef, write_id: str) -> Iterator[None]:
-        """Announce the save, so that no prune removes what it builds on."""
-        key = announcement_key(ref, write_id)
-        self._current = (ref, key)
-        unavailable = False
+    def _announced(self, ref: CheckpointRef) -> Iterator[Announcement]:
+        """Announce the save, so that no prune removes what it builds on.
+
+        If its announcement is left behind, this run's own prune removes it.
+        """
+        announcement = Announcement(self._backend, lambda unique: announcement_key(ref, unique))
+        self._current = (ref, announcement)
         try:
-            self._backend.put(key, b"")
-            yield
-        except BackendUnavailableError:
-            unavailable = True
-            raise
+            with announcement.in_force():
+                yield announcement
         finally:
             self._current = None
-            # A stale announcement only delays prunes by others until it is old; this run's own prune removes
-            # it. So after an outage that outlasted the retries, this does not wait for the storage again.
-            if not unavailable:
-                with contextlib.suppress(BackendError):
-                    self._backend.delete([key])
 
     def _forget_missing(self) -> None:
         """Build only on what still exists once the save is announced (see `Pruner`)."""
@@ -217,7 +220,13 @@ class CheckpointSaver:
     def _known_packs(self) -> dict[str, int]:
         return {key: size for packs in self._known.values() for key, size in packs.items()}
 
-    def _upload(self, ref: CheckpointRef, write_id: str, iterators: Iterable[IteratorState]) -> _Stored:
+    def _upload(
+        self,
+        ref: CheckpointRef,
+        write_id: str,
+        iterators: Iterable[IteratorState],
+        announcement: Announcement,
+    ) -> _Stored:
         entries: list[IteratorEntry] = []
         parts: list[ChunkRows] = []
         with PackWriter(
@@ -231,9 +240,16 @@ class CheckpointSaver:
                 keys, elements = ChunkRows(), ChunkRows()
                 for batch in _batches(split_into_chunks(state.elements)):
                     sink.store(batch, keys if batch[0].is_keys else elements)
+                    announcement.renew_if_due()
                 entries.append(self._entry(state.name, keys, elements))
                 parts += [keys, elements]
-            return _Stored(tuple(entries), ChunkRows.joined(parts), writer.finish())
+            chunks = ChunkRows.joined(parts)
+            packs = writer.finish()
+        if len(chunks) and not packs:
+            # The listing of packs then shows that this checkpoint exists: see `checked_refs`.
+            self._backend.put(pack_key(ref, write_id[:8], 0), _PLACEHOLDER)
+            packs = {pack_key(ref, write_id[:8], 0): len(_PLACEHOLDER)}
+        return _Stored(tuple(entries), chunks, packs)
 
     def _entry(self, name: str, keys: ChunkRows, elements: ChunkRows) -> IteratorEntry:
         return IteratorEntry(
@@ -244,9 +260,17 @@ class CheckpointSaver:
             logical_bytes=self._index.raw_bytes(keys) + self._index.raw_bytes(elements),
         )
 
-    def _commit(self, ref: CheckpointRef, write_id: str, stored: _Stored, context: SaveContext) -> Header:
-        body, packs = self._index.encode_table(stored.chunks)
+    def _commit(
+        self,
+        ref: CheckpointRef,
+        write_id: str,
+        stored: _Stored,
+        context: SaveContext,
+        announcement: Announcement,
+    ) -> Header:
+        body, used = self._index.encode_table(stored.chunks)
         sizes = {**self._known_packs(), **stored.packs}
+        packs = dict.fromkeys([*used, *stored.packs])
         header = Header(
             ref=ref,
             write_id=write_id,
@@ -260,7 +284,7 @@ class CheckpointSaver:
             table_digest=digest(body).hex(),
             context=context,
         )
-        commit(self._backend, self._fence, header, body)
+        commit(self._catalog, self._fence, header, body, announcement)
         return header
 
 

@@ -295,6 +295,8 @@ class CheckpointStore:
         Raises:
             WriterSupersededError: a new run of the worker has begun meanwhile.
             ValueError: ``worker`` cannot be part of a key.
+            InconsistentListingError: the storage's answers contradict each other, such as a listing that
+                lacks an object that exists. No data was removed.
             BackendError: the storage failed. The next call removes what is left.
         """
         reports = [
@@ -306,6 +308,7 @@ class CheckpointStore:
             removed=tuple(ref for report in reports for ref in report.removed),
             removed_packs=tuple(key for report in reports for key in report.removed_packs),
             removed_bytes=sum(report.removed_bytes for report in reports),
+            held_back_by=tuple(key for report in reports for key in report.held_back_by),
         )
 
     def copy_to(
@@ -323,7 +326,8 @@ class CheckpointStore:
         the target when all of it is there, from old to new. To continue an interrupted copy, or to bring over
         what the run has saved since, call it again.
 
-        Pins are copied as well. Retention is up to the target.
+        Nothing at the target is replaced: a checkpoint is not copied if the target has other data under the
+        name of one of its packs. Pins are copied as well. Retention is up to the target.
 
         Args:
             other: the target: empty, or copied from this store before. Open it with ``create=True``.
@@ -336,7 +340,9 @@ class CheckpointStore:
 
         Raises:
             DifferentHistoryError: the target holds another run of the same worker. It was not changed.
-            ValueError: ``other`` is this store.
+            SaveExpiredError: this process was suspended for so long that a prune of the target has taken the
+                copy for dead. Copy again.
+            ValueError: ``other`` is this store, under whatever name. It was not changed.
             BackendError: a storage failed. What has been committed stays; copy again.
 
         Example:
@@ -348,7 +354,7 @@ class CheckpointStore:
             >>> other.newest("main") == info
             True
         """
-        if other is self or other.uri == self.uri:
+        if other is self:
             raise ValueError(f"{self.uri} cannot be copied to itself")
         if checkpoints is None:
             chosen = self._catalog.refs(worker)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from input_checkpoint.backends.base import Backend
 from input_checkpoint.checkpoint import CheckpointRef, problems_to_list
 from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError
 from input_checkpoint.format.chunk_table import ChunkTable, Column
@@ -70,7 +69,7 @@ def verify(
     """
     if not 0 <= share <= 1:
         raise ValueError(f"read_data must be True, False or between 0 and 1, got {share}")
-    verifier = _Verifier(catalog.backend, share, concurrency)
+    verifier = _Verifier(catalog, share, concurrency)
     checked = []
     problems: dict[CheckpointRef, str] = {}
     for ref in checkpoints:
@@ -79,6 +78,8 @@ def verify(
         except CheckpointNotFoundError:
             continue  # pruned after it was listed
         except CorruptCheckpointError as error:
+            if not catalog.committed([ref]):
+                continue  # pruned while it was read: manifests go before data
             problems[ref] = str(error)
         checked.append(ref)
     return VerifyReport(tuple(checked), problems, verifier.read_bytes)
@@ -87,8 +88,9 @@ def verify(
 class _Verifier:
     """Checks everything that a restore checks. Reads chunks that checkpoints share only once."""
 
-    def __init__(self, backend: Backend, share: float, concurrency: int) -> None:
-        self._backend = backend
+    def __init__(self, catalog: Catalog, share: float, concurrency: int) -> None:
+        self._catalog = catalog
+        self._backend = catalog.backend
         self._share = share
         self._concurrency = concurrency
         self._sizes_by_worker: dict[str, dict[str, int]] = {}
@@ -113,6 +115,9 @@ class _Verifier:
         sizes = self._pack_sizes(worker)
         for pack in manifest.header.packs:
             if pack.key not in sizes:
+                # A pack may be newer than the listing.
+                if self._catalog.existing({pack.key: pack.size}, 1):
+                    continue
                 raise CorruptCheckpointError(f"its pack {pack.key} is missing", key=pack.key)
             if sizes[pack.key] != pack.size:
                 raise CorruptCheckpointError(

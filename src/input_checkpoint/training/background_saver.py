@@ -8,7 +8,12 @@ import time
 from typing import Callable, Optional
 
 from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef, SaveContext
-from input_checkpoint.errors import BackendError, InputCheckpointError, SnapshotLostError
+from input_checkpoint.errors import (
+    BackendError,
+    InputCheckpointError,
+    SaveExpiredError,
+    SnapshotLostError,
+)
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.store.run import Run
 from input_checkpoint.training.background_prune import BackgroundPrune
@@ -161,7 +166,7 @@ class BackgroundSaver:
     def _fail(self, step: int, error: BaseException) -> None:
         """Take note of a failed save. It is raised in the training thread, unless it may be tolerated."""
         self._failures += 1
-        if isinstance(error, BackendError) and self._failures <= self._tolerated_failures:
+        if isinstance(error, (BackendError, SaveExpiredError)) and self._failures <= self._tolerated_failures:
             logger.warning(
                 "Input checkpoint for step %d in %s failed (%d in a row; %d are tolerated): %s",
                 step,

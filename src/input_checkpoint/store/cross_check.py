@@ -1,0 +1,59 @@
+"""Listings that are believed only if nothing contradicts them.
+
+A proxy that answers with a login page, or a server that loses a page of a listing, makes a full store look
+empty. If a prune decided from such a listing what no checkpoint needs, it would remove everything. But there
+are other answers to compare it with: the keys of the packs say which saves have stored data, and each
+manifest can be requested by its key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from input_checkpoint.checkpoint import CheckpointRef
+from input_checkpoint.errors import InconsistentListingError
+from input_checkpoint.format.keys import checkpoints_prefix, manifest_key, parse_pack_key
+from input_checkpoint.store.catalog import Catalog
+
+_ATTEMPTS = 10
+
+
+def checked_refs(catalog: Catalog, worker: str, expected: Collection[CheckpointRef]) -> list[CheckpointRef]:
+    """Return every checkpoint of a worker, from old to new.
+
+    Args:
+        catalog: of the store.
+        worker: name of the worker.
+        expected: checkpoints that may exist. The manifest of each one that is not listed is requested.
+
+    Raises:
+        InconsistentListingError: the listing lacks a checkpoint that exists.
+    """
+    for _ in range(_ATTEMPTS):
+        listed = catalog.refs(worker)
+        unlisted = catalog.committed(set(expected).difference(listed))
+        if not unlisted:
+            return listed
+        # Committed since they were listed? What existed before and after a listing belongs in it.
+        again = set(catalog.refs(worker))
+        missing = catalog.committed(unlisted - again)
+        if missing:
+            raise _error(catalog, worker, min(missing))
+    raise _error(catalog, worker, min(unlisted))
+
+
+def owners(packs: Iterable[str]) -> set[CheckpointRef]:
+    """Return the checkpoints that packs were stored for: every one with data, and others that are gone."""
+    return {ref for ref in map(parse_pack_key, packs) if ref}
+
+
+def _error(catalog: Catalog, worker: str, ref: CheckpointRef) -> InconsistentListingError:
+    uri, key = catalog.backend.uri, manifest_key(ref)
+    return InconsistentListingError(
+        f"{uri}: the listing of {checkpoints_prefix(worker)} does not contain {key}, although this object "
+        "exists. The storage, or a proxy in front of it, gives wrong answers. No data was removed because of "
+        "this listing. Check what answers at this URI, then try again.",
+        uri=uri,
+        key=key,
+        ref=ref,
+    )
