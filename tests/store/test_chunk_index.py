@@ -23,6 +23,8 @@ crowded = st.builds(
     st.binary(min_size=12, max_size=12),
 )
 digests = st.lists(crowded, unique=True, max_size=60)
+PREFIX_ONLY = (1 << 32, 0)
+"""With these factors, the hash of a digest is its prefix."""
 
 
 def name_of(number: int) -> bytes:
@@ -52,14 +54,14 @@ def rows_of(index: ChunkIndex, *numbers: int) -> ChunkRows:
 class TestDigestTable:
     @given(digests, digests)
     def test_each_digest_is_found_at_its_row_and_others_are_not_found(self, present, absent):
-        rows = DigestTable()
+        rows = DigestTable(PREFIX_ONLY)
         assert [rows.add(name) for name in present] == list(range(len(present)))
         assert [rows.find(name) for name in present] == list(range(len(present)))
         assert {rows.find(name) for name in set(absent) - set(present)} <= {-1}
 
     @given(digests, st.data())
     def test_kept_digests_are_renumbered(self, present, data):
-        rows = DigestTable()
+        rows = DigestTable(PREFIX_ONLY)
         for name in present:
             rows.add(name)
         kept = data.draw(
@@ -81,7 +83,7 @@ class TestDigestTable:
 
     def test_digests_that_all_share_the_last_bucket_are_found(self):
         present = [b"\xff" * 4 + number.to_bytes(12, "big") for number in range(3000)]
-        rows = DigestTable()
+        rows = DigestTable(PREFIX_ONLY)
         for name in present:
             rows.add(name)
         assert [rows.find(name) for name in present] == list(range(3000))
@@ -187,3 +189,12 @@ class TestPacksToRepack:
     def test_surplus_packs_use_up_the_budget(self):
         uses = {f"{n:02d}": PackUse(2400 + n, 10_000) for n in range(100)}
         assert len(packs_to_repack(uses, 10_000)) == 100 - (3 * 25 + 2)
+
+
+def test_digests_that_begin_alike_are_found_as_quickly_as_others():
+    """A manifest may list digests that somebody has chosen."""
+    table = DigestTable()
+    digests = [bytes(8) + number.to_bytes(8, "little") for number in range(50_000)]
+    assert [table.add(digest) for digest in digests] == list(range(50_000))
+    assert [table.find(digest) for digest in digests] == list(range(50_000))
+    assert table.find(b"x" * 16) == -1

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
 import struct
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
 from input_checkpoint.format.chunking import DIGEST_BYTES
 
-_PREFIX = struct.Struct("<I")
+_HALVES = struct.Struct("<2Q")
+_64_BITS = (1 << 64) - 1
 _MIN_BUCKETS = 1 << 10
 _BUCKETS_PER_DIGEST = 3.4
 """More than twice what `_MAX_LOAD` requires, so a save that doubles the digests causes no rebuild."""
@@ -22,7 +24,11 @@ class DigestTable:
     """Numbers digests in the order in which they are added, and looks up the number of a digest.
 
     A hash table with open addressing in flat arrays. It needs 23 to 30 bytes per digest, of which 16 are the
-    digest itself. A dictionary needs 200. Digests are random, so their first bytes serve as the hash.
+    digest itself. A dictionary needs 200. The hash depends on random numbers, because a manifest may list
+    digests that somebody has chosen so that they collide.
+
+    Args:
+        factors: the two 64-bit numbers that the hash depends on. None: random ones.
 
     Example:
         >>> rows = DigestTable()
@@ -32,8 +38,9 @@ class DigestTable:
         (1, -1)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, factors: Optional[tuple[int, int]] = None) -> None:
         self._digests = bytearray()
+        self._factors = factors or (secrets.randbits(64) | 1, secrets.randbits(64) | 1)
         self._rebuild()
 
     def __len__(self) -> int:
@@ -43,7 +50,7 @@ class DigestTable:
         """Return the row of a digest, or -1 if it is not in the table."""
         row: int
         slots, digests = self._slots, self._digests
-        slot = _PREFIX.unpack_from(digest)[0] * self._buckets >> 32
+        slot = self._hash(digest) * self._buckets >> 32
         while (row := slots[slot]) >= 0:
             start = row * DIGEST_BYTES
             if digests[start : start + DIGEST_BYTES] == digest:
@@ -56,7 +63,7 @@ class DigestTable:
         row = len(self)
         self._digests += digest
         slots = self._slots
-        slot = _PREFIX.unpack_from(digest)[0] * self._buckets >> 32
+        slot = self._hash(digest) * self._buckets >> 32
         while slots[slot] >= 0:
             slot += 1
         slots[slot] = row
@@ -74,13 +81,22 @@ class DigestTable:
         self._digests = bytearray(self.column()[rows].view(np.uint8))
         self._rebuild()
 
+    def _hash(self, digest: bytes) -> int:
+        first: int
+        second: int
+        first, second = _HALVES.unpack(digest)
+        return (first * self._factors[0] + second * self._factors[1] & _64_BITS) >> 32
+
     def _rebuild(self) -> None:
-        prefixes = np.frombuffer(self._digests, "<u4")[:: DIGEST_BYTES // 4]
-        count = len(prefixes)
+        halves = np.frombuffer(self._digests, "<u8").reshape(-1, 2)
+        hashes = halves[:, 0] * np.uint64(self._factors[0])
+        hashes += halves[:, 1] * np.uint64(self._factors[1])
+        hashes >>= np.uint64(32)
+        count = len(hashes)
         self._buckets = max(_MIN_BUCKETS, int(_BUCKETS_PER_DIGEST * count))
         self._slots = memoryview(b"")  # frees the old slots before the new ones are allocated
-        order = np.argsort(prefixes, kind="stable")
-        positions = prefixes[order].astype(np.int64)
+        order = np.argsort(hashes, kind="stable")
+        positions = hashes[order].astype(np.int64)
         positions *= self._buckets
         positions >>= 32
         # Each digest goes into its own bucket, or right after the previous digest if that is later.
