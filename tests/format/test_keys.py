@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from input_checkpoint import CheckpointRef
 from input_checkpoint.format.keys import (
+    MAX_LINEAGE,
     MAX_STEP,
     announcement_key,
     check_step,
@@ -29,7 +30,7 @@ from input_checkpoint.format.keys import (
 )
 
 workers = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,20}", fullmatch=True)
-lineages = st.integers(1, 10**18 - 1) | st.integers(1, 200)
+lineages = st.integers(1, MAX_LINEAGE) | st.integers(1, 200)
 refs = st.builds(CheckpointRef, workers, lineages, st.integers(0, MAX_STEP) | st.integers(0, 10**6))
 save_ids = st.from_regex(r"[0-9a-f]{8}", fullmatch=True)
 
@@ -55,8 +56,8 @@ def test_every_key_that_is_written_is_read_back(ref, save_id, number):
 
 
 def test_the_announcement_of_a_copy_is_newer_than_every_run():
-    save = parse_announcement_key(copy_announcement_key("main", "0123abcd"))
-    assert save == CheckpointRef("main", 99_999_999, 0)
+    save = parse_announcement_key(copy_announcement_key("main", 7, "0123abcd"))
+    assert save == CheckpointRef("main", 99_999_999, 7)
 
 
 # Strings in which anything that a number, a name or an id may consist of comes in any amount.

@@ -22,6 +22,9 @@ FOREIGN = {
     "notes.txt": b"somebody else's",
     "checkpoints/main/00000001/notes.txt": b"somebody else's",
     "lineages/main/notes.txt": b"somebody else's",
+    "lineages/main/00000001/000000000010-0123abc~": b"somebody else's",
+    "saves/main/best.ckpt": b"somebody else's",
+    "packs/main/00000001/000000000010-0123abcd-00000.pack~": b"somebody else's",
     "packs/main/00000001/photo.png": b"somebody else's",
 }
 """Objects that are not the library's."""

@@ -16,7 +16,7 @@ import pytest
 from tests.fuzz.__main__ import CORPUS
 from tests.fuzz.drawing import draw
 from tests.fuzz.mutations import apply, intact
-from tests.fuzz.session import BrokenError, check
+from tests.fuzz.session import BrokenError, check, expected
 from tests.fuzz.storage import FuzzedBackend
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +66,7 @@ def test_the_intact_store_is_fine() -> None:
 
 
 def test_wrong_data_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert expected()  # loaded now, because the next line makes loading wrong
     monkeypatch.setattr("tests.fuzz.session._load", lambda store, ref: [])
     with pytest.raises(BrokenError, match="other data than was saved"):
         check([])

@@ -8,7 +8,16 @@ from typing import Callable
 
 import pytest
 
-from input_checkpoint import Backend, CheckpointRef, CheckpointStore, KeepAll, KeepLast, WriterSupersededError
+from input_checkpoint import (
+    Backend,
+    CheckpointRef,
+    CheckpointStore,
+    CorruptCheckpointError,
+    KeepAll,
+    KeepLast,
+    WriterSupersededError,
+)
+from input_checkpoint.format.keys import MAX_LINEAGE
 from input_checkpoint.format.lineage import Lineage
 from input_checkpoint.store.run import Run
 from tests.support.stores import KeepNothing, pack_keys, save, steps
@@ -44,6 +53,12 @@ class TestLineages:
     def test_the_newest_lineage_is_the_one_opened_last(self, store, run):
         second = store.begin_run("main")
         assert store.newest_lineage("main") == second.lineage
+
+    def test_no_run_follows_the_highest_number(self, backend, store):
+        backend.put(f"lineages/main/{MAX_LINEAGE}.json", b"not genuine")
+        with pytest.raises(CorruptCheckpointError, match="no number left for another run") as caught:
+            store.begin_run("main")
+        assert caught.value.key == f"lineages/main/{MAX_LINEAGE}.json"
 
     def test_a_worker_that_never_ran_has_no_lineage(self, store):
         assert store.newest_lineage("main") is None

@@ -20,6 +20,9 @@ FORMAT_KEY = "format.json"
 MAX_STEP = (1 << 63) - 1
 """The largest step: TensorFlow counts in int64."""
 
+MAX_LINEAGE = 99_999_998
+"""The largest number of a run."""
+
 _COPY_LINEAGE = 99_999_999
 """Lineage in the announcement of a copy. It is newer than any real one, so every prune respects it."""
 _PRUNE_STEP = 900_000_000_000
@@ -28,7 +31,7 @@ lineages and announcements comes after it."""
 
 # Numbers are padded to a fixed width, and have no further zeros in front of them. The upper bounds only keep
 # them in int64.
-_LINEAGE = r"(?!0{8})(?:[0-9]{8}|[1-9][0-9]{8,17})"
+_LINEAGE = r"(?!0{8})[0-9]{8}"
 _STEP = r"(?:[0-9]{12}|[1-9][0-9]{12,18})"
 _PACK_NUMBER = r"(?:[0-9]{5}|[1-9][0-9]{5,8})"
 _SAVE_ID = r"[0-9a-f]{8}"
@@ -167,7 +170,7 @@ def parse_announcement_key(key: str) -> Optional[CheckpointRef]:
 
     The lineage of a copy or a prune is higher than any real one.
     """
-    return _parse(_ANNOUNCEMENT_KEY, key)
+    return _parse(_ANNOUNCEMENT_KEY, key, _COPY_LINEAGE)
 
 
 def parse_prune_announcement_key(key: str) -> Optional[int]:
@@ -206,12 +209,12 @@ def parse_pack_key(key: str) -> Optional[CheckpointRef]:
 def parse_lineage_key(key: str) -> Optional[int]:
     """Return the number of a lineage, or None if the key is not that of a lineage record."""
     match = _LINEAGE_KEY.fullmatch(key)
-    return int(match.group(2)) if match else None
+    return int(match.group(2)) if match and int(match.group(2)) <= MAX_LINEAGE else None
 
 
-def _parse(pattern: re.Pattern[str], key: str) -> Optional[CheckpointRef]:
+def _parse(pattern: re.Pattern[str], key: str, highest: int = MAX_LINEAGE) -> Optional[CheckpointRef]:
     match = pattern.fullmatch(key)
     if not match:
         return None
     ref = CheckpointRef(match.group(1), int(match.group(2)), int(match.group(3)))
-    return ref if ref.step <= MAX_STEP else None
+    return ref if ref.lineage <= highest and ref.step <= MAX_STEP else None

@@ -110,7 +110,7 @@ class Announcement:
 
     def _exists(self, key: str) -> bool:
         try:
-            self._backend.get(key)
+            self._backend.get(key, 0, 1)
         except ObjectNotFoundError:
             return False
         return True

@@ -342,7 +342,7 @@ class _WorkerCopier:
             self._target.backend.create(key, data)
         except ObjectExistsError as error:
             # It may be our own, if the response to a first attempt was lost, or that of another copy.
-            if self._target.backend.get(key) != data:
+            if read_at_most(self._target.backend, key, len(data)) != data:
                 raise self._other_data(key, manifest.header.ref) from error
 
     def _other_data(self, pack: str, ref: CheckpointRef) -> CorruptCheckpointError:

@@ -48,7 +48,7 @@ def read_pins(backend: Backend, worker: Optional[str] = None) -> dict[Checkpoint
 def read_pin(backend: Backend, ref: CheckpointRef) -> Optional[str]:
     """Return the note of the pin of one checkpoint, or None if it is not pinned."""
     try:
-        return _note(backend.get(pin_key(ref)))
+        return _note(read_at_most(backend, pin_key(ref), MAX_PIN_BYTES))
     except ObjectNotFoundError:
         return None
 

@@ -16,7 +16,13 @@ from input_checkpoint.errors import (
     ObjectExistsError,
     WriterSupersededError,
 )
-from input_checkpoint.format.keys import check_step, check_worker, lineage_key, lineages_prefix
+from input_checkpoint.format.keys import (
+    MAX_LINEAGE,
+    check_step,
+    check_worker,
+    lineage_key,
+    lineages_prefix,
+)
 from input_checkpoint.format.lineage import Lineage, encode_lineage, next_lineage
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.state import IteratorState
@@ -155,8 +161,9 @@ class Run:
             start_step=parent.step,
         )
         self._fence.check_may_save()
-        while not _create_record(self._catalog, lineage):
+        if not _create_record(self._catalog, lineage):
             self._fence.check_may_save()  # raises, since somebody has just taken the number
+            raise _unlisted(self._catalog, worker, lineage.number)
         return Run(self._catalog, lineage, self._options, self._released)
 
     def _prepare_first_save(self) -> None:
@@ -227,15 +234,19 @@ def _list_after(catalog: Catalog, worker: str, taken: int) -> WorkerListing:
     listing = catalog.list_worker(worker)
     newest = listing.lineage.number if listing.lineage else 0
     if newest < taken:
-        key = lineage_key(worker, taken)
-        raise InconsistentListingError(
-            f"{catalog.backend.uri}: {key} could not be created because it exists, but the listing of "
-            f"{lineages_prefix(worker)} does not contain it. The storage, or a proxy in front of it, gives "
-            "wrong answers. No run was begun. Check what answers at this URI, then try again.",
-            uri=catalog.backend.uri,
-            key=key,
-        )
+        raise _unlisted(catalog, worker, taken)
     return listing
+
+
+def _unlisted(catalog: Catalog, worker: str, taken: int) -> InconsistentListingError:
+    uri, key = catalog.backend.uri, lineage_key(worker, taken)
+    return InconsistentListingError(
+        f"{uri}: {key} could not be created because it exists, but the listing of {lineages_prefix(worker)} "
+        "does not contain it. The storage, or a proxy in front of it, gives wrong answers. No run was begun. "
+        "Check what answers at this URI, then try again.",
+        uri=uri,
+        key=key,
+    )
 
 
 def _inherited_run_id(line: Optional[Lineage], parent: Optional[CheckpointRef]) -> str:
@@ -245,6 +256,15 @@ def _inherited_run_id(line: Optional[Lineage], parent: Optional[CheckpointRef]) 
 
 def _create_record(catalog: Catalog, lineage: Lineage) -> bool:
     """Return False if the number of the lineage is taken."""
+    if lineage.number > MAX_LINEAGE:
+        uri, key = catalog.backend.uri, lineage_key(lineage.worker, MAX_LINEAGE)
+        raise CorruptCheckpointError(
+            f"{uri}: worker {lineage.worker!r} has no number left for another run, because {key} exists. "
+            "Unless it has run a hundred million times, that record is not genuine: delete it, or choose another "
+            "URI.",
+            uri=uri,
+            key=key,
+        )
     try:
         catalog.backend.create(lineage.key, encode_lineage(lineage))
     except ObjectExistsError:
