@@ -18,7 +18,6 @@ import tensorflow as tf
 
 import input_checkpoint as ic
 from input_checkpoint.tensorflow import session_hook
-from tests.support.kills import ROOT
 from tests.support.training import BATCH, MAX_STEPS, NOTHING, shuffled_ids
 from tests.support.wrappers import Wrapped
 
@@ -26,6 +25,8 @@ v1 = tf.compat.v1
 
 MICRO = 4
 """Runs to a global step."""
+
+_ROOT = Path(__file__).parents[2]
 
 
 def accumulate_op(ids: Any, collection: str = v1.GraphKeys.GLOBAL_VARIABLES) -> Any:
@@ -140,7 +141,7 @@ def train_and_die(model_dir: Path, backend: Path, runs: int, moment: str) -> Non
     """Train in a process that is killed at a moment of its end."""
     command = [sys.executable, "-m", "tests.support.accumulation", str(model_dir), str(backend)]
     finished = subprocess.run(
-        [*command, str(runs), moment], cwd=ROOT, capture_output=True, text=True, check=False
+        [*command, str(runs), moment], cwd=_ROOT, capture_output=True, text=True, check=False
     )
     assert finished.returncode == -signal.SIGKILL, finished.stderr[-4000:]
 

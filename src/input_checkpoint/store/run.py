@@ -260,8 +260,8 @@ def _create_record(catalog: Catalog, lineage: Lineage) -> bool:
         uri, key = catalog.backend.uri, lineage_key(lineage.worker, MAX_LINEAGE)
         raise CorruptCheckpointError(
             f"{uri}: worker {lineage.worker!r} has no number left for another run, because {key} exists. "
-            "Unless it has run a hundred million times, that record is not genuine: delete it, or choose another "
-            "URI.",
+            "Unless it has run a hundred million times, that record is not genuine: delete it, or choose "
+            "another URI.",
             uri=uri,
             key=key,
         )
