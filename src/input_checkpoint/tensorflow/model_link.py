@@ -186,7 +186,7 @@ class ModelLink:
     def model_digest(self, step: int) -> Optional[str]:
         """Return the digest of the model checkpoint of ``step``, or None if there is none (yet).
 
-        Reads small files: not for the training thread.
+        Reads two small files.
         """
         return None if self._model_dir is None else saved_digest(self._model_dir, step)
 

@@ -153,6 +153,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
             # Here, and not in after_run(): the model's saver may come after this hook in the list.
             self._save_if_due(state, with_model=True)
             self._running_saver.wait_for_snapshot()
+        state.settle_save()
         state.guard.expect(run_context.original_args)
         self._last_run_started = time.time()
 
@@ -276,7 +277,8 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
                 draws=save.draws,
             )
 
-        if self._running_saver.submit(step, state.guard.source, context, save.find_model):
+        if self._running_saver.submit(step, state.guard.source, context):
+            state.save = save
             state.saved_step, state.saved_draws = step, save.draws
             state.guard.saved()
 
@@ -450,6 +452,17 @@ class _SessionState:
     saved_step: Optional[int] = None
     saved_draws: int = 0
     """``draws`` when ``saved_step`` was saved."""
+    save: Optional[_Save] = None
+    """The last save, until the next run begins."""
+
+    def settle_save(self) -> None:
+        """Look at the model of the last save while it is certain which runs it contains.
+
+        Only if several runs may make up a step: otherwise, there is time until the commit.
+        """
+        save, self.save = self.save, None
+        if save is not None and (self.accumulates or self.draws == 0):
+            save.find_model()
 
 
 @dataclass
@@ -464,11 +477,7 @@ class _Save:
     model_digest: Optional[str] = None
 
     def find_model(self) -> Optional[str]:
-        """Return the digest of the model that was saved together with this snapshot, if it is known.
-
-        Called when the snapshot has just been taken, and again just before the commit, because TensorFlow may
-        save the model a little later.
-        """
+        """Return the digest of the model that was saved together with this snapshot, if it is known."""
         if self.model_digest is None:
             found = self.link.model_digest(self.step)
             # With several runs to a step, TensorFlow may have saved this model after more of them.

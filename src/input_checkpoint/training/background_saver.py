@@ -75,20 +75,14 @@ class BackgroundSaver:
         return self._thread is not None and self._thread.is_alive()
 
     def submit(
-        self,
-        step: int,
-        source: InputSource,
-        context: Callable[[], SaveContext] = SaveContext,
-        on_snapshot: Callable[[], object] = lambda: None,
+        self, step: int, source: InputSource, context: Callable[[], SaveContext] = SaveContext
     ) -> bool:
         """Start saving ``step``.
 
         Args:
             step: global step of the model.
             source: the iterators.
-            context: returns what the training knows about this save. Called in the background, just before
-                the commit.
-            on_snapshot: called in the background as soon as the iterators may advance.
+            context: returns what the training knows about this save. Called in the background.
 
         Returns:
             False if the save was skipped because another one is running.
@@ -105,7 +99,7 @@ class BackgroundSaver:
         self._snapshot_taken = threading.Event()
         self._thread = threading.Thread(
             target=self._save_in_thread,
-            args=(step, source, context, on_snapshot, self._snapshot_taken),
+            args=(step, source, context, self._snapshot_taken),
             name=f"input-checkpoint-save-{step}",
         )
         self._thread.start()
@@ -140,7 +134,6 @@ class BackgroundSaver:
         step: int,
         source: InputSource,
         context: Callable[[], SaveContext],
-        on_snapshot: Callable[[], object],
         taken: threading.Event,
     ) -> None:
         started = time.monotonic()
@@ -148,7 +141,7 @@ class BackgroundSaver:
             snapshot = source.snapshot()
             paused = time.monotonic() - started
             taken.set()
-            info = self._save(step, snapshot, context, on_snapshot)
+            info = self._save(step, snapshot, context)
         except SnapshotLostError as error:
             # Whoever closed the session knows why. The next one resumes from what was saved before.
             logger.warning("Input checkpoint for step %d in %s abandoned: %s", step, self._run.uri, error)
@@ -179,16 +172,9 @@ class BackgroundSaver:
         logger.error("Input checkpoint for step %d in %s failed.", step, self._run.uri)
         self._failure = error
 
-    def _save(
-        self,
-        step: int,
-        snapshot: Snapshot,
-        context: Callable[[], SaveContext],
-        on_snapshot: Callable[[], object],
-    ) -> CheckpointInfo:
+    def _save(self, step: int, snapshot: Snapshot, context: Callable[[], SaveContext]) -> CheckpointInfo:
         logger.info("Saving input checkpoint for step %d to %s.", step, self._run.uri)
         try:
-            on_snapshot()
             info = self._run.save(step, snapshot.states(), context)
         finally:
             snapshot.release()
