@@ -119,7 +119,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, body: bytes = b"", headers: Any = ()) -> None:
         self.send_response(status)
-        for name, value in {"ETag": '"1"', "Last-Modified": _MODIFIED, **dict(headers)}.items():
+        always = {
+            "ETag": '"1"',
+            "Last-Modified": _MODIFIED,
+            "x-ms-request-id": "1",
+            "x-ms-version": "2024-11-04",
+        }
+        for name, value in {**always, **dict(headers)}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

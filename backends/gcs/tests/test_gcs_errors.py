@@ -13,7 +13,7 @@ from typing import Any, Callable
 import pytest
 import requests.exceptions
 from aiohttp import ClientTimeout
-from gcs_scripted_server import HANG_UP, Reply, refusal, resource, scripted_server
+from gcs_scripted_server import HANG_UP, Reply, content, refusal, resource, scripted_server, success
 
 from input_checkpoint import (
     BackendError,
@@ -352,7 +352,7 @@ class TestTokenRenewal:
         def answer(request):
             if request.path == "/token":
                 return resource(access_token="fresh", expires_in=3600, token_type="Bearer")
-            return Reply(200, b"data")
+            return content(b"data")
 
         with scripted_server(answer) as server:
             token = {**service_account, "token_uri": f"{server.url}/token"}
@@ -392,7 +392,7 @@ class TestMissingPermissions:
             GcsBackend("gs://bucket/run", server.options()).get("key")
 
     def test_the_project_that_pays_is_sent_with_every_request(self):
-        with scripted_server(lambda request: STORED) as server:
+        with scripted_server(success) as server:
             backend = GcsBackend("gs://bucket/run", server.options(requester_pays="payer"))
             for operation in OPERATIONS.values():
                 operation(backend)
@@ -452,7 +452,7 @@ class TestSecureConnections:
         certificate = tmp_path / "server.pem"
         write_self_signed_certificate(certificate)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        with scripted_server(lambda request: Reply(200, b"data"), certificate) as server:
+        with scripted_server(lambda request: content(b"data"), certificate) as server:
             assert GcsBackend("gs://bucket/run", server.options()).get("key") == b"data"
 
     def test_a_server_without_tls_is_a_permanent_error(self):
@@ -474,7 +474,7 @@ class TestServerThatIsNotCloudStorage:
     def test_a_page_of_a_proxy_does_not_look_like_success(self, operation):
         with (
             scripted_server(lambda request: Reply(200, b"<html>Please log in</html>")) as server,
-            refused(BackendError, "not Cloud Storage. Correct endpoint_url"),
+            refused(BackendUnavailableError, "the server answered .*proxy or a login page may be in between"),
         ):
             OPERATIONS[operation](GcsBackend("gs://bucket/run", server.options()))
         assert len(server.received) == 1
@@ -486,7 +486,7 @@ class TestServerThatIsNotCloudStorage:
 
         with (
             scripted_server(answer) as server,
-            refused(BackendError, "not Cloud Storage. Correct endpoint_url"),
+            refused(BackendUnavailableError, "the server answered .*proxy or a login page may be in between"),
         ):
             operation(GcsBackend("gs://bucket/run", server.options()))
         assert len(server.received) == 1
@@ -495,7 +495,7 @@ class TestServerThatIsNotCloudStorage:
     def test_an_upload_whose_answer_names_no_object_has_failed(self, operation):
         with (
             scripted_server(lambda request: resource(status="ok")) as server,
-            refused(BackendError, "does not name a stored object"),
+            refused(BackendUnavailableError, "not with the stored object"),
         ):
             operation(GcsBackend("gs://bucket/run", server.options()))
 

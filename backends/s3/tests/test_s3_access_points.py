@@ -40,7 +40,7 @@ def proxy() -> Iterator[Proxy]:
             recorder.requests.append((self.command, self.path, self.headers.get("Authorization") or ""))
             body = b"data" if self.command == "GET" and "list-type" not in self.path else b""
             if "list-type" in self.path:
-                body = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
+                body = b"<ListBucketResult><Name>training</Name><KeyCount>0</KeyCount></ListBucketResult>"
             if self.command == "POST":
                 body = b"<DeleteResult><Deleted><Key>run/key</Key></Deleted></DeleteResult>"
             self.send_response(206 if self.headers.get("Range") else 200)

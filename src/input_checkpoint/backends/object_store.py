@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable, Optional, TypeVar, Union
 
+from input_checkpoint.backends.answers import UnexpectedAnswerError
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
 from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
 from input_checkpoint.backends.redaction import redact
@@ -79,6 +80,14 @@ class Operation:
         error.credentials_refused = True
         return error
 
+    def unexpected_answer(self, error: UnexpectedAnswerError) -> BackendUnavailableError:
+        """Return the error for an answer that does not belong to the request."""
+        return self.error(
+            BackendUnavailableError,
+            f"{error}. A proxy or a login page may be in between. Check the endpoint and the network; "
+            f"{RETRY_ADVICE}.",
+        )
+
     def locate(self, error: _Error) -> _Error:
         """Return ``error`` with URI and key set, where they are not."""
         error.uri = error.uri or self.uri
@@ -108,13 +117,15 @@ def translated_errors(operation: Operation, translate: Translate) -> Iterator[No
 
     Args:
         operation: what is done inside the ``with`` statement.
-        translate: called for every exception but a `BackendError`.
+        translate: called for every exception but a `BackendError` and an `UnexpectedAnswerError`.
     """
     try:
         yield
     except BackendError as error:
         operation.locate(error)
         raise
+    except UnexpectedAnswerError as error:
+        raise operation.unexpected_answer(error) from error
     except Exception as error:
         # Client libraries let exceptions of other libraries through, which share no base class.
         raise operation.locate(translate(error, operation)) from error
@@ -127,6 +138,10 @@ class ObjectStoreBackend(Backend):
     `check_exists`. These methods take the names of objects, which are keys with the prefix in front. They
     raise what the client library raises, and `translate_error` turns that into a `BackendError`. Several
     threads call them at once.
+
+    Client libraries believe what a proxy or a login page answers in place of the service. So these methods
+    look in each answer for what the protocol promises, and raise `UnexpectedAnswerError` if it is missing:
+    see `input_checkpoint.backends.answers`.
 
     They send the requests through `client`, which `open_client` opens. A forked child opens its own. When
     `translate_error` returns an error whose `credentials_refused` is true, the client is opened again and the
@@ -293,9 +308,14 @@ class ObjectStoreBackend(Backend):
             return request()
 
     def _listing(self, prefix: str) -> Iterator[ObjectInfo]:
-        start = len(self._prefix)
+        start, wanted, last = len(self._prefix), self._prefix + prefix, ""
         with self.errors("list", prefix=prefix):
-            for info in self.list_objects(self._prefix + prefix):
+            for info in self.list_objects(wanted):
+                if not info.key.startswith(wanted):
+                    raise UnexpectedAnswerError("the list", f"the object {info.key}", f"those in {wanted}")
+                if info.key <= last:
+                    raise UnexpectedAnswerError("the list", f"{info.key} after {last}", "objects in order")
+                last = info.key
                 if not info.key.endswith("/"):
                     yield ObjectInfo(info.key[start:], info.size, info.modified)
 

@@ -10,17 +10,18 @@ from adlfs import AzureBlobFileSystem
 from azure.core.exceptions import ResourceNotFoundError
 from fsspec.asyn import sync
 
+from input_checkpoint.backends.answers import PageChain, UnexpectedAnswerError
 from input_checkpoint.backends.base import Backend, ObjectInfo
 from input_checkpoint.backends.engines import FSSPEC, OBSTORE, choose_engine
 from input_checkpoint.backends.object_store import ObjectStoreBackend, Operation
 from input_checkpoint.errors import BackendError
+from input_checkpoint_azure.answers import GET, LIST, ListedBlobs, check_answer
 from input_checkpoint_azure.errors import BLOB_NOT_FOUND, error_code, translate
 from input_checkpoint_azure.filesystem import open_filesystem
 from input_checkpoint_azure.obstore_engine import open_with_obstore
 from input_checkpoint_azure.uri import parse_azure_uri
 
 _PARALLEL_DELETES = 32
-_FOLDER_MARK = "hdi_isfolder"
 
 _Result = TypeVar("_Result")
 
@@ -49,7 +50,10 @@ class AzureBackend(ObjectStoreBackend):
         ```
     """
 
-    request_options: ClassVar[dict[str, float]] = {
+    request_options: ClassVar[dict[str, Any]] = {
+        # Following a redirect turns a write into a read, whose answer would look like success.
+        "permit_redirects": False,
+        "raw_response_hook": check_answer,
         "retry_total": 0,
         "connection_timeout": 5,
         "read_timeout": 60,
@@ -103,17 +107,21 @@ class AzureBackend(ObjectStoreBackend):
         blob = self.client.container.get_blob_client(name)
         stream = await blob.download_blob(offset=start, length=length, **self.request_options)
         data: bytes = await stream.readall()
+        if len(data) != stream.size:
+            raise UnexpectedAnswerError(GET, f"{len(data)} bytes", f"{stream.size}")
         return data
 
     async def _list(self, prefix: str) -> Sequence[ObjectInfo]:
-        blobs = self.client.container.list_blobs(
+        pages = self.client.container.list_blobs(
             name_starts_with=prefix, include=["metadata"], **self.request_options
-        )
-        return [
-            ObjectInfo(blob.name, blob.size, blob.last_modified.timestamp())
-            async for blob in blobs
-            if _FOLDER_MARK not in (blob.metadata or {})
-        ]
+        ).by_page()
+        chain, found = PageChain(LIST), ListedBlobs(self._parsed_uri.container)
+        async for page in pages:
+            blobs = [blob async for blob in page]
+            found.add(pages.container, blobs)
+            if pages.continuation_token:
+                chain.follow(pages.continuation_token, len(blobs))
+        return found.infos
 
     async def _delete(self, names: Sequence[str]) -> None:
         # One by one: a batch request costs the same, and not all accounts and emulators support it.

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Callable, Optional
 
 import tenacity
 
-from input_checkpoint_gcs.errors import GcsError, is_unavailable, is_worth_repeating, read_answer
+from input_checkpoint_gcs.answers import Answer
+from input_checkpoint_gcs.errors import is_unavailable, is_worth_repeating, read_answer
 from input_checkpoint_gcs.session import open_session
 from input_checkpoint_gcs.settings import GcsSettings
 
@@ -45,24 +45,6 @@ class Request:
         return None if self.body is None else sum(map(len, self.body))
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What the server answered to a request that succeeded."""
-
-    status: int
-    body: bytes
-
-    def json(self) -> dict[str, Any]:
-        """Return the resource in the body; raises `GcsError` if there is none."""
-        try:
-            resource = json.loads(self.body)
-        except ValueError:
-            resource = None
-        if not isinstance(resource, dict):
-            raise GcsError(self.status, "notAResource", "the answer is no resource of the JSON API")
-        return resource
-
-
 class GcsClient:
     """Sends requests, and repeats those that may succeed a moment later.
 
@@ -74,7 +56,7 @@ class GcsClient:
     Example:
         ```python
         client = GcsClient(read_settings("gs://bucket", {"token": "anon"}))
-        client.call(Request("GET", "/storage/v1/b/bucket/o")).json()
+        client.call(Request("GET", "/storage/v1/b/bucket/o")).body
         ```
     """
 
@@ -98,10 +80,14 @@ class GcsClient:
         )
         return retrying(self._send, request)
 
-    def call_each(self, requests: Sequence[Request]) -> dict[int, Exception]:
+    @staticmethod
+    def run_each(requests: Sequence[Callable[[], object]]) -> dict[int, Exception]:
         """Send requests in parallel. Return the failures by index in ``requests``.
 
         After one that finds the service unavailable, the rest is not sent: it would wait for the same answer.
+
+        Args:
+            requests: each sends one request through a client.
         """
         failures: dict[int, Exception] = {}
         stopped = threading.Event()
@@ -110,7 +96,7 @@ class GcsClient:
             if stopped.is_set():
                 return
             try:
-                self.call(requests[index])
+                requests[index]()
             except Exception as error:
                 failures[index] = error
                 if is_unavailable(error):
@@ -144,7 +130,10 @@ class GcsClient:
             body = b"".join(clock.watch(response.iter_content(_RECEIVED_BLOCK)))
             if not 200 <= response.status_code < 300:
                 raise read_answer(response.status_code, body)
-            return Answer(response.status_code, body)
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            # requests has already decoded the body.
+            headers.pop("content-encoding", None)
+            return Answer(response.status_code, body, headers)
 
 
 class _Clock:

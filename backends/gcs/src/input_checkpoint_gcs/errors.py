@@ -12,6 +12,7 @@ import requests.exceptions
 import urllib3.exceptions
 from google.auth.exceptions import GoogleAuthError, TransportError
 
+from input_checkpoint.backends.answers import AnswerHead, UnexpectedAnswerError
 from input_checkpoint.backends.object_store import (
     RETRY_ADVICE,
     Advice,
@@ -120,6 +121,8 @@ def read_failure(error: BaseException) -> RequestFailure:
 
 def is_unavailable(error: BaseException) -> bool:
     """Return whether trying again later may help."""
+    if isinstance(error, UnexpectedAnswerError):
+        return True
     failure = read_failure(error)
     if failure.status is None:
         return failure.cause is FailureCause.CONNECTION
@@ -133,6 +136,8 @@ def is_worth_repeating(error: BaseException) -> bool:
 
 def explain(error: BaseException, operation: Operation) -> BackendError:
     """Return the `BackendError` for the exception of a request."""
+    if isinstance(error, UnexpectedAnswerError):
+        return operation.unexpected_answer(error)
     failure = read_failure(error)
     if failure.status is None:
         return explain_unanswered(failure, operation, _ADVICE)
@@ -186,11 +191,8 @@ def _explain_refusal(failure: RequestFailure, operation: Operation) -> BackendEr
             BackendUnavailableError, f"{answer}. Check that the server is healthy; {RETRY_ADVICE}."
         )
     if status < 400:
-        return operation.error(
-            BackendError,
-            f"{answer}. This server is not Cloud Storage. Correct endpoint_url, or log in to the proxy that "
-            "answers in its place.",
-        )
+        # Only redirects. None of them is followed.
+        return operation.unexpected_answer(AnswerHead("the request", status, {}).unexpected(""))
     return operation.error(
         BackendError, f"{answer}. Correct the URI or storage_options.{_option_advice(failure)}"
     )

@@ -7,12 +7,22 @@ from typing import Any, Optional
 
 import s3fs
 from botocore.handlers import add_expect_header
+from fsspec.asyn import sync
 from fsspec.config import apply_config
 
+from input_checkpoint.backends.answers import PageChain
 from input_checkpoint.backends.base import Backend, ObjectInfo
 from input_checkpoint.backends.engines import FSSPEC, OBSTORE, choose_engine
 from input_checkpoint.backends.object_store import ObjectStoreBackend, Operation
 from input_checkpoint.errors import BackendError
+from input_checkpoint_s3.answers import (
+    check_stored,
+    failed_deletes,
+    listed_objects,
+    next_page_token,
+    object_bytes,
+)
+from input_checkpoint_s3.conditional_writes import check_client_sends_conditions
 from input_checkpoint_s3.errors import objects_not_deleted, translate
 from input_checkpoint_s3.obstore_engine import open_with_obstore
 from input_checkpoint_s3.uri import parse_s3_uri
@@ -61,6 +71,7 @@ class S3Backend(ObjectStoreBackend):
         """See `ObjectStoreBackend.open_client`."""
         filesystem = s3fs.S3FileSystem(**_filesystem_options(self._storage_options))
         filesystem.connect()
+        check_client_sends_conditions(filesystem.s3, self.uri)
         _disable_expect_header(filesystem.s3)
         # s3fs retries on top of botocore. Both together must fail within seconds.
         filesystem.retries = _RETRIES
@@ -69,30 +80,36 @@ class S3Backend(ObjectStoreBackend):
     def upload(self, name: str, data: bytes, *, if_absent: bool) -> None:
         """See `ObjectStoreBackend.upload`."""
         condition = {"IfNoneMatch": "*"} if if_absent else {}
-        self.client.call_s3("put_object", Bucket=self._bucket, Key=name, Body=data, **condition)
+        answer = self.client.call_s3("put_object", Bucket=self._bucket, Key=name, Body=data, **condition)
+        check_stored(answer)
 
     def download(self, name: str, start: int, end: Optional[int]) -> bytes:
         """See `ObjectStoreBackend.download`."""
-        # Without a start, s3fs would first request the size.
-        return bytes(self.client.cat_file(f"{self._bucket}/{name}", start=start, end=end))
+        whole = start == 0 and end is None
+        wanted = {} if whole else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+        client = self.client
+        answer = client.call_s3("get_object", Bucket=self._bucket, Key=name, **wanted)
+        return object_bytes(answer, sync(client.loop, _read, answer["Body"]), start, end)
 
     def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `ObjectStoreBackend.list_objects`."""
         query: dict[str, Any] = {"Bucket": self._bucket, "Prefix": prefix}
+        pages = PageChain("ListObjectsV2")
         while True:
             page = self.client.call_s3("list_objects_v2", **query)
-            for entry in page.get("Contents", ()):
-                yield ObjectInfo(entry["Key"], entry["Size"], entry["LastModified"].timestamp())
-            if not page.get("IsTruncated"):
+            found = listed_objects(page, self._bucket, prefix)
+            yield from found
+            token = next_page_token(page)
+            if token is None:
                 return
-            query["ContinuationToken"] = page["NextContinuationToken"]
+            query["ContinuationToken"] = pages.follow(token, len(found))
 
     def delete_objects(self, names: Sequence[str]) -> None:
         """See `ObjectStoreBackend.delete_objects`."""
-        objects = {"Objects": [{"Key": name} for name in names], "Quiet": True}
+        # Not quiet: an answer without fields would mean that everything was deleted.
+        objects = {"Objects": [{"Key": name} for name in names], "Quiet": False}
         answer = self.client.call_s3("delete_objects", Bucket=self._bucket, Delete=objects)
-        # A bulk delete answers 200 and lists the objects that it did not delete.
-        failed = [error for error in answer.get("Errors", ()) if error.get("Code") != "NoSuchKey"]
+        failed = failed_deletes(answer, names)
         if failed:
             raise self._not_deleted(failed)
 
@@ -130,6 +147,12 @@ def _filesystem_options(storage_options: Mapping[str, Any]) -> dict[str, Any]:
     config = {**_CONNECTION, **(options.get("config_kwargs") or {})}
     # A cached instance would have the old credentials, and a cached listing the old objects.
     return {**options, "config_kwargs": config, "use_listings_cache": False, "skip_instance_cache": True}
+
+
+async def _read(body: Any) -> bytes:
+    async with body:
+        data: bytes = await body.read()
+        return data
 
 
 def _disable_expect_header(client: Any) -> None:

@@ -51,3 +51,11 @@ def parse_s3_uri(uri: str) -> tuple[str, str]:
 def is_arn(bucket: str) -> bool:
     """Return whether an ARN takes the place of the bucket."""
     return bucket.startswith("arn:")
+
+
+def is_access_point(bucket: str) -> bool:
+    """Return whether an access point takes the place of the bucket: its ARN, or its alias.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/access-points-naming.html
+    """
+    return is_arn(bucket) or bucket.endswith(("-s3alias", "--ol-s3"))
