@@ -44,7 +44,7 @@ def proxy() -> Iterator[Proxy]:
             if self.command == "POST":
                 body = b"<DeleteResult><Deleted><Key>run/key</Key></Deleted></DeleteResult>"
             self.send_response(206 if self.headers.get("Range") else 200)
-            self.send_header("ETag", '"1"')
+            self.send_header("ETag", '"8d777f385d3dfec8815d20f7496026dc"')
             self.send_header("Last-Modified", "Tue, 24 Nov 2026 12:00:00 GMT")
             if self.headers.get("Range"):
                 self.send_header("Content-Range", "bytes 0-3/4")

@@ -386,8 +386,6 @@ class RequestFailure:
     """HTTP status; None if no answer came, or the client library does not tell."""
     code: str = ""
     """The service's error code; empty if the answer has none."""
-    name: str = ""
-    """The object that a bulk delete did not delete; otherwise empty."""
     answer: str = ""
     """The whole answer. Never show it: some servers repeat the request in it."""
     cause: FailureCause = FailureCause.CONNECTION

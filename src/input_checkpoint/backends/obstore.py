@@ -2,6 +2,10 @@
 
 obstore (https://developmentseed.org/obstore) sends the requests from Rust, without holding Python's lock.
 This module does not import it: a plugin opens the store and passes it in.
+
+obstore reads and writes. The plugin's other engine lists and deletes: obstore takes a page of XHTML, and an
+answer that breaks off, for a listing without objects, and does not compare what was deleted with what should
+be.
 """
 
 from __future__ import annotations
@@ -14,11 +18,11 @@ import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Callable, Optional, Protocol, Union, cast
 
+from input_checkpoint.backends.answers import AnswerHead, UnexpectedAnswerError, check_object
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo
 from input_checkpoint.backends.object_store import (
     FailureCause,
@@ -27,7 +31,8 @@ from input_checkpoint.backends.object_store import (
     RequestFailure,
 )
 from input_checkpoint.backends.redaction import redact
-from input_checkpoint.errors import BackendError, ObjectNotFoundError
+from input_checkpoint.backends.reopening import ReopeningClient
+from input_checkpoint.errors import BackendError
 
 _log = logging.getLogger(__name__)
 
@@ -36,14 +41,15 @@ _SMALL_UPLOAD = 1 << 20
 _MIN_UPLOAD_BYTES_PER_SECOND = 128 * 1024
 _NO_LIMIT = timedelta(days=1)
 _IDLE_CONNECTION = timedelta(seconds=4)  # https://nodejs.org/api/http.html#serverkeepalivetimeout: 5 s
-_ENTRIES_PER_PAGE = 1000
-_PARALLEL_DELETES = 16
 
 # obstore's exceptions carry nothing but text: the error of the Rust crate object_store, then a dump of it.
 # https://github.com/developmentseed/obstore/blob/main/pyo3-object_store/src/error.rs
 _DUMP = "\n\nDebug source:\n"
 _ANSWER = re.compile(r"Server returned non-2xx status code: (\d{3})[^:]*: ?(.*)", re.DOTALL)
-_NOT_DELETED = re.compile(r"request failed for key (.+?): (.*) \(code: (\w+)\)", re.DOTALL)
+_UNEXPECTED = re.compile(
+    r"\w[\w-]* Header missing from response|Received non-partial response when range requested"
+    r"|Content-Range header not present in partial response|Requested \d+\.\.\d+, got \d+\.\.\d+"
+)
 _PAST_END = re.compile(r"Wanted range starting at \d+, but object was only \d+ bytes long")
 _CREDENTIAL_PROVIDER = re.compile(r"External \w+ credential provider: (\w+): (.*)")
 _REDIRECT = "Received redirect without LOCATION"
@@ -62,11 +68,8 @@ class ObjectStore(Protocol):
     def get(self, path: str, *, options: Any = None) -> Any:
         """Request an object, or a range of it."""
 
-    def list(self, prefix: Optional[str] = None, *, chunk_size: int = 50) -> Any:
-        """List the objects in a folder."""
-
-    def delete(self, paths: Any) -> None:
-        """Delete objects."""
+    def head(self, path: str) -> Any:
+        """Request the metadata of an object."""
 
 
 @dataclass(frozen=True)
@@ -132,11 +135,12 @@ class ObjectStoreService:
     log_in: Callable[[], OpenStore]
     """Looks up the credentials and returns what opens stores with them."""
     open_without_obstore: Callable[[], Backend]
-    """Opens the same prefix through another client library, for a process that cannot use obstore."""
+    """Opens the same prefix through the plugin's other engine."""
     explain: Callable[[RequestFailure, Operation], BackendError]
     """Returns the `BackendError` for a failed request."""
-    max_keys_per_delete: int
-    """Objects in one bulk delete."""
+    etag: re.Pattern[str]
+    """The form of the service's ETags. An upload that is answered with any other one is verified: obstore
+    follows redirects, and a page may have an ETag too."""
     put_options: Mapping[str, Any] = field(default_factory=dict)
     """Goes with every ``put``."""
     timeouts: RequestTimeouts = RequestTimeouts()
@@ -152,6 +156,9 @@ class ObstoreBackend(ObjectStoreBackend):
     Every object is stored by one request, whatever its size. A multipart upload is never used: not every
     server checks the condition of `create` on it, and one that is interrupted leaves parts behind.
 
+    Lists and deletes, and everything in a forked child, go through the plugin's other engine, which is opened
+    when it is first needed.
+
     Args:
         uri: URI of the prefix, for messages, without secrets.
         service: opens the store and explains its errors.
@@ -159,26 +166,21 @@ class ObstoreBackend(ObjectStoreBackend):
 
     def __init__(self, uri: str, service: ObjectStoreService) -> None:
         super().__init__(uri, prefix="", shown_uri=uri)
-        self.max_keys_per_delete = service.max_keys_per_delete
         self._service = service
+        self._other = ReopeningClient(service.open_without_obstore, Backend.close)
         self._engine()
 
     def open_client(self) -> Union[_Stores, Backend]:
         """See `ObjectStoreBackend.open_client`."""
         if not _forked_after_import:
-            with self._obstore_errors():
+            with self._obstore_errors("the login"):
                 return _Stores(self._service)
         _log.info(
             "%s: a forked process cannot use obstore, so this one uses the default engine. To use obstore, "
             "start processes with the start method 'spawn' or 'forkserver'.",
             self.uri,
         )
-        return self._service.open_without_obstore()
-
-    def close_client(self, client: Union[_Stores, Backend]) -> None:
-        """See `ObjectStoreBackend.close_client`."""
-        if isinstance(client, Backend):
-            client.close()
+        return self._other.get()
 
     def create(self, key: str, data: Data) -> None:
         """See `Backend.create`."""
@@ -192,74 +194,48 @@ class ObstoreBackend(ObjectStoreBackend):
         """See `Backend.get`."""
         return self._engine().get(key, start, end)
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `Backend.list`."""
-        return self._engine().list(prefix)
-
-    def delete(self, keys: Iterable[str]) -> None:
-        """See `Backend.delete`."""
-        self._engine().delete(keys)
+    def close(self) -> None:
+        """See `Backend.close`."""
+        super().close()
+        self._other.close()
 
     def upload(self, name: str, data: bytes, *, if_absent: bool) -> None:
         """See `ObjectStoreBackend.upload`."""
         mode = "create" if if_absent else "overwrite"
-        with self._obstore_errors():
+        with self._obstore_errors("PUT"):
             store = self.client.for_upload(len(data))
-            store.put(name, data, mode=mode, use_multipart=False, **self._service.put_options)
+            stored = store.put(name, data, mode=mode, use_multipart=False, **self._service.put_options)
+            if self._service.etag.fullmatch(stored["e_tag"] or ""):
+                return
+            found = self._store().head(name)
+        if (found["e_tag"], found["size"]) != (stored["e_tag"], len(data)):
+            raise UnexpectedAnswerError("PUT", f"the ETag {stored['e_tag']}", "that of the stored object")
 
     def download(self, name: str, start: int, end: Optional[int]) -> bytes:
         """See `ObjectStoreBackend.download`."""
-        with self._obstore_errors():
-            data: bytes = self._store().get(name, options=_range(start, end)).bytes().to_bytes()
+        with self._obstore_errors("GET"):
+            answer = self._store().get(name, options=_range(start, end))
+            head, etag, (first, last) = _head("GET", answer), answer.meta["e_tag"], answer.range
+            data: bytes = answer.bytes().to_bytes()
+        check_object(head)
+        if not etag:
+            raise head.unexpected("an object")
+        if len(data) != last - first:
+            raise UnexpectedAnswerError("GET", f"{len(data)} bytes", f"{last - first}")
         return data
 
     def list_objects(self, prefix: str) -> Iterable[ObjectInfo]:
         """See `ObjectStoreBackend.list_objects`."""
-        # obstore knows only prefixes that are whole folders, and promises no order.
-        folder = prefix.rpartition("/")[0]
-        with self._obstore_errors():
-            pages = self._store().list(folder or None, chunk_size=_ENTRIES_PER_PAGE)
-            infos = [
-                ObjectInfo(entry["path"], entry["size"], entry["last_modified"].timestamp())
-                for page in pages
-                for entry in page
-                # An empty path is the mark of the folder that the store was opened at.
-                if entry["path"] and entry["path"].startswith(prefix)
-            ]
-        return sorted(infos, key=lambda info: info.key)
+        return self._other.get().list(prefix)
 
     def delete_objects(self, names: Sequence[str]) -> None:
         """See `ObjectStoreBackend.delete_objects`."""
-        try:
-            with self._obstore_errors():
-                self._store().delete(names)
-        except ObstoreError as error:
-            if not self._names_missing_object(error.failure):
-                raise
-            # obstore reports only the first object that was not deleted. If that one was missing, others may
-            # still be there.
-            self._delete_each(names)
+        self._other.get().delete(names)
 
     def translate_error(self, error: Exception, operation: Operation) -> BackendError:
         """See `ObjectStoreBackend.translate_error`."""
         failure = error.failure if isinstance(error, ObstoreError) else self._failure(error)
         return self._service.explain(failure, operation)
-
-    def _delete_each(self, names: Sequence[str]) -> None:
-        with ThreadPoolExecutor(_PARALLEL_DELETES) as executor:
-            for _ in executor.map(self._delete_one, names):
-                pass
-
-    def _delete_one(self, name: str) -> None:
-        with contextlib.suppress(ObjectNotFoundError), self.errors("delete", name), self._obstore_errors():
-            self._store().delete(name)
-
-    def _names_missing_object(self, failure: RequestFailure) -> bool:
-        # A 404 without a code may also be a missing bucket.
-        if not failure.name and not failure.code:
-            return False
-        explained = self._service.explain(failure, Operation("delete", self.uri))
-        return isinstance(explained, ObjectNotFoundError)
 
     def _store(self) -> ObjectStore:
         store: ObjectStore = self.client.for_upload(0)
@@ -272,12 +248,15 @@ class ObstoreBackend(ObjectStoreBackend):
         return client if isinstance(client, Backend) else cast(Backend, super())
 
     @contextlib.contextmanager
-    def _obstore_errors(self) -> Iterator[None]:
+    def _obstore_errors(self, request: str) -> Iterator[None]:
         try:
             yield
         except BackendError:
             raise
         except Exception as error:
+            unexpected = _UNEXPECTED.search(str(error).partition(_DUMP)[0])
+            if unexpected:
+                raise UnexpectedAnswerError(request, f"something else ({unexpected.group()})") from None
             # Not chained: the text of obstore's exceptions holds the request.
             raise ObstoreError(self._failure(error)) from None
 
@@ -355,11 +334,6 @@ def parse_failure(error: Exception, credential_refusals: frozenset[str] = frozen
     answer = _ANSWER.search(text)
     if answer:
         return _answer_failure(int(answer.group(1)), answer.group(2))
-    not_deleted = _NOT_DELETED.search(text)
-    if not_deleted:
-        name, message, code = not_deleted.groups()
-        status = int(code) if code.isdigit() else None
-        return RequestFailure(_first_line(message), status, code, name)
     if _PAST_END.search(text):  # Azurite answers a range past the end with no bytes, which obstore refuses
         return RequestFailure(_first_line(text), _RANGE_NOT_SATISFIABLE)
     if _REDIRECT in text:
@@ -390,6 +364,11 @@ def _cause(error: Exception, dump: str) -> FailureCause:
     if not dump or isinstance(error, (TypeError, ValueError, NotImplementedError)):
         return FailureCause.OPTIONS
     return FailureCause.CONNECTION
+
+
+def _head(request: str, answer: Any) -> AnswerHead:
+    """Return what obstore tells about an answer. It does not tell the status of a success."""
+    return AnswerHead(request, 200, {name.lower(): value for name, value in answer.attributes.items()})
 
 
 def _range(start: int, end: Optional[int]) -> Any:

@@ -8,15 +8,19 @@ import uuid
 
 from input_checkpoint.backends.base import PROBE_PREFIX, Backend
 from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
+from input_checkpoint.backends.retrying import RetryingBackend, RetryPolicy
 from input_checkpoint.errors import BackendError, ObjectExistsError
 
 _STALE_AFTER_SECONDS = 24 * 3600
+_PATIENCE = RetryPolicy(timeout=3)
+"""Long enough for one lost answer. A server that is down is reported at once."""
 
 
 def probe(backend: Backend) -> None:
     """Create, replace, read, list and delete a small object, and check that a second create is refused.
 
-    Also deletes objects that interrupted probes left behind more than a day ago.
+    Also deletes objects that interrupted probes left behind more than a day ago. A request is repeated if its
+    answer is lost.
 
     Args:
         backend: the storage to test.
@@ -30,20 +34,21 @@ def probe(backend: Backend) -> None:
         >>> probe(open_backend("memory://probed"))
     """
     key = f"{PROBE_PREFIX}{uuid.uuid4().hex}"
+    patient = RetryingBackend(backend, _PATIENCE)
     try:
-        _check_writes(backend, key)
-        _check_reads(backend, key)
-        stale = _check_listing(backend, key)
+        _check_writes(patient, key)
+        _check_reads(patient, key)
+        stale = _check_listing(patient, key)
     except BaseException:
         # The caller needs the first error, not one from the cleanup.
         with contextlib.suppress(BackendError):
             backend.delete([key])
         raise
-    backend.delete([key, *stale])
+    patient.delete([key, *stale])
 
 
 def _check_writes(backend: Backend, key: str) -> None:
-    backend.create(key, b"first")
+    _create(backend, key, b"first")
     try:
         backend.create(key, b"second")
     except ObjectExistsError:
@@ -55,6 +60,15 @@ def _check_writes(backend: Backend, key: str) -> None:
         uri=backend.uri,
         key=key,
     )
+
+
+def _create(backend: Backend, key: str, data: bytes) -> None:
+    try:
+        backend.create(key, data)
+    except ObjectExistsError:
+        # Only this probe knows the key: the answer to an earlier attempt was lost.
+        if backend.get(key) != data:
+            raise
 
 
 def _check_reads(backend: Backend, key: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any, Callable, Optional
@@ -27,7 +28,7 @@ from input_checkpoint_azure.errors import CREDENTIAL_REFUSALS, explain, translat
 from input_checkpoint_azure.filesystem import open_filesystem
 from input_checkpoint_azure.uri import parse_azure_uri
 
-_MAX_KEYS_PER_DELETE = 256  # https://learn.microsoft.com/rest/api/storageservices/blob-batch
+_ETAG = re.compile(r'"?0x[0-9A-F]+"?')  # https://learn.microsoft.com/rest/api/storageservices/put-blob
 _TOKEN_SCOPE = "https://storage.azure.com/.default"
 _TOKEN_TIMEOUT_SECONDS = 60
 
@@ -100,7 +101,7 @@ def open_with_obstore(
         log_in,
         open_without_obstore,
         explain,
-        _MAX_KEYS_PER_DELETE,
+        _ETAG,
         timeouts=_timeouts(options),
         credential_refusals=CREDENTIAL_REFUSALS,
     )

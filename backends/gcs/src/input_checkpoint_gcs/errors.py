@@ -6,7 +6,7 @@ import json
 import socket
 import ssl
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Union
 
 import requests.exceptions
 import urllib3.exceptions
@@ -85,8 +85,11 @@ class GcsError(Exception):
         self.message = message
 
 
-def read_answer(status: int, body: bytes) -> GcsError:
+def read_answer(status: int, body: bytes) -> Union[GcsError, UnexpectedAnswerError]:
     """Return the error that an answer states, as JSON or, after a download, as plain text."""
+    if status == 404 and body.lstrip().startswith(b"<"):
+        # A page of a proxy, which does not know whether the object exists.
+        return AnswerHead("the request", status, {}).unexpected("an error of Cloud Storage")
     reason, message = _reason_and_message(body)
     if status == 404:
         reason = _missing_resource(message)
@@ -192,7 +195,9 @@ def _explain_refusal(failure: RequestFailure, operation: Operation) -> BackendEr
         )
     if status < 400:
         # Only redirects. None of them is followed.
-        return operation.unexpected_answer(AnswerHead("the request", status, {}).unexpected(""))
+        return operation.unexpected_answer(
+            AnswerHead("the request", status, {}).unexpected("an answer of Cloud Storage")
+        )
     return operation.error(
         BackendError, f"{answer}. Correct the URI or storage_options.{_option_advice(failure)}"
     )

@@ -19,6 +19,7 @@ from botocore.exceptions import (
     UnsupportedS3ArnError,
 )
 
+from input_checkpoint.backends.answers import AnswerHead
 from input_checkpoint.backends.object_store import (
     Advice,
     FailureCause,
@@ -68,7 +69,8 @@ _CREDENTIALS = {
 }
 _FORBIDDEN = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem"}
 _EXISTS = {"PreconditionFailed", "412"}
-_NO_OBJECT = {"NoSuchKey", "404"}
+_NO_OBJECT = "NoSuchKey"
+_NOT_FOUND_WITHOUT_CODE = "404"
 _PAST_END = {"InvalidRange", "416"}
 _NO_CONDITIONS = {"NotImplemented", "501", "InvalidArgument", "InvalidRequest", "BadRequest", "400"}
 _PERMANENT = {
@@ -166,16 +168,17 @@ def objects_not_deleted(
 
 
 def _explain_answer(failure: RequestFailure, reason: str, operation: Operation) -> BackendError:
-    if failure.name and reason != "NoSuchKey":
-        return objects_not_deleted(operation, "some", failure.name, reason, failure.message)
     if reason in _EXISTS:
         return operation.already_exists()
     if reason == "NoSuchBucket":
         return operation.error(
             BackendNotFoundError, f"the bucket does not exist ({reason}). Create it, or correct the URI."
         )
-    if reason in _NO_OBJECT:
+    if reason == _NO_OBJECT:
         return operation.does_not_exist()
+    if reason == _NOT_FOUND_WITHOUT_CODE:
+        # A proxy does not know whether the object exists.
+        return operation.unexpected_answer(AnswerHead("the request", 404, {}).unexpected("an error of S3"))
     if reason in _PAST_END:
         return operation.error(RangePastEndError, "the range starts past the end of the object")
     if _QUOTA.search(reason):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -36,7 +37,8 @@ from input_checkpoint_s3.errors import (
 )
 from input_checkpoint_s3.uri import is_arn, parse_s3_uri
 
-_MAX_KEYS_PER_DELETE = 1000  # https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
+# Of an object stored in one part: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
+_ETAG = re.compile(r'"?[0-9a-f]{32}"?')
 
 _OPTION_GROUPS = (
     "client_kwargs",
@@ -132,7 +134,7 @@ def open_with_obstore(
         log_in,
         open_without_obstore,
         explain,
-        _MAX_KEYS_PER_DELETE,
+        _ETAG,
         _put_options(options),
         _timeouts(options),
         CREDENTIAL_REFUSALS,
