@@ -51,7 +51,8 @@ class AnswerHead:
     """
 
     request: str
-    status: int
+    status: Optional[int]
+    """HTTP status; None if the client library tells no more than that it was a success."""
     headers: Mapping[str, str]
     """By names in lower case."""
 
@@ -75,6 +76,8 @@ class AnswerHead:
         return UnexpectedAnswerError(self.request, self._describe(), expected)
 
     def _describe(self) -> str:
+        if self.status is None:
+            return self.media_type or "an answer without an ETag"
         if self.status in _REDIRECTS:
             return f"a redirect (status {self.status})"
         if self.is_empty:
@@ -113,7 +116,7 @@ def check_object(head: AnswerHead) -> None:
     Raises:
         UnexpectedAnswerError: it is a page, a redirect, empty, or compressed.
     """
-    if head.is_html or head.status not in (_OK, _PARTIAL_CONTENT):
+    if head.is_html or head.status not in (None, _OK, _PARTIAL_CONTENT):
         raise head.unexpected("an object")
     encoding = head.headers.get("content-encoding", "").lower()
     # An object of a store has no encoding. S3 may keep the one of the transfer that it was uploaded with.

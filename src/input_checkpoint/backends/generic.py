@@ -167,7 +167,13 @@ class GenericBackend(Backend):
     def _cat_range(self, path: str, start: int, end: Optional[int]) -> bytes:
         size = self._fs.info(path)["size"]
         stop = size if end is None else min(end, size)
-        return self._fs.cat_file(path, start=start, end=stop) if start < stop else b""
+        if start >= stop:
+            return b""
+        data: bytes = self._fs.cat_file(path, start=start, end=stop)
+        if len(data) != stop - start:
+            # fsspec's own filesystem for http returns the whole object if the server ignores ranges.
+            raise OSError(f"{len(data)} bytes came instead of bytes {start} to {stop} of {size}")
+        return data
 
     def _create(self, key: str, data: Data) -> None:
         path = self._path(key)

@@ -37,6 +37,7 @@ from input_checkpoint.errors import BackendError
 _log = logging.getLogger(__name__)
 
 _RANGE_NOT_SATISFIABLE = 416
+_REDIRECTS = range(300, 400)
 _SMALL_UPLOAD = 1 << 20
 _MIN_UPLOAD_BYTES_PER_SECOND = 128 * 1024
 _NO_LIMIT = timedelta(days=1)
@@ -46,10 +47,13 @@ _IDLE_CONNECTION = timedelta(seconds=4)  # https://nodejs.org/api/http.html#serv
 # https://github.com/developmentseed/obstore/blob/main/pyo3-object_store/src/error.rs
 _DUMP = "\n\nDebug source:\n"
 _ANSWER = re.compile(r"Server returned non-2xx status code: (\d{3})[^:]*: ?(.*)", re.DOTALL)
-_UNEXPECTED = re.compile(
-    r"\w[\w-]* Header missing from response|Received non-partial response when range requested"
-    r"|Content-Range header not present in partial response|Requested \d+\.\.\d+, got \d+\.\.\d+"
-)
+# What it says about an answer that is none, and what came.
+_UNEXPECTED = {
+    re.compile(r"([\w-]+) Header missing from response"): r"an answer without \1",
+    re.compile(r"Content-Range header not present"): "a range without Content-Range",
+    re.compile(r"Received non-partial response when range requested"): "something other than the range",
+    re.compile(r"Requested \d+\.\.\d+, got (\d+\.\.\d+)"): r"the bytes \1",
+}
 _PAST_END = re.compile(r"Wanted range starting at \d+, but object was only \d+ bytes long")
 _CREDENTIAL_PROVIDER = re.compile(r"External \w+ credential provider: (\w+): (.*)")
 _REDIRECT = "Received redirect without LOCATION"
@@ -254,11 +258,9 @@ class ObstoreBackend(ObjectStoreBackend):
         except BackendError:
             raise
         except Exception as error:
-            unexpected = _UNEXPECTED.search(str(error).partition(_DUMP)[0])
-            if unexpected:
-                raise UnexpectedAnswerError(request, f"something else ({unexpected.group()})") from None
+            failure = self._failure(error)
             # Not chained: the text of obstore's exceptions holds the request.
-            raise ObstoreError(self._failure(error)) from None
+            raise _unexpected_answer(error, failure, request) or ObstoreError(failure) from None
 
     def _failure(self, error: Exception) -> RequestFailure:
         return parse_failure(error, self._service.credential_refusals)
@@ -366,9 +368,23 @@ def _cause(error: Exception, dump: str) -> FailureCause:
     return FailureCause.CONNECTION
 
 
+def _unexpected_answer(
+    error: Exception, failure: RequestFailure, request: str
+) -> Optional[UnexpectedAnswerError]:
+    """Return the error for an answer that was none; None if the server answered the request."""
+    if failure.status in _REDIRECTS and not failure.code:
+        return AnswerHead(request, failure.status, {}).unexpected("an answer of the service")
+    text = str(error).partition(_DUMP)[0]
+    for pattern, came in _UNEXPECTED.items():
+        match = pattern.search(text)
+        if match:
+            return UnexpectedAnswerError(request, match.expand(came))
+    return None
+
+
 def _head(request: str, answer: Any) -> AnswerHead:
-    """Return what obstore tells about an answer. It does not tell the status of a success."""
-    return AnswerHead(request, 200, {name.lower(): value for name, value in answer.attributes.items()})
+    """Return what obstore tells about an answer to a GET."""
+    return AnswerHead(request, None, {name.lower(): value for name, value in answer.attributes.items()})
 
 
 def _range(start: int, end: Optional[int]) -> Any:

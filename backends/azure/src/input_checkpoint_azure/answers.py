@@ -34,9 +34,9 @@ def check_answer(response: Any) -> None:
     request, answer = response.http_request, response.http_response
     headers = {name.lower(): value for name, value in answer.headers.items()}
     head = AnswerHead(_name(request), answer.status_code, headers)
-    if not 200 <= head.status < 400:
+    if not 200 <= answer.status_code < 400:
         return  # an error, which the client library raises
-    if head.status >= 300 or not any(header in headers for header in _HEADERS):
+    if answer.status_code >= 300 or not any(header in headers for header in _HEADERS):
         raise head.unexpected("an answer of Azure Blob Storage")
     if head.request in ("Put Blob", "Put Block List") and "etag" not in headers:
         raise head.unexpected("the ETag of the stored blob")

@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Optional, TypeVar
 
 from adlfs import AzureBlobFileSystem
-from azure.core.exceptions import ResourceNotFoundError
+from azure.core.exceptions import DecodeError, ResourceNotFoundError
 from fsspec.asyn import sync
 
 from input_checkpoint.backends.answers import PageChain, UnexpectedAnswerError
@@ -116,11 +116,15 @@ class AzureBackend(ObjectStoreBackend):
             name_starts_with=prefix, include=["metadata"], **self.request_options
         ).by_page()
         chain, found = PageChain(LIST), ListedBlobs(self._parsed_uri.container)
-        async for page in pages:
-            blobs = [blob async for blob in page]
-            found.add(pages.container, blobs)
-            if pages.continuation_token:
-                chain.follow(pages.continuation_token, len(blobs))
+        try:
+            async for page in pages:
+                blobs = [blob async for blob in page]
+                found.add(pages.container, blobs)
+                if pages.continuation_token:
+                    chain.follow(pages.continuation_token, len(blobs))
+        except (AttributeError, DecodeError) as error:
+            # What the client library raises for a body without the elements of a listing.
+            raise UnexpectedAnswerError(LIST, "another body", "a listing") from error
         return found.infos
 
     async def _delete(self, names: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ fields that S3 promises: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Ope
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional
 from urllib.parse import unquote_plus
@@ -17,6 +18,10 @@ from input_checkpoint_s3.uri import is_access_point
 _LIST = "ListObjectsV2"
 _DELETE = "DeleteObjects"
 
+# Of an object stored in one part: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
+ETAG = re.compile(r'"?[0-9a-f]{32}"?')
+"""The form of S3's ETags. A web server has others. After an upload, what they name is looked up."""
+
 Answer = Mapping[str, Any]
 """An answer as botocore parses it."""
 
@@ -24,9 +29,20 @@ Answer = Mapping[str, Any]
 def check_stored(answer: Answer) -> None:
     """Check the answer to a PutObject: an ETag, and no body."""
     head = _head("PutObject", answer)
-    page = head.is_html and "content-length" not in head.headers
-    if not answer.get("ETag") or page or head.headers.get("content-length", "0") != "0":
+    if not answer.get("ETag") or head.headers.get("content-length", "0") != "0":
         raise head.unexpected("the ETag of the stored object")
+
+
+def check_stored_as(answer: Answer, found: Answer, size: int) -> None:
+    """Check the answer to a HeadObject against the one to the PutObject before it.
+
+    Args:
+        answer: to the PutObject.
+        found: to the HeadObject.
+        size: of the object that was stored.
+    """
+    if (found.get("ETag"), found.get("ContentLength")) != (answer["ETag"], size):
+        raise UnexpectedAnswerError("PutObject", f"the ETag {answer['ETag']}", "that of the stored object")
 
 
 def object_bytes(answer: Answer, body: bytes, start: int, end: Optional[int]) -> bytes:

@@ -16,7 +16,9 @@ from input_checkpoint.backends.engines import FSSPEC, OBSTORE, choose_engine
 from input_checkpoint.backends.object_store import ObjectStoreBackend, Operation
 from input_checkpoint.errors import BackendError
 from input_checkpoint_s3.answers import (
+    ETAG,
     check_stored,
+    check_stored_as,
     failed_deletes,
     listed_objects,
     next_page_token,
@@ -82,6 +84,9 @@ class S3Backend(ObjectStoreBackend):
         condition = {"IfNoneMatch": "*"} if if_absent else {}
         answer = self.client.call_s3("put_object", Bucket=self._bucket, Key=name, Body=data, **condition)
         check_stored(answer)
+        if not ETAG.fullmatch(answer["ETag"]):
+            found = self.client.call_s3("head_object", Bucket=self._bucket, Key=name)
+            check_stored_as(answer, found, len(data))
 
     def download(self, name: str, start: int, end: Optional[int]) -> bytes:
         """See `ObjectStoreBackend.download`."""

@@ -18,8 +18,9 @@ from botocore.exceptions import (
     UnsupportedS3AccesspointConfigurationError,
     UnsupportedS3ArnError,
 )
+from botocore.parsers import ResponseParserError
 
-from input_checkpoint.backends.answers import AnswerHead
+from input_checkpoint.backends.answers import AnswerHead, UnexpectedAnswerError
 from input_checkpoint.backends.object_store import (
     Advice,
     FailureCause,
@@ -117,6 +118,9 @@ class SourceCredentialsRefusedError(Exception):
 
 def translate(error: Exception, operation: Operation) -> BackendError:
     """Return the `BackendError` for an exception of s3fs or botocore."""
+    page = _page(error)
+    if page:
+        return operation.unexpected_answer(UnexpectedAnswerError("the request", page, "an answer of S3"))
     return explain(read_failure(error), operation)
 
 
@@ -228,14 +232,32 @@ def _answer(failure: RequestFailure) -> str:
     return message if failure.reason in message else f"{failure.reason}: {message}"
 
 
+def _page(error: Exception) -> str:
+    """Return what came if the answer was no XML, and as good as none; otherwise an empty string."""
+    if is_caused_by(error, ResponseParserError):
+        return "a body that is no XML"  # the text of the exception repeats the body
+    response = _response(error)
+    metadata = response.get("ResponseMetadata", {})
+    # botocore turns a success whose body it cannot parse into this status.
+    if metadata.get("HTTPStatusCode") != 500 or response.get("Error", {}).get("Code") != "500":
+        return ""
+    media_type = AnswerHead("", 500, metadata.get("HTTPHeaders", {})).media_type
+    return media_type if media_type and "xml" not in media_type else ""
+
+
 def _server_answer(error: BaseException) -> Optional[dict[str, Any]]:
+    answer: Optional[dict[str, Any]] = _response(error).get("Error")
+    return answer
+
+
+def _response(error: BaseException) -> dict[str, Any]:
+    """Return the answer that made botocore raise; empty if there was none."""
     cause: Optional[BaseException] = error
     while cause is not None:
         if isinstance(cause, ClientError):
-            answer: dict[str, Any] = cause.response.get("Error", {})
-            return answer
+            return {"Error": {}, **cause.response}
         cause = cause.__cause__
-    return None
+    return {}
 
 
 def _cause(error: Exception) -> FailureCause:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -28,6 +27,7 @@ from input_checkpoint.backends.obstore import (
     load_obstore,
 )
 from input_checkpoint.backends.redaction import redact
+from input_checkpoint_s3.answers import ETAG
 from input_checkpoint_s3.errors import (
     CREDENTIAL_REFUSALS,
     SourceCredentialsRefusedError,
@@ -36,9 +36,6 @@ from input_checkpoint_s3.errors import (
     translate,
 )
 from input_checkpoint_s3.uri import is_arn, parse_s3_uri
-
-# Of an object stored in one part: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
-_ETAG = re.compile(r'"?[0-9a-f]{32}"?')
 
 _OPTION_GROUPS = (
     "client_kwargs",
@@ -134,7 +131,7 @@ def open_with_obstore(
         log_in,
         open_without_obstore,
         explain,
-        _ETAG,
+        ETAG,
         _put_options(options),
         _timeouts(options),
         CREDENTIAL_REFUSALS,
