@@ -11,7 +11,7 @@ COVERAGE ?= --cov
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-matrix lint servers integration bench clean
+.PHONY: demo test test-matrix test-distributions lint servers integration bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m demo
@@ -30,6 +30,10 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/codespell
 	$(BIN)/lint-imports
+
+# Builds the distributions and installs them into new environments, as users do. Takes about a minute.
+test-distributions: $(VENV)/installed
+	$(BIN)/python -m pytest integration/test_distributions.py
 
 # Installs the servers that `make integration` starts. INTEGRATION=moto,ceph narrows the choice for both.
 servers:

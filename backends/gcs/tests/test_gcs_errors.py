@@ -455,6 +455,16 @@ class TestSecureConnections:
         with scripted_server(lambda request: content(b"data"), certificate) as server:
             assert GcsBackend("gs://bucket/run", server.options()).get("key") == b"data"
 
+    def test_a_trusted_certificate_of_another_host_is_a_permanent_error(self, tmp_path, monkeypatch):
+        certificate = tmp_path / "server.pem"
+        write_self_signed_certificate(certificate)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        with scripted_server(lambda request: STORED, certificate) as server:
+            options = server.options(endpoint_url=server.url.replace("127.0.0.1", "localhost"))
+            with refused(BackendError, "certificate is not trusted"):
+                GcsBackend("gs://bucket/run", options).get("key")
+        assert server.received == []
+
     def test_a_server_without_tls_is_a_permanent_error(self):
         with scripted_server(lambda request: STORED) as server:
             options = server.options(endpoint_url=server.url.replace("http://", "https://"))

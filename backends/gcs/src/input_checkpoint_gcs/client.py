@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Callable, Optional
 
+import requests
 import tenacity
 
 from input_checkpoint_gcs.answers import Answer
@@ -128,12 +129,21 @@ class GcsClient:
             stream=True,
         ) as response:
             body = b"".join(clock.watch(response.iter_content(_RECEIVED_BLOCK)))
+            _check_complete(response, body)
             if not 200 <= response.status_code < 300:
                 raise read_answer(response.status_code, body)
             headers = {name.lower(): value for name, value in response.headers.items()}
             # requests has already decoded the body.
             headers.pop("content-encoding", None)
             return Answer(response.status_code, body, headers)
+
+
+def _check_complete(response: requests.Response, body: bytes) -> None:
+    """Raise ConnectionError if a download has broken off. urllib3 does so only from version 2 on."""
+    declared = response.headers.get("Content-Length", "")
+    encoded = "Content-Encoding" in response.headers
+    if declared.isdigit() and not encoded and len(body) < int(declared):
+        raise requests.exceptions.ConnectionError(f"the answer ended after {len(body)} of {declared} bytes")
 
 
 class _Clock:

@@ -11,6 +11,7 @@ from typing import Any, Union
 import requests.exceptions
 import urllib3.exceptions
 from google.auth.exceptions import GoogleAuthError, TransportError
+from urllib3.util.ssl_match_hostname import CertificateError as HostnameMismatch
 
 from input_checkpoint.backends.answers import AnswerHead, UnexpectedAnswerError
 from input_checkpoint.backends.object_store import (
@@ -110,6 +111,8 @@ def read_failure(error: BaseException) -> RequestFailure:
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return RequestFailure(redact(cause.verify_message), cause=FailureCause.CERTIFICATE)
+        if isinstance(cause, HostnameMismatch):
+            return RequestFailure(redact(str(cause)), cause=FailureCause.CERTIFICATE)
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, _TLS_CONNECTION_LOST):
             return RequestFailure(
                 f"no secure connection to endpoint_url: {_describe(cause)}", cause=FailureCause.OPTIONS

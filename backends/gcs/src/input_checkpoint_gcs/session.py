@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+from importlib.metadata import version
 from typing import Any
 
 import requests
@@ -66,6 +67,10 @@ class _Adapter(HTTPAdapter):
 def _tls_context(endpoint: str) -> ssl.SSLContext:
     # It trusts the authorities of the operating system and of SSL_CERT_FILE. requests alone ignores both.
     context = ssl.create_default_context()
+    if version("urllib3").startswith("1."):
+        # It compares the host name with the certificate itself, and cannot connect to an IP address if the
+        # context does so too: urllib3/util/ssl_.py, `ssl_wrap_socket`.
+        context.check_hostname = False
     # Older versions of google-auth, and of gcsfs, do not support client certificates.
     load_client_certificate = getattr(mtls, "load_default_client_cert", None)
     if load_client_certificate is not None and endpoint.startswith("https://"):
