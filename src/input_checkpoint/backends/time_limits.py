@@ -35,7 +35,7 @@ _LONGEST_CONNECT_SECONDS = 5.0
 _Result = TypeVar("_Result")
 
 
-class TimeLimitExceededError(TimeoutError):
+class TimeLimitExceededError(Exception):
     """A request was not done in time. The message says so without naming the request."""
 
 

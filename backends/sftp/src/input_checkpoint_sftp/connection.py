@@ -109,14 +109,16 @@ class _SshConnection:
         """
         clock = asyncio.get_running_loop().time
         start, answer = clock(), asyncio.ensure_future(request)
-        while not answer.done():
-            connection_limit = max(start, self.last_answer) + self._timeout
-            session_limit = max(start, last_answer()) + _QUEUED_TIMEOUTS * self._timeout
-            left = min(connection_limit, session_limit) - clock()
-            if left <= 0:
-                answer.cancel()
-                self.abort(f"no answer within {self._timeout:g} s")
-            await asyncio.wait({answer}, timeout=left)
+        try:
+            while not answer.done():
+                connection_limit = max(start, self.last_answer) + self._timeout
+                session_limit = max(start, last_answer()) + _QUEUED_TIMEOUTS * self._timeout
+                left = min(connection_limit, session_limit) - clock()
+                if left <= 0:
+                    self.abort(f"no answer within {self._timeout:g} s")
+                await asyncio.wait({answer}, timeout=left)
+        finally:
+            answer.cancel()
         return answer
 
     async def session(self) -> Session:

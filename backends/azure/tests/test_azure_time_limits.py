@@ -1,0 +1,31 @@
+"""Requests to Azure end in time, through both engines."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from input_checkpoint import open_backend
+from tests.support.misbehaving_server import EndsInTime
+
+
+@pytest.fixture(params=["fsspec", "obstore"])
+def open_at(request):
+    def opened(port, options):
+        if request.param == "obstore":
+            pytest.importorskip("obstore")
+        key = base64.b64encode(b"key of the account").decode()
+        account = (
+            f"DefaultEndpointsProtocol=http;AccountName=account;AccountKey={key};"
+            f"BlobEndpoint=http://127.0.0.1:{port}/account;"
+        )
+        return open_backend(
+            "abfs://container/run", {"connection_string": account, "engine": request.param, **options}
+        )
+
+    return opened
+
+
+class TestAzure(EndsInTime):
+    pass
