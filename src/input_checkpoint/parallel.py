@@ -6,6 +6,7 @@ No thread of this module keeps the interpreter when the program ends, whatever i
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -67,7 +68,8 @@ class DaemonExecutor(Executor):
                 for future, _ in self._waiting:
                     future.cancel()
             self._condition.notify_all()
-        if wait:
+        # While the interpreter ends, it discards generators that nobody has finished.
+        if wait and not sys.is_finalizing():
             for thread in self._threads:
                 thread.join()
 

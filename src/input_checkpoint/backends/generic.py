@@ -47,6 +47,7 @@ from input_checkpoint.errors import (
 _RACED_OBJECTS = 4
 _MAX_DEPTH = 64
 _UNKNOWN_SIZE = 32 << 20
+_SIZES_AT_ONCE = 64
 _PERMISSION_STATUS = {401, 403}
 _NOT_FOUND_STATUS = {404, 410}
 _PAST_END_STATUS = 416
@@ -103,6 +104,7 @@ class GenericBackend(Backend):
             reopen or (lambda: _open_again(cls, args, options)), lambda _: None, filesystem
         )
         self._root = root.rstrip("/")
+        self._prefix = f"{self._root}/" if root else ""
         self._race_lock = threading.Lock()
         self._race_obstacle: Optional[str] = None
 
@@ -163,14 +165,15 @@ class GenericBackend(Backend):
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `Backend.list`."""
         folder = prefix.rpartition("/")[0]
-        path = f"{self._root}/{folder}".rstrip("/")
+        path = (self._prefix + folder).rstrip("/")
 
         def find(deadline: Deadline) -> Mapping[str, Any]:
             self._fs.invalidate_cache()
             try:
-                return _find(self._fs, path, deadline)
+                found = _find(self._fs, path, deadline)
             except FileNotFoundError:
                 return {}
+            return _with_sizes(self._fs, found, deadline)
 
         found = self._run("list", find, prefix=folder)
         start = len(self._root)
@@ -261,7 +264,7 @@ class GenericBackend(Backend):
         return f"{winners} of {RACERS} writers that created the same object at the same time succeeded"
 
     def _path(self, key: str) -> str:
-        return f"{self._root}/{check_key(key)}"
+        return self._prefix + check_key(key)
 
     def _make_folder(self, path: str) -> None:
         with contextlib.suppress(FileExistsError):
@@ -449,6 +452,20 @@ def _entries(filesystem: AbstractFileSystem, folder: str, *, is_first: bool) -> 
             raise
         return ()  # another process has just removed it
     return entries
+
+
+def _with_sizes(
+    filesystem: AbstractFileSystem, files: Mapping[str, Any], deadline: Deadline
+) -> Mapping[str, Any]:
+    """Return the same details, with the sizes that the listing of a web server does not have."""
+    unknown = [name for name, details in files.items() if details["size"] is None]
+    sizes: dict[str, int] = {}
+    for start in range(0, len(unknown), _SIZES_AT_ONCE):
+        names = unknown[start : start + _SIZES_AT_ONCE]
+        for name, size in zip(names, filesystem.sizes(names)):
+            sizes[name] = len(filesystem.cat_file(name)) if size is None else size
+            deadline.restart()
+    return {**files, **{name: {**files[name], "size": size} for name, size in sizes.items()}}
 
 
 def _innermost(filesystem: AbstractFileSystem) -> str:
