@@ -116,8 +116,8 @@ class TestWeb(EndsInTime):
     writes = MappingProxyType({"put": lambda backend: backend.put("stored", UPLOAD)})
 
     @pytest.fixture
-    def open_at(self):
-        return lambda port, options: open_backend(f"http://127.0.0.1:{port}/run", options)
+    def place_at(self):
+        return lambda port: (f"http://127.0.0.1:{port}/run", {})
 
 
 def test_a_frozen_filesystem_without_time_limits_of_its_own_is_unavailable(monkeypatch, hang):

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable
+from pathlib import Path
+from typing import Any, Callable, Optional
 
 import pytest
 
-from input_checkpoint import Backend, BackendUnavailableError
+from input_checkpoint import Backend, BackendUnavailableError, open_backend
 
 LIMITS = {"timeout": 1.0, "min_bytes_per_second": 16 << 20}
 """storage_options for a test: two seconds for `UPLOAD`."""
@@ -25,6 +30,26 @@ _HEAD = (
     b"Content-Range: bytes 0-999999/1000000\r\n\r\n"
 )
 
+_ROOT = Path(__file__).parents[2]
+_REQUESTS = """
+import json, sys, threading, time
+from input_checkpoint import open_backend
+
+uri, options, what_next = sys.argv[1:]
+backend = open_backend(uri, json.loads(options))
+threading.Thread(target=backend.put, args=("stored", bytes(16 << 20)), daemon=True).start()
+threading.Thread(target=backend.get, args=("key",), daemon=True).start()
+time.sleep(1)
+print("sending", flush=True)
+if what_next == "wait":
+    backend.get("key")
+"""
+"""A program that sends requests in threads, and then ends or waits for another request."""
+
+Place = tuple[str, Mapping[str, Any]]
+"""A URI and storage_options."""
+PlaceAt = Callable[[int], Place]
+"""Returns the place of a backend, given the port of its server."""
 Handle = Callable[[socket.socket], None]
 """What a server does with one connection."""
 
@@ -126,8 +151,7 @@ def never_accepting() -> Iterator[int]:
 class EndsInTime:
     """Every operation ends with `BackendUnavailableError`, whatever the server does.
 
-    A subclass has a fixture ``open_at``, which returns a function: given a port and storage_options, it opens
-    the backend.
+    A subclass has a fixture ``place_at``, which returns a function from a port to a URI and storage_options.
     """
 
     writes: Mapping[str, Callable[[Backend], object]] = {
@@ -142,27 +166,44 @@ class EndsInTime:
     }
 
     @pytest.mark.parametrize("behavior", WITHOUT_AN_ANSWER)
-    def test_without_an_answer(self, open_at: Any, behavior: str) -> None:
+    def test_without_an_answer(self, place_at: PlaceAt, behavior: str) -> None:
         with misbehaving(WITHOUT_AN_ANSWER[behavior]) as port:
-            self.check_ends(lambda: open_at(port, LIMITS), {**self.writes, **self.reads})
+            self.check_ends(place_at(port), {**self.writes, **self.reads})
 
-    def test_without_a_connection(self, open_at: Any) -> None:
+    def test_without_a_connection(self, place_at: PlaceAt) -> None:
         with never_accepting() as port:
-            self.check_ends(lambda: open_at(port, LIMITS), {**self.writes, **self.reads})
+            self.check_ends(place_at(port), {**self.writes, **self.reads})
 
     @pytest.mark.parametrize("behavior", WITH_A_PART_OF_AN_ANSWER)
-    def test_with_a_part_of_an_answer(self, open_at: Any, behavior: str) -> None:
+    def test_with_a_part_of_an_answer(self, place_at: PlaceAt, behavior: str) -> None:
         with misbehaving(WITH_A_PART_OF_AN_ANSWER[behavior]) as port:
-            self.check_ends(lambda: open_at(port, LIMITS), self.reads)
+            self.check_ends(place_at(port), self.reads)
 
-    def check_ends(
-        self, opened: Callable[[], Backend], operations: Mapping[str, Callable[[Backend], object]]
+    @pytest.mark.parametrize("number", [None, signal.SIGINT, signal.SIGTERM])
+    def test_the_process_ends_during_requests(
+        self, place_at: PlaceAt, number: Optional[signal.Signals]
     ) -> None:
+        with misbehaving(stops_reading) as port:
+            uri, options = place_at(port)
+            patient = json.dumps({**options, "timeout": 3600})
+            command = [sys.executable, "-c", _REQUESTS, uri, patient, "return" if number is None else "wait"]
+            with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True) as process:
+                try:
+                    assert process.stdout is not None
+                    assert process.stdout.readline() == "sending\n"
+                    if number is not None:
+                        process.send_signal(number)
+                    process.communicate(timeout=_ENDED_BEFORE)
+                finally:
+                    process.kill()
+        assert process.returncode in ((0,) if number is None else (1, -number))
+
+    def check_ends(self, place: Place, operations: Mapping[str, Callable[[Backend], object]]) -> None:
         """Run all operations at the same time."""
         started = time.monotonic()
         with ThreadPoolExecutor(len(operations)) as threads:
             outcomes = {
-                name: threads.submit(_outcome, opened, operation) for name, operation in operations.items()
+                name: threads.submit(_outcome, place, operation) for name, operation in operations.items()
             }
         found = {name: outcome.result() for name, outcome in outcomes.items()}
         assert {name: type(error) for name, error in found.items()} == dict.fromkeys(
@@ -171,9 +212,10 @@ class EndsInTime:
         assert time.monotonic() - started < _ENDED_BEFORE
 
 
-def _outcome(opened: Callable[[], Backend], operation: Callable[[Backend], object]) -> object:
+def _outcome(place: Place, operation: Callable[[Backend], object]) -> object:
+    uri, options = place
     try:
-        return operation(opened())
+        return operation(open_backend(uri, {**options, **LIMITS}))
     except Exception as error:
         return error
 

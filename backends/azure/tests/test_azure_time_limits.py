@@ -6,13 +6,12 @@ import base64
 
 import pytest
 
-from input_checkpoint import open_backend
 from tests.support.misbehaving_server import EndsInTime
 
 
 @pytest.fixture(params=["fsspec", "obstore"])
-def open_at(request):
-    def opened(port, options):
+def place_at(request):
+    def place(port):
         if request.param == "obstore":
             pytest.importorskip("obstore")
         key = base64.b64encode(b"key of the account").decode()
@@ -20,11 +19,9 @@ def open_at(request):
             f"DefaultEndpointsProtocol=http;AccountName=account;AccountKey={key};"
             f"BlobEndpoint=http://127.0.0.1:{port}/account;"
         )
-        return open_backend(
-            "abfs://container/run", {"connection_string": account, "engine": request.param, **options}
-        )
+        return "abfs://container/run", {"connection_string": account, "engine": request.param}
 
-    return opened
+    return place
 
 
 class TestAzure(EndsInTime):

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from input_checkpoint import open_backend
 from tests.support.misbehaving_server import EndsInTime
 
 
 @pytest.fixture
-def open_at():
-    def opened(port, options):
-        place = {"token": "anon", "endpoint_url": f"http://127.0.0.1:{port}"}
-        return open_backend("gs://bucket/run", {**place, **options})
-
-    return opened
+def place_at():
+    return lambda port: ("gs://bucket/run", {"token": "anon", "endpoint_url": f"http://127.0.0.1:{port}"})
 
 
 class TestGcs(EndsInTime):

@@ -9,15 +9,18 @@ from tests.support.misbehaving_server import EndsInTime
 
 
 @pytest.fixture(params=["fsspec", "obstore"])
-def open_at(request):
-    def opened(port, options):
+def place_at(request):
+    def place(port):
         if request.param == "obstore":
             pytest.importorskip("obstore")
         login = {"key": "key", "secret": "secret", "client_kwargs": {"region_name": "us-east-1"}}
-        place = {"endpoint_url": f"http://127.0.0.1:{port}", "engine": request.param}
-        return open_backend("s3://bucket/run", {**login, **place, **options})
+        return "s3://bucket/run", {
+            **login,
+            "endpoint_url": f"http://127.0.0.1:{port}",
+            "engine": request.param,
+        }
 
-    return opened
+    return place
 
 
 class TestS3(EndsInTime):

@@ -11,15 +11,12 @@ from tests.support.misbehaving_server import EndsInTime
 
 
 @pytest.fixture
-def open_at(tmp_path):
+def place_at(tmp_path):
     known_hosts = tmp_path / "known_hosts"
     known_hosts.write_text("")
 
-    def opened(port, options):
-        place = {"port": port, "known_hosts": str(known_hosts), "username": "joe", "password": "secret"}
-        return open_backend("sftp://127.0.0.1/data/run", {**place, **options})
-
-    return opened
+    login = {"known_hosts": str(known_hosts), "username": "joe", "password": "secret"}
+    return lambda port: ("sftp://127.0.0.1/data/run", {**login, "port": port})
 
 
 class TestLogin(EndsInTime):

@@ -8,11 +8,15 @@ if it comes one byte at a time. Client libraries have time limits too, but none 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import contextlib
+import functools
 import math
+import os
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Callable, TypeVar
@@ -30,6 +34,7 @@ MAX_ABANDONED = 64
 
 _LOOP_GRACE_SECONDS = 5.0
 _LONGEST_WAIT_SECONDS = 3600.0
+_CANCEL_SECONDS = 0.1
 _LONGEST_CONNECT_SECONDS = 5.0
 
 _Result = TypeVar("_Result")
@@ -183,6 +188,8 @@ def run_in_loop(
         TimeLimitExceededError: the time is up.
     """
     future = asyncio.run_coroutine_threadsafe(finish_in_time(work, deadline), loop)
+    _in_loops[future] = loop
+    _cancel_at_exit()
     while True:
         try:
             # A loop that is blocked cannot enforce the deadline itself.
@@ -200,6 +207,28 @@ def run_in_loop(
             # Also a KeyboardInterrupt while this thread waits.
             future.cancel()
             raise
+
+
+_in_loops: weakref.WeakKeyDictionary[concurrent.futures.Future[Any], asyncio.AbstractEventLoop] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+@functools.cache
+def _cancel_at_exit() -> None:
+    # adlfs closes its connections when the program ends, and waits forever for one that cannot send. Registered
+    # after the filesystem was opened: what is registered last runs first.
+    atexit.register(_cancel_all)
+
+
+def _cancel_all() -> None:
+    """Cancel what runs in event loops, and wait a moment until that has happened."""
+    running = {future: loop for future, loop in list(_in_loops.items()) if not future.done()}
+    for future in running:
+        future.cancel()
+    for loop in set(running.values()):
+        with contextlib.suppress(Exception):
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(_CANCEL_SECONDS), loop).result(1)
 
 
 async def finish_in_time(work: Callable[[], Awaitable[_Result]], deadline: Deadline) -> _Result:
@@ -268,3 +297,15 @@ def _check_abandoned() -> None:
             f"{hanging} earlier requests of this process still hang, so no other one is sent. Check the "
             "storage and the network"
         )
+
+
+def _start_over_in_child() -> None:
+    """Forget the parent's requests: neither its threads nor its event loop exist in a forked child."""
+    global _counting
+    _counting = threading.Lock()
+    _abandoned.clear()
+    _in_loops.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_over_in_child)
