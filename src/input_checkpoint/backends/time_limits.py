@@ -216,8 +216,8 @@ _in_loops: weakref.WeakKeyDictionary[concurrent.futures.Future[Any], asyncio.Abs
 
 @functools.cache
 def _cancel_at_exit() -> None:
-    # adlfs closes its connections when the program ends, and waits forever for one that cannot send. Registered
-    # after the filesystem was opened: what is registered last runs first.
+    # adlfs closes its connections when the program ends, and waits forever for one that cannot send. This is
+    # registered after the filesystem was opened, because what is registered last runs first.
     atexit.register(_cancel_all)
 
 
