@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import http.server
-import threading
-from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
 from typing import Optional
 
 import pytest
 
-from input_checkpoint import BackendError, open_backend
 from input_checkpoint.backends.answers import (
     AnswerHead,
     PageChain,
@@ -94,24 +88,3 @@ class TestPages:
         pages = PageChain("LIST")
         for number in range(10_000):
             assert pages.follow(str(number), entries=number % 2) == str(number)
-
-
-class TestAnyFilesystem:
-    @pytest.fixture
-    def url(self, tmp_path: Path) -> Iterator[str]:
-        """The URL of a server that answers every request for a range with the whole file."""
-        (tmp_path / "key").write_bytes(OBJECT)
-        handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        serving = threading.Thread(target=server.serve_forever, daemon=True)
-        serving.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        serving.join()
-        server.server_close()
-
-    def test_a_range_of_the_wrong_length_is_an_error(self, url):
-        backend = open_backend(url)
-        assert backend.get("key") == OBJECT
-        with pytest.raises(BackendError, match="10 bytes came instead of bytes 2 to 5 of 10"):
-            backend.get("key", 2, 5)

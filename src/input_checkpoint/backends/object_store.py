@@ -23,6 +23,7 @@ from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
 from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
 from input_checkpoint.backends.redaction import redact
 from input_checkpoint.backends.reopening import ReopeningClient
+from input_checkpoint.backends.time_limits import TimeLimitExceededError
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFoundError,
@@ -117,7 +118,8 @@ def translated_errors(operation: Operation, translate: Translate) -> Iterator[No
 
     Args:
         operation: what is done inside the ``with`` statement.
-        translate: called for every exception but a `BackendError` and an `UnexpectedAnswerError`.
+        translate: called for every exception but a `BackendError`, an `UnexpectedAnswerError` and a
+            `TimeLimitExceededError`.
     """
     try:
         yield
@@ -126,6 +128,8 @@ def translated_errors(operation: Operation, translate: Translate) -> Iterator[No
         raise
     except UnexpectedAnswerError as error:
         raise operation.unexpected_answer(error) from error
+    except TimeLimitExceededError as error:
+        raise operation.error(BackendUnavailableError, f"{error}; {RETRY_ADVICE}.") from error
     except Exception as error:
         # Client libraries let exceptions of other libraries through, which share no base class.
         raise operation.locate(translate(error, operation)) from error

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Callable, Optional, Protocol, Union, cast
+from typing import Any, Callable, Optional, Protocol, TypeVar, Union, cast
 
 from input_checkpoint.backends.answers import AnswerHead, UnexpectedAnswerError, check_object
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo
@@ -32,15 +32,24 @@ from input_checkpoint.backends.object_store import (
 )
 from input_checkpoint.backends.redaction import redact
 from input_checkpoint.backends.reopening import ReopeningClient
+from input_checkpoint.backends.time_limits import (
+    DEFAULT_TIME_LIMITS,
+    Deadline,
+    TimeLimitExceededError,
+    TimeLimits,
+    run_in_thread,
+)
 from input_checkpoint.errors import BackendError
 
 _log = logging.getLogger(__name__)
 
+_Result = TypeVar("_Result")
+
 _RANGE_NOT_SATISFIABLE = 416
 _REDIRECTS = range(300, 400)
-_SMALL_UPLOAD = 1 << 20
-_MIN_UPLOAD_BYTES_PER_SECOND = 128 * 1024
+_SMALL_TRANSFER = 1 << 20
 _NO_LIMIT = timedelta(days=1)
+_LONGEST_RETRY = 5.0
 _IDLE_CONNECTION = timedelta(seconds=4)  # https://nodejs.org/api/http.html#serverkeepalivetimeout: 5 s
 
 # obstore's exceptions carry nothing but text: the error of the Rust crate object_store, then a dump of it.
@@ -77,37 +86,41 @@ class ObjectStore(Protocol):
 
 
 @dataclass(frozen=True)
-class RequestTimeouts:
-    """How long a request waits for a server, and how often it is repeated.
+class RequestLimits:
+    """How long a request may take, and how often it is repeated.
 
-    With the defaults, a server that cannot be reached is an error within 20 s. Longer retries are the task of
-    `input_checkpoint.RetryPolicy`.
+    Longer retries are the task of `input_checkpoint.RetryPolicy`.
 
     Example:
-        >>> RequestTimeouts(read=60).client_options(upload_bytes=8 << 20)["read_timeout"].seconds
-        124
+        >>> limits = RequestLimits(TimeLimits(timeout=10, min_bytes_per_second=1 << 20))
+        >>> limits.client_options(size=8 << 20)["timeout"].seconds
+        18
     """
 
-    connect: float = 5.0
-    """Seconds until a connection is open."""
-    read: float = 60.0
-    """Seconds until the next byte of an answer."""
+    limits: TimeLimits = DEFAULT_TIME_LIMITS
+    """Of the whole request."""
+    connect: Optional[float] = None
+    """Seconds until a connection is open. None: as ``limits`` say."""
+    read: Optional[float] = None
+    """Seconds until the next byte of an answer. None: as ``limits`` say."""
     retries: int = 2
     """Attempts after the first one."""
 
-    def client_options(self, upload_bytes: int = 0) -> dict[str, Any]:
-        """Return the timeouts as obstore's ``client_options``.
+    def client_options(self, size: Optional[int]) -> dict[str, Any]:
+        """Return the limits as obstore's ``client_options``.
 
         Args:
-            upload_bytes: size of the largest body. Its transfer time is added, because obstore's
-                ``read_timeout`` also runs while a body is sent.
+            size: the most bytes that a request moves. None: unknown, so the whole request has no limit here.
         """
-        read = self.read + upload_bytes / _MIN_UPLOAD_BYTES_PER_SECOND
+        read, total = self.read or self.limits.timeout, _NO_LIMIT
+        if size is not None:
+            # obstore's read_timeout also runs while a body is sent.
+            read += size / self.limits.min_bytes_per_second
+            total = timedelta(seconds=self.limits.limit_for(size))
         return {
-            "connect_timeout": timedelta(seconds=self.connect),
+            "connect_timeout": timedelta(seconds=self.connect or self.limits.connect),
             "read_timeout": timedelta(seconds=read),
-            # The default is 30 s for the whole answer, even while bytes arrive.
-            "timeout": _NO_LIMIT,
+            "timeout": total,
             # A request fails if the server has just closed the connection, and not every one is repeated.
             "pool_idle_timeout": _IDLE_CONNECTION,
         }
@@ -115,8 +128,8 @@ class RequestTimeouts:
     def retry_config(self) -> dict[str, Any]:
         """Return the retries as obstore's ``retry_config``."""
         pauses = {"init_backoff": timedelta(seconds=0.25), "max_backoff": timedelta(seconds=2), "base": 2}
-        # A request that ran into the read timeout is not repeated: it has taken long enough.
-        limit = timedelta(seconds=min(15.0, self.read))
+        # A request that ran into a time limit is not repeated: it has taken long enough.
+        limit = timedelta(seconds=min(_LONGEST_RETRY, self.limits.timeout / 2))
         return {"max_retries": self.retries, "retry_timeout": limit, "backoff": pauses}
 
 
@@ -147,7 +160,7 @@ class ObjectStoreService:
     follows redirects, and a page may have an ETag too."""
     put_options: Mapping[str, Any] = field(default_factory=dict)
     """Goes with every ``put``."""
-    timeouts: RequestTimeouts = RequestTimeouts()
+    limits: RequestLimits = RequestLimits()
     """Of every request."""
     credential_refusals: frozenset[str] = frozenset()
     """Names of the exceptions by which a credential provider says that it has no usable credentials. Every
@@ -206,27 +219,33 @@ class ObstoreBackend(ObjectStoreBackend):
     def upload(self, name: str, data: bytes, *, if_absent: bool) -> None:
         """See `ObjectStoreBackend.upload`."""
         mode = "create" if if_absent else "overwrite"
-        with self._obstore_errors("PUT"):
-            store = self.client.for_upload(len(data))
-            stored = store.put(name, data, mode=mode, use_multipart=False, **self._service.put_options)
-            if self._service.etag.fullmatch(stored["e_tag"] or ""):
-                return
-            found = self._store().head(name)
+        options = {"mode": mode, "use_multipart": False, **self._service.put_options}
+        store = self.client.for_transfer(len(data))
+        stored = self._within("PUT", self._start(len(data)), lambda: store.put(name, data, **options))
+        if self._service.etag.fullmatch(stored["e_tag"] or ""):
+            return
+        store = self.client.for_transfer(0)
+        found = self._within("HEAD", self._start(), lambda: store.head(name))
         if (found["e_tag"], found["size"]) != (stored["e_tag"], len(data)):
             raise UnexpectedAnswerError("PUT", f"the ETag {stored['e_tag']}", "that of the stored object")
 
     def download(self, name: str, start: int, end: Optional[int]) -> bytes:
         """See `ObjectStoreBackend.download`."""
-        with self._obstore_errors("GET"):
-            answer = self._store().get(name, options=_range(start, end))
-            head, etag, (first, last) = _head("GET", answer), answer.meta["e_tag"], answer.range
+        deadline, store = self._start(), self.client.for_download()
+
+        def download() -> bytes:
+            answer = store.get(name, options=_range(start, end))
+            head, (first, last) = _head("GET", answer), answer.range
+            check_object(head)
+            if not answer.meta["e_tag"]:
+                raise head.unexpected("an object")
+            deadline.extend(last - first)
             data: bytes = answer.bytes().to_bytes()
-        check_object(head)
-        if not etag:
-            raise head.unexpected("an object")
-        if len(data) != last - first:
-            raise UnexpectedAnswerError("GET", f"{len(data)} bytes", f"{last - first}")
-        return data
+            if len(data) != last - first:
+                raise UnexpectedAnswerError("GET", f"{len(data)} bytes", f"{last - first}")
+            return data
+
+        return self._within("GET", deadline, download)
 
     def list_objects(self, prefix: str) -> Iterable[ObjectInfo]:
         """See `ObjectStoreBackend.list_objects`."""
@@ -241,9 +260,19 @@ class ObstoreBackend(ObjectStoreBackend):
         failure = error.failure if isinstance(error, ObstoreError) else self._failure(error)
         return self._service.explain(failure, operation)
 
-    def _store(self) -> ObjectStore:
-        store: ObjectStore = self.client.for_upload(0)
-        return store
+    def _start(self, size: int = 0) -> Deadline:
+        return self._service.limits.limits.start(size)
+
+    def _within(self, name: str, deadline: Deadline, request: Callable[[], _Result]) -> _Result:
+        """Run a request within its time. obstore's own limits end its thread as well, soon or a bit later.
+
+        Args:
+            name: of the request, for messages.
+            deadline: of the request.
+            request: sends it.
+        """
+        with self._obstore_errors(name):
+            return run_in_thread(request, deadline)
 
     def _engine(self) -> Backend:
         """Return what runs an operation: the base class, or the backend that stands in for obstore."""
@@ -255,7 +284,7 @@ class ObstoreBackend(ObjectStoreBackend):
     def _obstore_errors(self, request: str) -> Iterator[None]:
         try:
             yield
-        except BackendError:
+        except (BackendError, TimeLimitExceededError, UnexpectedAnswerError):
             raise
         except Exception as error:
             failure = self._failure(error)
@@ -267,23 +296,30 @@ class ObstoreBackend(ObjectStoreBackend):
 
 
 class _Stores:
-    """The stores of one login. Timeouts are fixed when a store is opened, so there is one per upload size."""
+    """The stores of one login. Time limits are fixed when a store is opened, so there is one per size."""
 
     def __init__(self, service: ObjectStoreService) -> None:
         self._open = service.log_in()
-        self._timeouts = service.timeouts
-        self._stores: dict[int, ObjectStore] = {}
+        self._limits = service.limits
+        self._stores: dict[Optional[int], ObjectStore] = {}
         self._opening = threading.Lock()
-        self.for_upload(0)
+        self.for_transfer(0)
 
-    def for_upload(self, upload_bytes: int) -> ObjectStore:
-        """Return a store with timeouts that suffice for an upload."""
-        # Powers of two keep the number of stores small: each has its own connections.
-        size = 0 if upload_bytes <= _SMALL_UPLOAD else 1 << (upload_bytes - 1).bit_length()
+    def for_transfer(self, size: int) -> ObjectStore:
+        """Return a store with time limits that suffice for a request that moves ``size`` bytes."""
+        # Few classes of sizes, four for each power of two: each store has its own connections.
+        step = max(_SMALL_TRANSFER, 1 << max(size.bit_length() - 3, 0))
+        return self._store(max(1, -(-size // step)) * step)
+
+    def for_download(self) -> ObjectStore:
+        """Return a store whose answers may be of any size. The caller limits the time to read them."""
+        return self._store(None)
+
+    def _store(self, size: Optional[int]) -> ObjectStore:
         with self._opening:
             if size not in self._stores:
-                timeouts = self._timeouts
-                self._stores[size] = self._open(timeouts.client_options(size), timeouts.retry_config())
+                limits = self._limits
+                self._stores[size] = self._open(limits.client_options(size), limits.retry_config())
             return self._stores[size]
 
 

@@ -9,7 +9,12 @@ from dataclasses import replace
 from typing import Callable, Optional, Union
 
 from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef, SaveContext
-from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError, ObjectExistsError
+from input_checkpoint.errors import (
+    BackendError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    ObjectExistsError,
+)
 from input_checkpoint.format.keys import check_worker
 from input_checkpoint.format.lineage import Lineage, decode_lineage, encode_lineage, next_lineage
 from input_checkpoint.retention.policy import RetentionPolicy
@@ -20,6 +25,7 @@ from input_checkpoint.store.pruning import ORPHAN_AGE_SECONDS, Pruner, PruneRepo
 from input_checkpoint.store.saving import CheckpointSaver, SaveOptions
 
 _NO_CONTEXT = SaveContext()
+_MAX_ATTEMPTS = 100
 
 
 class Run:
@@ -149,9 +155,10 @@ def begin_lineage(
 
     Raises:
         CheckpointNotFoundError: nothing is left of the run that ``parent`` belongs to.
+        BackendError: the number of the new record was taken again and again. The storage contradicts itself.
     """
     check_worker(worker)
-    while True:
+    for _ in range(_MAX_ATTEMPTS):
         listing = listing or catalog.list_worker(worker)
         line = listing.lineage
         if line is not None and parent is not None and not line.holds(parent):
@@ -164,7 +171,14 @@ def begin_lineage(
         )
         if _create_record(catalog, lineage):
             return lineage
-        listing = None
+        taken, listing = lineage, None
+    raise BackendError(
+        f"cannot begin a run of worker {worker!r} in {catalog.backend.uri}: {_MAX_ATTEMPTS} times in a row, "
+        f"the storage answered that the number of the new record is taken, at last {taken.key}. Check "
+        "whether its listings are up to date, and whether many processes begin runs of this worker.",
+        uri=catalog.backend.uri,
+        key=taken.key,
+    )
 
 
 def _inherited_run_id(line: Optional[Lineage], parent: Optional[CheckpointRef]) -> str:

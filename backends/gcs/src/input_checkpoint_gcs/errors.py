@@ -24,6 +24,7 @@ from input_checkpoint.backends.object_store import (
     explain_unanswered,
 )
 from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.time_limits import TimeLimitExceededError
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFoundError,
@@ -64,6 +65,7 @@ _ADVICE = Advice(
 _TIMEOUTS = (
     requests.exceptions.Timeout,
     urllib3.exceptions.ReadTimeoutError,
+    TimeLimitExceededError,
     TimeoutError,
     socket.timeout,  # on Python 3.9 not the same as TimeoutError
 )
