@@ -18,10 +18,11 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.spec import AbstractFileSystem
 
 from input_checkpoint.backends.base import PROBE_PREFIX, Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.causes import raise_from, redact_causes
 from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
 from input_checkpoint.backends.create_race import RACERS, race_create
 from input_checkpoint.backends.location import parse_for_fsspec
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import redact_uri
 from input_checkpoint.backends.reopening import ReopeningClient
 from input_checkpoint.errors import (
     BackendError,
@@ -68,8 +69,8 @@ class GenericBackend(Backend):
         root: str,
         reopen: Optional[Callable[[], AbstractFileSystem]] = None,
     ) -> None:
-        super().__init__(uri)
         cls, args, options = type(filesystem), filesystem.storage_args, filesystem.storage_options
+        super().__init__(uri, options)
         self._reopening = ReopeningClient(
             reopen or (lambda: _open_again(cls, args, options)), lambda _: None, filesystem
         )
@@ -179,7 +180,9 @@ class GenericBackend(Backend):
             except OSError as error:
                 if not _means_exists(error):
                     raise
-                raise ObjectExistsError(f"{self.uri}/{key} already exists", uri=self.uri, key=key) from error
+                raise_from(
+                    ObjectExistsError(f"{self.uri}/{key} already exists", uri=self.uri, key=key), error
+                )
 
         self._run("create", create, key=key)
 
@@ -232,13 +235,14 @@ class GenericBackend(Backend):
         """
         try:
             yield
-        except BackendError:
+        except BackendError as error:
+            redact_causes(error)
             raise
         except Exception as error:
             # Drivers raise exceptions of their own that share no base class.
             cls, problem = self._diagnose(error, operation)
             where = f"{self.uri}/{prefix if key is None else key}"
-            raise cls(f"cannot {operation} {where}: {problem}", uri=self.uri, key=key) from error
+            raise_from(cls(f"cannot {operation} {where}: {problem}", uri=self.uri, key=key), error)
 
     def _diagnose(self, error: Exception, operation: str) -> tuple[type[BackendError], str]:
         if isinstance(error, FileNotFoundError):
@@ -248,7 +252,7 @@ class GenericBackend(Backend):
         if isinstance(error, NotImplementedError):
             name = type(self._fs).__name__
             return BackendError, f"{name} does not support this operation ({error}). Choose another storage."
-        return BackendUnavailableError, f"{type(error).__name__}: {redact(str(error))}"
+        return BackendUnavailableError, f"{type(error).__name__}: {error}"
 
 
 def open_generic(uri: str, storage_options: Mapping[str, Any]) -> GenericBackend:
@@ -257,9 +261,10 @@ def open_generic(uri: str, storage_options: Mapping[str, Any]) -> GenericBackend
     Raises:
         InvalidLocationError: the URI has a query, or the end of a chain is no location.
         UnknownBackendError: fsspec needs another package for the URI, or the URI names a cache.
-        BackendUnavailableError: fsspec cannot open the URI.
+        BackendUnavailableError: fsspec cannot open the URI now.
+        BackendError: fsspec cannot open the URI at all.
     """
-    shown = redact(uri)
+    shown = redact_uri(uri)
     filesystem, root = _open_filesystem(uri, storage_options)
     if isinstance(filesystem, CachingFileSystem):
         cache = uri.partition("::")[0]
@@ -272,19 +277,25 @@ def open_generic(uri: str, storage_options: Mapping[str, Any]) -> GenericBackend
 
 
 def _open_filesystem(uri: str, storage_options: Mapping[str, Any]) -> tuple[AbstractFileSystem, str]:
-    shown = redact(uri)
+    shown, address = redact_uri(uri), parse_for_fsspec(uri)
     # A cached instance would have the old credentials, and a cached listing the old objects.
     options = {**storage_options, "use_listings_cache": False, "skip_instance_cache": True}
     try:
-        filesystem, root = fsspec.core.url_to_fs(parse_for_fsspec(uri), **options)
+        filesystem, root = fsspec.core.url_to_fs(address, **options)
     except ImportError as error:
-        raise UnknownBackendError(
-            f"cannot open {shown}: fsspec needs another package for it ({error})", uri=shown
-        ) from error
+        raise_from(
+            UnknownBackendError(
+                f"cannot open {shown}: fsspec needs another package for it ({error})", uri=shown
+            ),
+            error,
+        )
     except (OSError, ValueError) as error:
-        raise BackendUnavailableError(
-            f"cannot open {shown}: {type(error).__name__}: {redact(str(error))}", uri=shown
-        ) from error
+        raise_from(
+            BackendUnavailableError(f"cannot open {shown}: {type(error).__name__}: {error}", uri=shown), error
+        )
+    except Exception as error:
+        # Drivers raise exceptions of their own that share no base class.
+        raise_from(BackendError(f"cannot open {shown}: {type(error).__name__}: {error}", uri=shown), error)
     return filesystem, root
 
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Optional
 
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
 from input_checkpoint.backends.location import parse_location
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import redact_uri
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFoundError,
@@ -88,7 +88,7 @@ class LocalBackend(Backend):
     def __init__(self, uri: str) -> None:
         location = parse_location(uri)
         if location.path is None:
-            raise InvalidLocationError(f"{redact(uri)} is not local. Open it with open_backend().")
+            raise InvalidLocationError(f"{redact_uri(uri)} is not local. Open it with open_backend().")
         super().__init__(location.uri)
         self._root = Path(location.path)
         self._durable_folders: set[Path] = set()

@@ -14,13 +14,14 @@ import contextlib
 import enum
 import functools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Callable, Optional, TypeVar, Union
 
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.causes import raise_from, redact_causes
 from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import redact_uri
 from input_checkpoint.backends.reopening import ReopeningClient
 from input_checkpoint.errors import (
     BackendError,
@@ -66,9 +67,9 @@ class Operation:
 
         Args:
             cls: its class.
-            text: why, and what to do. Passwords and queries of URIs in it are removed.
+            text: why, and what to do. Secrets in it are removed.
         """
-        return self.locate(cls(f"{self}: {redact(text)}"))
+        return self.locate(cls(f"{self}: {text}"))
 
     def credentials_refused(self, text: str) -> BackendPermissionError:
         """Return the error for credentials that are missing, wrong or expired. See `error`.
@@ -113,11 +114,11 @@ def translated_errors(operation: Operation, translate: Translate) -> Iterator[No
     try:
         yield
     except BackendError as error:
-        operation.locate(error)
+        redact_causes(operation.locate(error))
         raise
     except Exception as error:
         # Client libraries let exceptions of other libraries through, which share no base class.
-        raise operation.locate(translate(error, operation)) from error
+        raise_from(operation.locate(translate(error, operation)), error)
 
 
 class ObjectStoreBackend(Backend):
@@ -137,6 +138,7 @@ class ObjectStoreBackend(Backend):
         prefix: what the name of every object starts with: empty, or with a slash at its end, as
             `parse_bucket_uri` returns it.
         shown_uri: the URI for messages. Default: ``uri`` without user names, passwords and queries.
+        storage_options: what the backend was opened with. Credentials in them are removed from every message.
 
     Example: see "On an object store" in ``docs/writing-a-backend.md``.
     """
@@ -144,9 +146,16 @@ class ObjectStoreBackend(Backend):
     max_keys_per_delete: int = 1000
     """The most names that `delete_objects` is given."""
 
-    def __init__(self, uri: str, prefix: str, *, shown_uri: Optional[str] = None) -> None:
-        super().__init__(uri)
-        self._uri = shown_uri or redact(uri)
+    def __init__(
+        self,
+        uri: str,
+        prefix: str,
+        *,
+        shown_uri: Optional[str] = None,
+        storage_options: Optional[Mapping[str, Any]] = None,
+    ) -> None:
+        super().__init__(uri, storage_options)
+        self._uri = redact_uri(shown_uri or uri)
         self._prefix = prefix
         self._reopening: ReopeningClient[Any] = ReopeningClient(self.open_client, self.close_client)
 
@@ -337,12 +346,12 @@ def parse_bucket_uri(
     form = f"{scheme}://{noun}/prefix"
     if "@" in bucket or ":" in bucket or any(character in uri for character in forbidden):
         raise BackendNotFoundError(
-            f"{redact(uri)}: credentials and options must not be part of the URI. Write {form}, and use "
+            f"{redact_uri(uri)}: credentials and options must not be part of the URI. Write {form}, and use "
             f"{login}.",
-            uri=redact(uri),
+            uri=redact_uri(uri),
         )
     if not bucket:
-        raise BackendNotFoundError(f"{redact(uri)} names no {noun}. Write {form}.", uri=redact(uri))
+        raise BackendNotFoundError(f"{redact_uri(uri)} names no {noun}. Write {form}.", uri=redact_uri(uri))
     prefix = prefix.strip("/")
     return bucket, f"{prefix}/" if prefix else ""
 
@@ -368,7 +377,7 @@ class RequestFailure:
     """The service's error code; empty if the answer has none."""
     name: str = ""
     """The object that a bulk delete did not delete; otherwise empty."""
-    answer: str = ""
+    answer: str = field(default="", repr=False)
     """The whole answer. Never show it: some servers repeat the request in it."""
     cause: FailureCause = FailureCause.CONNECTION
     """Why no answer came, if none came."""

@@ -57,13 +57,14 @@ DEFAULT_TIMEOUTS = RequestTimeouts()
 class GcsSettings:
     """Where requests go, and on whose behalf."""
 
-    endpoint: str
+    # A URL may hold a user and a password.
+    endpoint: str = field(repr=False)
     """URL without a path."""
-    credentials: AnyCredentials
+    credentials: AnyCredentials = field(repr=False)
     user_project: Optional[str] = None
     """Project that pays for the requests; None if the bucket's project pays."""
     timeouts: RequestTimeouts = DEFAULT_TIMEOUTS
-    proxies: Mapping[str, str] = field(default_factory=dict)
+    proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
     """URL of the proxy by scheme, as in requests."""
 
 
