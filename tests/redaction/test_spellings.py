@@ -321,11 +321,27 @@ def test_the_text_around_a_secret_stays() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    (
-        "key secret token password passphrase account_key sas_token connection_string X-Amz-Signature sig "
-        "X-Amz-Credential AWSAccessKeyId AccountKey client_secret AWS_SECRET_ACCESS_KEY access_key privateKey "
-        "SSECustomerKey StringToSign"
-    ).split(),
+    [
+        "key",
+        "secret",
+        "token",
+        "password",
+        "passphrase",
+        "account_key",
+        "sas_token",
+        "connection_string",
+        "X-Amz-Signature",
+        "sig",
+        "X-Amz-Credential",
+        "AWSAccessKeyId",
+        "AccountKey",
+        "client_secret",
+        "AWS_SECRET_ACCESS_KEY",
+        "access_key",
+        "privateKey",
+        "SSECustomerKey",
+        "StringToSign",
+    ],
 )
 def test_names_of_secrets(name: str) -> None:
     assert is_secret_name(name)
@@ -333,10 +349,22 @@ def test_names_of_secrets(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    (
-        "key_filename account_name username host_key_policy tenant_id client_id keys SSEKMSKeyId monkey 7 "
-        "BucketKeyEnabled endpoint_url NextContinuationToken pageToken"
-    ).split(),
+    [
+        "key_filename",
+        "account_name",
+        "username",
+        "host_key_policy",
+        "tenant_id",
+        "client_id",
+        "keys",
+        "SSEKMSKeyId",
+        "monkey",
+        "7",
+        "BucketKeyEnabled",
+        "endpoint_url",
+        "NextContinuationToken",
+        "pageToken",
+    ],
 )
 def test_names_of_other_things(name: str) -> None:
     assert not is_secret_name(name)

@@ -307,8 +307,8 @@ def _expanded_folder(text: str) -> Location:
         return local_folder(expanded)
     except FileNotFoundError as error:
         raise InvalidLocationError(
-            f"cannot open {redact_location(text)!r}: the working directory no longer exists. Write an absolute "
-            "path."
+            f"cannot open {redact_location(text)!r}: the working directory no longer exists. Write an "
+            "absolute path."
         ) from error
 
 

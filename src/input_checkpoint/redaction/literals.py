@@ -31,6 +31,8 @@ _DEPTH = 4
 """Levels of dictionaries and objects that are searched."""
 _MOST_VALUES = 2000
 _PAIR = re.compile(r"(?:\A|[;&?\s])([A-Za-z][\w.-]*)=([^;&\s]+)")
+_PARAMETER = re.compile(r"[a-z]{2,6}=.")
+"""The start of the value of SharedAccessSignature, which has names of its own."""
 _AFTER_SCHEME_WORD = re.compile(r"[A-Za-z0-9-]+ (\S+)\Z")
 _SEPARATOR = re.compile(r"[\s/'\"@:?#]+")
 _RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Z])\S{16,}")
@@ -92,7 +94,7 @@ def redact_literals(text: str, secrets: Iterable[str]) -> str:
 def _secrets_in_text(name: str, text: str) -> Iterator[str]:
     yield from secrets_in_uri(text) if "://" in text else ()
     for key, value in _PAIR.findall(text):
-        if is_secret_name(key) and _is_distinct(value):
+        if is_secret_name(key) and _is_distinct(value) and not _PARAMETER.match(value):
             yield value
     if not is_secret_name(name) or not _is_distinct(text):
         return
