@@ -21,10 +21,11 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.spec import AbstractFileSystem
 
 from input_checkpoint.backends.base import PROBE_PREFIX, Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.causes import raise_from, redact_causes
 from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
 from input_checkpoint.backends.create_race import RACERS, race_create
 from input_checkpoint.backends.location import parse_for_fsspec
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import redact_uri
 from input_checkpoint.backends.reopening import ReopeningClient
 from input_checkpoint.backends.time_limits import (
     DEFAULT_TIME_LIMITS,
@@ -50,7 +51,6 @@ _UNKNOWN_SIZE = 32 << 20
 _SIZES_AT_ONCE = 64
 _PERMISSION_STATUS = {401, 403}
 _NOT_FOUND_STATUS = {404, 410}
-_PAST_END_STATUS = 416
 _TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _BROKEN_ARCHIVE = (zipfile.BadZipFile, tarfile.TarError, zlib.error)
 
@@ -97,9 +97,9 @@ class GenericBackend(Backend):
         reopen: Optional[Callable[[], AbstractFileSystem]] = None,
         limits: TimeLimits = DEFAULT_TIME_LIMITS,
     ) -> None:
-        super().__init__(uri)
-        self._limits = limits
         cls, args, options = type(filesystem), filesystem.storage_args, filesystem.storage_options
+        super().__init__(uri, options)
+        self._limits = limits
         self._reopening = ReopeningClient(
             reopen or (lambda: _open_again(cls, args, options)), lambda _: None, filesystem
         )
@@ -247,7 +247,9 @@ class GenericBackend(Backend):
             except OSError as error:
                 if not _means_exists(error):
                     raise
-                raise ObjectExistsError(f"{self.uri}/{key} already exists", uri=self.uri, key=key) from error
+                raise_from(
+                    ObjectExistsError(f"{self.uri}/{key} already exists", uri=self.uri, key=key), error
+                )
 
         self._run("create", create, key=key, size=len(data))
 
@@ -314,13 +316,14 @@ class GenericBackend(Backend):
         """
         try:
             yield
-        except BackendError:
+        except BackendError as error:
+            redact_causes(error)
             raise
         except Exception as error:
             # Drivers raise exceptions of their own that share no base class.
             cls, problem = self._diagnose(error, operation)
             where = f"{self.uri}/{prefix if key is None else key}"
-            raise cls(f"cannot {operation} {where}: {problem}", uri=self.uri, key=key) from error
+            raise_from(cls(f"cannot {operation} {where}: {problem}", uri=self.uri, key=key), error)
 
     def _diagnose(self, error: Exception, operation: str) -> tuple[type[BackendError], str]:
         if isinstance(error, NotImplementedError):
@@ -340,7 +343,7 @@ def open_generic(uri: str, storage_options: Mapping[str, Any]) -> GenericBackend
         BackendNotFoundError: the archive that the URI names does not exist.
         BackendError: fsspec cannot open the URI.
     """
-    shown = redact(uri)
+    shown = redact_uri(uri)
     limits, options = split_time_limits(uri, storage_options)
     filesystem, root = _open_filesystem(uri, options, limits)
     if isinstance(filesystem, CachingFileSystem):
@@ -356,25 +359,17 @@ def open_generic(uri: str, storage_options: Mapping[str, Any]) -> GenericBackend
 def _open_filesystem(
     uri: str, storage_options: Mapping[str, Any], limits: TimeLimits
 ) -> tuple[AbstractFileSystem, str]:
-    location, shown = parse_for_fsspec(uri), redact(uri)
+    location = parse_for_fsspec(uri)
     deadline = limits.start()
     try:
         filesystem, root = run_in_thread(
             lambda: fsspec.core.url_to_fs(location, **_fsspec_options(uri, storage_options, limits)), deadline
         )
-    except ImportError as error:
-        raise UnknownBackendError(
-            f"cannot open {shown}: fsspec needs another package for it ({error})", uri=shown
-        ) from error
-    except TypeError as error:
-        raise BackendError(
-            f"cannot open {shown}: storage_options do not fit ({redact(str(error))}). Pass the options of "
-            "fsspec's filesystem.",
-            uri=shown,
-        ) from error
     except Exception as error:
-        cls, problem = _diagnose(error)
-        raise cls(f"cannot open {shown}: {problem}", uri=shown) from error
+        # Drivers raise exceptions of their own that share no base class.
+        cls, problem = _diagnose_opening(error)
+        shown = redact_uri(uri)
+        raise_from(cls(f"cannot open {shown}: {problem}", uri=shown), error)
     link, chained, _ = uri.partition("::")
     # fsspec takes the path of the next link for a first link that has none, such as dir:: or zip::.
     return filesystem, "" if chained and not link.partition("://")[2].strip("/") else root
@@ -390,9 +385,18 @@ def _fsspec_options(uri: str, storage_options: Mapping[str, Any], limits: TimeLi
     return {**options, "timeout": limits.timeout} if "timeout" in accepted else options
 
 
+def _diagnose_opening(error: Exception) -> tuple[type[BackendError], str]:
+    """Return what `_diagnose` does, for an exception of the constructor of a filesystem."""
+    if isinstance(error, ImportError):
+        return UnknownBackendError, f"fsspec needs another package for it ({error})"
+    if isinstance(error, TypeError):
+        return BackendError, f"storage_options do not fit ({error}). Pass the options of fsspec's filesystem."
+    return _diagnose(error)
+
+
 def _diagnose(error: Exception) -> tuple[type[BackendError], str]:
     """Return the class of the `BackendError` for an exception of a filesystem, and what went wrong."""
-    text = f"{type(error).__name__}: {redact(str(error))}"
+    text = f"{type(error).__name__}: {error}"
     status = _http_status(error)
     if isinstance(error, FileNotFoundError) or status in _NOT_FOUND_STATUS:
         return BackendNotFoundError, "not found"

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Optional
 
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.folder_permissions import warn_if_anybody_may_write
 from input_checkpoint.backends.location import parse_location
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import redact_uri
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFoundError,
@@ -67,6 +68,9 @@ class LocalBackend(Backend):
     disk, and gets its name in one atomic step. `create` makes a hard link, which fails if the name exists, on
     NFS too. `put` renames. Some file systems, such as BeeGFS, link only within one folder.
 
+    Files and folders get the permissions that the umask of the process leaves. A folder that every user of
+    the machine may write is warned of.
+
     Temporary files have names that start with a dot. They are not listed. Writes and deletions remove those
     that crashed writers left behind more than a day ago. Reading changes nothing.
 
@@ -88,7 +92,7 @@ class LocalBackend(Backend):
     def __init__(self, uri: str) -> None:
         location = parse_location(uri)
         if location.path is None:
-            raise InvalidLocationError(f"{redact(uri)} is not local. Open it with open_backend().")
+            raise InvalidLocationError(f"{redact_uri(uri)} is not local. Open it with open_backend().")
         super().__init__(location.uri)
         self._root = Path(location.path)
         self._durable_folders: set[Path] = set()
@@ -99,6 +103,7 @@ class LocalBackend(Backend):
             raise BackendNotFoundError(
                 f"{self.uri} is a file, not a folder. Choose a folder; it need not exist yet.", uri=self.uri
             )
+        warn_if_anybody_may_write(location.path)
 
     def create(self, key: str, data: Data) -> None:
         """See `Backend.create`."""
@@ -181,6 +186,8 @@ class LocalBackend(Backend):
             with contextlib.suppress(PermissionError):  # a folder may be writable without being readable
                 _sync_folder(each.parent)
             self._durable_folders.add(each)
+        if self._root in unflushed:
+            warn_if_anybody_may_write(str(self._root))
 
     def _link(self, temporary: Path, key: str) -> None:
         path = self._path(key)

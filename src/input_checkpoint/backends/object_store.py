@@ -14,14 +14,15 @@ import contextlib
 import enum
 import functools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Callable, Optional, TypeVar, Union
 
 from input_checkpoint.backends.answers import UnexpectedAnswerError
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.causes import raise_from, redact_causes
 from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import redact_uri
 from input_checkpoint.backends.reopening import ReopeningClient
 from input_checkpoint.backends.time_limits import TimeLimitExceededError
 from input_checkpoint.errors import (
@@ -68,9 +69,9 @@ class Operation:
 
         Args:
             cls: its class.
-            text: why, and what to do. Passwords and queries of URIs in it are removed.
+            text: why, and what to do. Secrets in it are removed.
         """
-        return self.locate(cls(f"{self}: {redact(text)}"))
+        return self.locate(cls(f"{self}: {text}"))
 
     def credentials_refused(self, text: str) -> BackendPermissionError:
         """Return the error for credentials that are missing, wrong or expired. See `error`.
@@ -124,15 +125,15 @@ def translated_errors(operation: Operation, translate: Translate) -> Iterator[No
     try:
         yield
     except BackendError as error:
-        operation.locate(error)
+        redact_causes(operation.locate(error))
         raise
     except UnexpectedAnswerError as error:
-        raise operation.unexpected_answer(error) from error
+        raise_from(operation.unexpected_answer(error), error)
     except TimeLimitExceededError as error:
-        raise operation.error(BackendUnavailableError, f"{error}; {RETRY_ADVICE}.") from error
+        raise_from(operation.error(BackendUnavailableError, f"{error}; {RETRY_ADVICE}."), error)
     except Exception as error:
         # Client libraries let exceptions of other libraries through, which share no base class.
-        raise operation.locate(translate(error, operation)) from error
+        raise_from(operation.locate(translate(error, operation)), error)
 
 
 class ObjectStoreBackend(Backend):
@@ -156,6 +157,7 @@ class ObjectStoreBackend(Backend):
         prefix: what the name of every object starts with: empty, or with a slash at its end, as
             `parse_bucket_uri` returns it.
         shown_uri: the URI for messages. Default: ``uri`` without user names, passwords and queries.
+        storage_options: what the backend was opened with. Credentials in them are removed from every message.
 
     Example: see "On an object store" in ``docs/writing-a-backend.md``.
     """
@@ -163,9 +165,16 @@ class ObjectStoreBackend(Backend):
     max_keys_per_delete: int = 1000
     """The most names that `delete_objects` is given."""
 
-    def __init__(self, uri: str, prefix: str, *, shown_uri: Optional[str] = None) -> None:
-        super().__init__(uri)
-        self._uri = shown_uri or redact(uri)
+    def __init__(
+        self,
+        uri: str,
+        prefix: str,
+        *,
+        shown_uri: Optional[str] = None,
+        storage_options: Optional[Mapping[str, Any]] = None,
+    ) -> None:
+        super().__init__(uri, storage_options)
+        self._uri = redact_uri(shown_uri or uri)
         self._prefix = prefix
         self._reopening: ReopeningClient[Any] = ReopeningClient(self.open_client, self.close_client)
 
@@ -361,12 +370,12 @@ def parse_bucket_uri(
     form = f"{scheme}://{noun}/prefix"
     if "@" in bucket or ":" in bucket or any(character in uri for character in forbidden):
         raise BackendNotFoundError(
-            f"{redact(uri)}: credentials and options must not be part of the URI. Write {form}, and use "
+            f"{redact_uri(uri)}: credentials and options must not be part of the URI. Write {form}, and use "
             f"{login}.",
-            uri=redact(uri),
+            uri=redact_uri(uri),
         )
     if not bucket:
-        raise BackendNotFoundError(f"{redact(uri)} names no {noun}. Write {form}.", uri=redact(uri))
+        raise BackendNotFoundError(f"{redact_uri(uri)} names no {noun}. Write {form}.", uri=redact_uri(uri))
     prefix = prefix.strip("/")
     return bucket, f"{prefix}/" if prefix else ""
 
@@ -390,7 +399,7 @@ class RequestFailure:
     """HTTP status; None if no answer came, or the client library does not tell."""
     code: str = ""
     """The service's error code; empty if the answer has none."""
-    answer: str = ""
+    answer: str = field(default="", repr=False)
     """The whole answer. Never show it: some servers repeat the request in it."""
     cause: FailureCause = FailureCause.CONNECTION
     """Why no answer came, if none came."""

@@ -30,7 +30,7 @@ from input_checkpoint.backends.object_store import (
     Operation,
     RequestFailure,
 )
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import excerpt, redact, redact_uri
 from input_checkpoint.backends.reopening import ReopeningClient
 from input_checkpoint.backends.time_limits import (
     DEFAULT_TIME_LIMITS,
@@ -355,9 +355,9 @@ def load_obstore(uri: str, extra: str) -> Any:
         return importlib.import_module("obstore.store")
     except ImportError as error:
         raise BackendError(
-            f"cannot open {redact(uri)}: engine='obstore' needs obstore ({error}). Install it, on Python "
+            f"cannot open {redact_uri(uri)}: engine='obstore' needs obstore ({error}). Install it, on Python "
             f"3.11 or later: pip install '{extra}'. Or remove the engine from storage_options.",
-            uri=redact(uri),
+            uri=redact_uri(uri),
         ) from error
 
 
@@ -386,7 +386,7 @@ def parse_failure(error: Exception, credential_refusals: frozenset[str] = frozen
 
 def _answer_failure(status: int, body: str) -> RequestFailure:
     code, message = _first_group(_CODE, body), _first_group(_MESSAGE, body)
-    return RequestFailure(_first_line(message or body[:500]), status, code, answer=body)
+    return RequestFailure(_first_line(message or excerpt(body)), status, code, answer=body)
 
 
 def _unanswered_failure(error: Exception, text: str, dump: str) -> RequestFailure:

@@ -23,7 +23,8 @@ from typing import Any, Callable, TypeVar
 
 from fsspec.exceptions import FSTimeoutError
 
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.causes import raise_from
+from input_checkpoint.backends.redaction import redact_uri
 from input_checkpoint.errors import BackendError
 
 OPTIONS = ("timeout", "min_bytes_per_second")
@@ -167,8 +168,8 @@ def split_time_limits(
             else given["min_bytes_per_second"],
         )
     except ValueError as error:
-        shown = redact(uri)
-        raise BackendError(f"cannot open {shown}: {error}. Correct storage_options.", uri=shown) from error
+        shown = redact_uri(uri)
+        raise_from(BackendError(f"cannot open {shown}: {error}. Correct storage_options.", uri=shown), error)
     return limits, options
 
 

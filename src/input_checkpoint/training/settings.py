@@ -9,7 +9,7 @@ from typing import Any, Optional, TypedDict
 from input_checkpoint.backends.base import Backend
 from input_checkpoint.backends.location import Location, contains, local_folder, parse_location
 from input_checkpoint.backends.opening import BackendLocation
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import redact_uri
 from input_checkpoint.backends.retrying import DEFAULT_RETRY_POLICY, RetryPolicy
 from input_checkpoint.errors import InvalidLocationError
 from input_checkpoint.format.keys import check_worker
@@ -57,7 +57,8 @@ class TrainingSettings:
     num_workers: int = 1
     model_schedule: Optional[SaveSchedule] = None
     """When the model is saved, if that is known: its input is then saved at the same steps."""
-    backend: Optional[BackendLocation] = None
+    # A URI may hold a password.
+    backend: Optional[BackendLocation] = field(default=None, repr=False)
     storage_options: Optional[Mapping[str, Any]] = field(default=None, repr=False)
     save_steps: Optional[int] = None
     save_secs: Optional[float] = None
@@ -115,9 +116,10 @@ def check_outside_model_dir(backend: BackendLocation, model_dir: str) -> None:
     inner = parse_location(backend.uri if isinstance(backend, Backend) else backend)
     outer = _parse_model_dir(model_dir)
     if contains(outer, inner):
+        shown = redact_uri(outer.uri)
         raise ValueError(
-            f"the backend {redact(inner.uri)} lies inside the model directory {redact(outer.uri)}. Choose a "
-            f"place beside it, such as {redact(outer.uri)}-input."
+            f"the backend {redact_uri(inner.uri)} lies inside the model directory {shown}. Choose a place "
+            f"beside it, such as {shown}-input."
         )
 
 

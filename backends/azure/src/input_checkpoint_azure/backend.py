@@ -55,7 +55,7 @@ class AzureBackend(ObjectStoreBackend):
 
     def __init__(self, uri: str, storage_options: Mapping[str, Any]) -> None:
         parsed = parse_azure_uri(uri)
-        super().__init__(uri, parsed.prefix, shown_uri=parsed.shown)
+        super().__init__(uri, parsed.prefix, shown_uri=parsed.shown, storage_options=storage_options)
         self._parsed_uri = parsed
         self._storage_options = storage_options
         self._limits, options = read_options(parsed.shown, storage_options)

@@ -19,7 +19,7 @@ from input_checkpoint.backends.object_store import (
     explain_unanswered,
     is_caused_by,
 )
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import excerpt
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFoundError,
@@ -122,7 +122,7 @@ def _explain_denial(failure: RequestFailure, reason: str, operation: Operation) 
 def _message(error: Exception) -> str:
     """Return the first line. The next ones repeat the request with its signature."""
     text = str(getattr(error, "message", None) or error).strip() or type(error).__name__
-    return redact(text.splitlines()[0])
+    return excerpt(text.splitlines()[0])
 
 
 def _cause(error: Exception) -> FailureCause:

@@ -8,6 +8,7 @@ from typing import Any, Optional
 
 from input_checkpoint.backends.answers import PageChain
 from input_checkpoint.backends.base import ObjectInfo
+from input_checkpoint.backends.causes import raise_from
 from input_checkpoint.backends.engines import FSSPEC, choose_engine
 from input_checkpoint.backends.object_store import ObjectStoreBackend, Operation, parse_bucket_uri
 from input_checkpoint.errors import BackendError
@@ -57,7 +58,7 @@ class GcsBackend(ObjectStoreBackend):
         self._bucket, prefix = parse_bucket_uri(
             uri, login="storage_options or Google's own configuration", forbidden="?#"
         )
-        super().__init__(uri, prefix)
+        super().__init__(uri, prefix, storage_options=storage_options)
         self._storage_options = storage_options
         self.connect()
 
@@ -110,7 +111,7 @@ class GcsBackend(ObjectStoreBackend):
         operation = Operation("delete", self.uri, names[index][len(self.prefix) :])
         error = explain(cause, operation)
         error.args = (f"{error} ({len(failures)} of {len(names)} deletions failed.)",)
-        raise error from cause
+        raise_from(error, cause)
 
     def translate_error(self, error: Exception, operation: Operation) -> BackendError:
         """See `ObjectStoreBackend.translate_error`."""

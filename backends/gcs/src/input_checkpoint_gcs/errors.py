@@ -23,7 +23,7 @@ from input_checkpoint.backends.object_store import (
     RequestFailure,
     explain_unanswered,
 )
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import excerpt
 from input_checkpoint.backends.time_limits import TimeLimitExceededError
 from input_checkpoint.errors import (
     BackendError,
@@ -102,7 +102,7 @@ def read_answer(status: int, body: bytes) -> Union[GcsError, UnexpectedAnswerErr
 def read_failure(error: BaseException) -> RequestFailure:
     """Return why a request failed."""
     if isinstance(error, GcsError):
-        return RequestFailure(redact(error.message), error.status, error.reason)
+        return RequestFailure(excerpt(error.message), error.status, error.reason)
     causes = list(_causes(error))
     if isinstance(error, GoogleAuthError):
         unreachable = error.retryable or any(isinstance(cause, TransportError) for cause in causes)
@@ -112,9 +112,9 @@ def read_failure(error: BaseException) -> RequestFailure:
         )
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return RequestFailure(redact(cause.verify_message), cause=FailureCause.CERTIFICATE)
+            return RequestFailure(excerpt(cause.verify_message), cause=FailureCause.CERTIFICATE)
         if isinstance(cause, HostnameMismatch):
-            return RequestFailure(redact(str(cause)), cause=FailureCause.CERTIFICATE)
+            return RequestFailure(excerpt(str(cause)), cause=FailureCause.CERTIFICATE)
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, _TLS_CONNECTION_LOST):
             return RequestFailure(
                 f"no secure connection to endpoint_url: {_describe(cause)}", cause=FailureCause.OPTIONS
@@ -123,7 +123,7 @@ def read_failure(error: BaseException) -> RequestFailure:
         return RequestFailure("no answer in time")
     # Requests raises an error of both kinds for a URL that cannot be used.
     if isinstance(error, OSError) and not isinstance(error, ValueError):
-        return RequestFailure(redact(f"{type(error).__name__}: {causes[-1]}"))
+        return RequestFailure(excerpt(f"{type(error).__name__}: {causes[-1]}"))
     return RequestFailure(_describe(error), cause=FailureCause.OPTIONS)
 
 
@@ -253,7 +253,7 @@ def _reason_and_message(body: bytes) -> tuple[str, str]:
         error: Any = json.loads(text)["error"]
         return str(error["errors"][0]["reason"]), str(error["message"])
     except (ValueError, LookupError, TypeError):
-        return "", text[:500]
+        return "", excerpt(text)
 
 
 def _missing_resource(message: str) -> str:
@@ -266,4 +266,4 @@ def _missing_resource(message: str) -> str:
 def _describe(error: BaseException) -> str:
     # google-auth adds the whole answer of the server as a second argument.
     message = error.args[0] if isinstance(error, GoogleAuthError) and error.args else error
-    return redact(f"{type(error).__name__}: {message}")
+    return excerpt(f"{type(error).__name__}: {message}")

@@ -33,9 +33,10 @@ _API_PATH = "/storage/v1/"
 class GcsSettings:
     """Where requests go, and on whose behalf."""
 
-    endpoint: str
+    # A URL may hold a user and a password.
+    endpoint: str = field(repr=False)
     """URL without a path."""
-    credentials: AnyCredentials
+    credentials: AnyCredentials = field(repr=False)
     user_project: Optional[str] = None
     """Project that pays for the requests; None if the bucket's project pays."""
     limits: TimeLimits = DEFAULT_TIME_LIMITS
@@ -44,7 +45,7 @@ class GcsSettings:
     """Seconds until a connection is open."""
     stall_timeout: float = DEFAULT_TIME_LIMITS.timeout
     """Seconds that the server may neither accept nor send a byte."""
-    proxies: Mapping[str, str] = field(default_factory=dict)
+    proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
     """URL of the proxy by scheme, as in requests."""
 
 

@@ -61,7 +61,7 @@ class S3Backend(ObjectStoreBackend):
 
     def __init__(self, uri: str, storage_options: Mapping[str, Any]) -> None:
         self._bucket, prefix = parse_s3_uri(uri)
-        super().__init__(uri, prefix)
+        super().__init__(uri, prefix, storage_options=storage_options)
         self._storage_options = storage_options
         self._limits = read_options(uri, storage_options)[0]
         self.connect()

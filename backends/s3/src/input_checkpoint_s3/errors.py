@@ -32,7 +32,7 @@ from input_checkpoint.backends.object_store import (
     explain_unanswered,
     is_caused_by,
 )
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import excerpt
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFoundError,
@@ -136,8 +136,8 @@ def read_failure(error: Exception) -> RequestFailure:
     answer = _server_answer(error)
     if answer is not None:
         message = str(answer.get("Message") or error)
-        return RequestFailure(redact(message), code=str(answer.get("Code")))
-    message = redact(f"{type(error).__name__}: {error}")
+        return RequestFailure(excerpt(message), code=str(answer.get("Code")))
+    message = excerpt(f"{type(error).__name__}: {error}")
     # s3fs raises these two by itself as well.
     if isinstance(error, FileNotFoundError):
         return RequestFailure(message, status=404)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -24,7 +24,7 @@ from input_checkpoint.backends.obstore import (
     RequestLimits,
     load_obstore,
 )
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import redact_uri
 from input_checkpoint.backends.time_limits import TimeLimits
 from input_checkpoint_s3.answers import ETAG
 from input_checkpoint_s3.errors import (
@@ -104,7 +104,7 @@ def open_with_obstore(
         BackendError: obstore is not installed, or an option has no equivalent.
     """
     bucket, prefix = parse_s3_uri(uri)
-    shown_uri = redact(uri)
+    shown_uri = redact_uri(uri)
     s3_store = load_obstore(uri, "input-checkpoint-s3[obstore]").S3Store
     limits, options = _read_options(shown_uri, storage_options)
 
@@ -143,7 +143,7 @@ def open_with_obstore(
 class _Access:
     """The server, and how to log in."""
 
-    endpoint: str
+    endpoint: str = field(repr=False)
     """URL of the server. For a bucket in the host name, with that host name."""
     region: str
     bucket_in_host: bool

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from input_checkpoint.backends.object_store import parse_bucket_uri
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import redact_uri
 from input_checkpoint.errors import BackendNotFoundError
 
 _LOGIN = "storage_options or the configuration of the AWS tools"
@@ -38,7 +38,7 @@ def parse_s3_uri(uri: str) -> tuple[str, str]:
         return parse_bucket_uri(uri, login=_LOGIN)
     match = _ACCESS_POINT.fullmatch(address)
     if not match:
-        shown = redact(uri)
+        shown = redact_uri(uri)
         raise BackendNotFoundError(
             f"{shown} does not contain the ARN of an access point. Write "
             "s3://arn:aws:s3:region:account:accesspoint/name/prefix.",

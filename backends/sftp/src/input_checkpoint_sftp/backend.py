@@ -15,6 +15,7 @@ from asyncssh.constants import FILEXFER_TYPE_DIRECTORY, FILEXFER_TYPE_REGULAR, F
 from fsspec.config import apply_config
 
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key
+from input_checkpoint.backends.causes import raise_from
 from input_checkpoint.backends.configuration import update_configuration
 from input_checkpoint.backends.reopening import ReopeningClient
 from input_checkpoint.backends.time_limits import TimeLimitExceededError, split_time_limits
@@ -68,7 +69,7 @@ class SftpBackend(Backend):
     """
 
     def __init__(self, uri: str, storage_options: Mapping[str, Any]) -> None:
-        super().__init__(uri)
+        super().__init__(uri, storage_options)
         address = _split(uri)
         if address.password is not None or address.query or address.fragment:
             raise BackendNotFoundError(
@@ -178,7 +179,7 @@ class SftpBackend(Backend):
         try:
             yield
         except (SftpError, asyncssh.SFTPError, TimeLimitExceededError) as error:
-            raise translate(error, operation, self.uri, key, folder) from error
+            raise_from(translate(error, operation, self.uri, key, folder), error)
 
 
 def open_sftp(uri: str, storage_options: Mapping[str, Any]) -> SftpBackend:

@@ -6,7 +6,7 @@ from typing import Optional, Union
 
 import asyncssh
 
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import excerpt
 from input_checkpoint.backends.time_limits import TimeLimitExceededError
 from input_checkpoint.errors import (
     BackendError,
@@ -73,7 +73,7 @@ def translate(
 def _diagnose(
     error: Union[SftpError, asyncssh.SFTPError, TimeLimitExceededError], operation: str
 ) -> tuple[type[BackendError], str]:
-    message = redact(str(error) or type(error).__name__)
+    message = excerpt(str(error) or type(error).__name__)
     if isinstance(error, asyncssh.SFTPError):
         return _diagnose_refusal(error, message, operation)
     if isinstance(error, TimeLimitExceededError):
