@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from input_checkpoint.parallel import map_ordered, prefetch_one, run_both
+from input_checkpoint.parallel import DaemonExecutor, map_ordered, prefetch_one, run_both
 
 
 class RecordingWork:
@@ -124,3 +126,53 @@ def test_no_item_is_drawn_after_the_caller_has_stopped() -> None:
     count = len(drawn)
     time.sleep(0.05)
     assert len(drawn) == count <= 2
+
+
+class TestDaemonExecutor:
+    def test_results_and_errors_are_passed_on(self):
+        with DaemonExecutor(2, "test") as executor:
+            assert list(executor.map(len, ["a", "bc", ""])) == [1, 2, 0]
+            with pytest.raises(ZeroDivisionError):
+                executor.submit(divmod, 1, 0).result()
+
+    def test_no_more_threads_run_than_allowed_and_an_idle_one_is_used_again(self):
+        names = set()
+        with DaemonExecutor(3, "test") as executor:
+            for _ in range(20):
+                names.add(executor.submit(lambda: threading.current_thread().name).result())
+            barrier = threading.Barrier(3)
+            running = [executor.submit(barrier.wait, 60) for _ in range(3)]
+            assert sorted(future.result() for future in running) == [0, 1, 2]
+            names |= set(executor.map(lambda _: threading.current_thread().name, range(50)))
+        assert names <= {"test-0", "test-1", "test-2"}
+
+    def test_the_end_of_the_block_waits_for_what_was_submitted(self):
+        done = []
+        with DaemonExecutor(1, "test") as executor:
+            for number in range(3):
+                executor.submit(lambda number=number: (time.sleep(0.05), done.append(number)))
+        assert done == [0, 1, 2]
+        with pytest.raises(RuntimeError, match="shut down"):
+            executor.submit(len, "")
+
+    def test_an_interrupt_does_not_wait_and_cancels_what_has_not_begun(self):
+        gate, executor = threading.Event(), DaemonExecutor(1, "test")
+        executor.submit(gate.wait, 60)
+        waiting = executor.submit(len, "")
+        executor.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+        assert waiting.cancelled()
+        gate.set()
+
+    @pytest.mark.parametrize("results", ["map_ordered(work, [0, 1], 2)", "prefetch_one(map(work, [0, 1]))"])
+    def test_work_that_hangs_does_not_keep_the_interpreter(self, results):
+        program = f"""
+from threading import Event
+from input_checkpoint.parallel import map_ordered, prefetch_one
+
+def work(item):
+    return Event().wait() if item else item
+
+results = {results}
+print(next(results))
+"""
+        subprocess.run([sys.executable, "-c", program], timeout=60, check=True)

@@ -77,6 +77,18 @@ class Server(abc.ABC):
         """Return the name and version of the server."""
 
     @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Suspend its processes for the duration of a ``with`` block, as on a machine that hangs."""
+        processes = psutil.Process().children(recursive=True)
+        for process in processes:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in processes:
+                process.resume()
+
+    @contextlib.contextmanager
     def running(self) -> Iterator[Server]:
         """Run the server for the duration of a ``with`` block."""
         try:

@@ -2,12 +2,15 @@
 
 All of them derive from `InputCheckpointError`, so one ``except`` catches them. The message says what
 happened, to which URI and step, and what to do. URI, key and step are attributes as well. No error holds a
-credential.
+credential: every message passes `redact` here.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Optional
+
+from input_checkpoint.redaction.redactor import redact
+from input_checkpoint.redaction.uris import redact_uri
 
 if TYPE_CHECKING:
     from input_checkpoint.checkpoint import CheckpointRef
@@ -20,8 +23,9 @@ class InputCheckpointError(Exception):
     """Base of all errors of this library.
 
     Args:
-        message: what happened, where, and what to do.
-        uri: URI of the store or backend, without secrets. None if there is none, or it is not known.
+        message: what happened, where, and what to do. Secrets in it are replaced by ``***``.
+        uri: URI of the store or backend. Secrets in it are replaced by ``***``. None if there is none, or it
+            is not known.
         key: key of the object that the error is about. None if it is about no single object.
         ref: the checkpoint that the error is about. None if it is about no single checkpoint.
 
@@ -39,8 +43,8 @@ class InputCheckpointError(Exception):
         key: Optional[str] = None,
         ref: Optional[CheckpointRef] = None,
     ) -> None:
-        super().__init__(message)
-        self.uri = uri
+        super().__init__(redact(message))
+        self.uri = None if uri is None else redact_uri(uri)
         self.key = key
         self.ref = ref
 

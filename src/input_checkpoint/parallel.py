@@ -1,16 +1,125 @@
-"""Work in threads, with results in a defined order and a bound on what runs ahead."""
+"""Work in threads, with results in a defined order and a bound on what runs ahead.
+
+No thread of this module keeps the interpreter when the program ends, whatever it waits for.
+"""
 
 from __future__ import annotations
 
 import itertools
+import sys
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Callable, Optional, TypeVar
+from concurrent.futures import Executor, Future
+from types import TracebackType
+from typing import Any, Callable, Optional, TypeVar
 
 _Argument = TypeVar("_Argument")
 _Result = TypeVar("_Result")
 _OtherResult = TypeVar("_OtherResult")
+
+
+class DaemonExecutor(Executor):
+    """Runs functions in a limited number of threads, which end with the program.
+
+    Python waits for the threads of `concurrent.futures.ThreadPoolExecutor` before it ends, so a storage that
+    hangs would keep the process. It does not wait for these.
+
+    As a context manager, it waits at the end for everything that was submitted, but not after an interrupt
+    (see `is_interrupt`).
+
+    Args:
+        max_workers: most threads at once. Each is started when it is first needed.
+        name: prefix of the names of the threads.
+
+    Example:
+        >>> with DaemonExecutor(2, "example") as executor:
+        ...     list(executor.map(len, ["a", "bc"]))
+        [1, 2]
+    """
+
+    def __init__(self, max_workers: int, name: str) -> None:
+        self._max_workers = max_workers
+        self._name = name
+        self._condition = threading.Condition()
+        self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._threads: list[threading.Thread] = []
+        self._idle = 0
+        self._closed = False
+
+    def submit(self, fn: Callable[..., _Result], /, *args: Any, **kwargs: Any) -> Future[_Result]:
+        """See `concurrent.futures.Executor.submit`."""
+        future: Future[_Result] = Future()
+        with self._condition:
+            if self._closed:
+                raise RuntimeError("this executor is shut down")
+            self._waiting.append((future, lambda: fn(*args, **kwargs)))
+            if self._idle >= len(self._waiting) or len(self._threads) == self._max_workers:
+                self._condition.notify()
+            else:
+                self._start_thread()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """See `concurrent.futures.Executor.shutdown`."""
+        with self._condition:
+            self._closed = True
+            if cancel_futures:
+                for future, _ in self._waiting:
+                    future.cancel()
+            self._condition.notify_all()
+        # While the interpreter ends, it discards generators that nobody has finished.
+        if wait and not sys.is_finalizing():
+            for thread in self._threads:
+                thread.join()
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        interrupted = is_interrupt(error)
+        self.shutdown(wait=not interrupted, cancel_futures=interrupted)
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._run, name=f"{self._name}-{len(self._threads)}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                self._idle += 1
+                self._condition.wait_for(lambda: self._waiting or self._closed)
+                self._idle -= 1
+                if not self._waiting:
+                    return
+                future, work = self._waiting.popleft()
+            _run_into(future, work)
+            # An idle thread must not keep the last result in memory.
+            del future, work
+
+
+def is_interrupt(error: Optional[BaseException]) -> bool:
+    """Return whether an exception asks the program to end, such as `KeyboardInterrupt` and `SystemExit`.
+
+    Example:
+        >>> is_interrupt(KeyboardInterrupt()), is_interrupt(ValueError()), is_interrupt(None)
+        (True, False, False)
+    """
+    return error is not None and not isinstance(error, (Exception, GeneratorExit))
+
+
+def _run_into(future: Future[Any], work: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = work()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 def map_ordered(
@@ -35,7 +144,7 @@ def map_ordered(
         >>> list(map_ordered(len, ["a", "bc", ""], concurrency=2))
         [1, 2, 0]
     """
-    with ThreadPoolExecutor(concurrency, thread_name_prefix="input-checkpoint") as executor:
+    with DaemonExecutor(concurrency, "input-checkpoint") as executor:
         pending: deque[tuple[Future[_Result], float]] = deque()
         load = 0.0
         try:
@@ -62,7 +171,7 @@ def run_both(
         >>> run_both(lambda: 1, lambda: "a")
         (1, 'a')
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="input-checkpoint-both") as executor:
+    with DaemonExecutor(1, "input-checkpoint-both") as executor:
         future = executor.submit(second)
         return first(), future.result()
 
@@ -74,7 +183,7 @@ def prefetch_one(items: Iterable[_Result]) -> Iterator[_Result]:
         >>> list(prefetch_one(iter("abc")))
         ['a', 'b', 'c']
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="input-checkpoint-prefetch") as executor:
+    with DaemonExecutor(1, "input-checkpoint-prefetch") as executor:
         iterator = iter(items)
         upcoming = executor.submit(_draw, iterator)
         try:

@@ -16,6 +16,7 @@ from input_checkpoint import (
     ObjectExistsError,
     ObjectNotFoundError,
 )
+from input_checkpoint.backends.answers import UnexpectedAnswerError
 from input_checkpoint.backends.base import ObjectInfo
 from input_checkpoint.backends.object_store import (
     Advice,
@@ -97,6 +98,35 @@ class TestContract(BackendContract):
     @pytest.fixture
     def backend(self) -> DictionaryBackend:
         return DictionaryBackend()
+
+
+class TestAnswers:
+    def test_one_that_is_none_is_unavailable_and_says_what_came(self, backend, monkeypatch):
+        def answer_with_a_page(name, start, end):
+            raise UnexpectedAnswerError("GetObject", "text/html", "an object")
+
+        monkeypatch.setattr(backend, "download", answer_with_a_page)
+        with pytest.raises(BackendUnavailableError) as raised:
+            backend.get("a")
+        assert str(raised.value) == (
+            f"cannot read {URI}/a: the server answered GetObject with text/html, not with an object. A proxy "
+            "or a login page may be in between. Check the endpoint and the network; trying again may help."
+        )
+
+    @pytest.mark.parametrize(
+        ("names", "said"),
+        [
+            (["elsewhere/a"], "elsewhere/a"),
+            (["run/b", "run/a"], "run/a after run/b"),
+            (["run/a"] * 2, "order"),
+        ],
+        ids=["outside the prefix", "out of order", "twice"],
+    )
+    def test_a_listing_that_breaks_its_promise_is_an_error(self, backend, monkeypatch, names, said):
+        infos = [ObjectInfo(name, 1, None) for name in names]
+        monkeypatch.setattr(backend, "list_objects", lambda prefix: infos)
+        with pytest.raises(BackendUnavailableError, match=said):
+            list(backend.list())
 
 
 class TestNames:
@@ -194,10 +224,10 @@ class TestErrors:
             backend.put("key", b"data")
         assert (raised.value.uri, raised.value.key) == (URI, "key")
 
-    def test_the_exception_of_the_client_library_is_the_cause(self, backend):
+    def test_the_cause_names_the_exception_of_the_client_library(self, backend):
         with pytest.raises(ObjectNotFoundError) as raised:
             backend.get("key")
-        assert isinstance(raised.value.__cause__, KeyError)
+        assert str(raised.value.__cause__) == "KeyError: 'run/key'"
 
     def test_a_password_in_the_text_is_removed(self):
         error = Operation("read", URI, "key").error(BackendError, f"no answer of http://joe:{SECRET}@host/")

@@ -18,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from input_checkpoint import (
     Backend,
     BackendError,
+    BackendNotFoundError,
     BackendUnavailableError,
     CheckpointStore,
     InputCheckpointError,
@@ -32,6 +33,7 @@ from input_checkpoint.backends.generic import GenericBackend
 from input_checkpoint.backends.local import LocalBackend
 from input_checkpoint.backends.memory import MemoryBackend
 from input_checkpoint.backends.redaction import redact
+from tests.support.answering_server import Answer, answering
 
 SECRET = "hunter2"
 
@@ -75,6 +77,12 @@ class AtomicFileSystem(InheritingFileSystem):
     def pipe_file(self, path, value, mode="overwrite", **kwargs):
         with open(path, "xb" if mode == "create" else "wb") as file:
             file.write(value)
+
+
+def saved_store(folder: Path):
+    """Make a store with one checkpoint."""
+    store = CheckpointStore.open(str(folder), create=True)
+    return store.begin_run("main").save(10, [IteratorState("Iterator", [(b"slot", b"payload")])])
 
 
 @pytest.fixture
@@ -385,6 +393,52 @@ class TestGeneric:
         backend = open_backend(f"dir::file://{tmp_path}")
         with pytest.raises(BackendError, match="no atomic create-if-absent"):
             backend.create("key", b"data")
+
+    def test_a_folder_in_a_chain_is_the_folder_that_the_uri_names(self, tmp_path):
+        info = saved_store(tmp_path / "run")
+        chained = CheckpointStore.open(f"dir::file://{tmp_path}/run")
+        assert chained.checkpoints() == [info]
+        assert CheckpointStore.open(f"dir://run::file://{tmp_path}").checkpoints() == [info]
+
+    def test_what_is_written_through_a_chain_is_where_the_uri_says(self):
+        name = uuid.uuid4().hex
+        open_backend(f"dir::memory://{name}").put("folder/key", b"data")
+        assert fsspec.filesystem("memory").cat_file(f"/{name}/folder/key") == b"data"
+
+    def test_a_chained_local_folder_is_refused_with_how_to_write_it(self, tmp_path):
+        with pytest.raises(BackendError, match=f"Remove dir:: from the URI: file://{tmp_path}"):
+            open_backend(f"dir::file://{tmp_path}").create("key", b"data")
+
+    @pytest.mark.parametrize("kind", ["zip", "tar"])
+    def test_an_archive_that_is_not_there_is_not_found(self, tmp_path, kind):
+        with pytest.raises(BackendNotFoundError, match=r"cannot open .*missing: not found"):
+            open_backend(f"{kind}::file://{tmp_path}/missing")
+
+    @pytest.mark.parametrize("kind", ["zip", "tar"])
+    def test_an_archive_that_is_none_is_refused(self, tmp_path, kind):
+        (tmp_path / "text").write_text("no archive")
+        with pytest.raises(BackendError, match="the archive is damaged, or is no archive") as raised:
+            open_backend(f"{kind}::file://{tmp_path}/text")
+        assert not isinstance(raised.value, BackendUnavailableError)
+
+    @pytest.mark.parametrize("uri", ["reference://run", "jupyter://run"])
+    def test_missing_options_are_named(self, uri):
+        with pytest.raises(BackendError, match=r"storage_options do not fit.*missing 1 required"):
+            open_backend(uri)
+
+    def test_a_store_cannot_be_written_to_references_which_are_in_memory(self):
+        backend = open_backend("reference://run", {"fo": {}})
+        for write in (lambda: backend.create("key", b""), lambda: backend.put("key", b"")):
+            with pytest.raises(
+                BackendError, match=r"because it keeps what is written in memory.*can be read"
+            ):
+                write()
+
+    def test_a_store_cannot_be_written_to_jupyter_which_hides_failed_writes(self):
+        with answering(Answer(403)) as url:
+            backend = open_backend("jupyter://run", {"url": url, "tok": "token"})
+            with pytest.raises(BackendError, match="does not notice when the server refuses a write"):
+                backend.put("key", b"data")
 
     @pytest.mark.parametrize("cache", ["simplecache", "filecache", "blockcache"])
     def test_a_cache_is_refused(self, tmp_path, cache):

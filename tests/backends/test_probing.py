@@ -17,6 +17,7 @@ from input_checkpoint import (
     BackendPermissionError,
     BackendUnavailableError,
     CheckpointStore,
+    ObjectExistsError,
     UnsupportedFormatError,
 )
 from input_checkpoint.backends.local import LocalBackend
@@ -53,6 +54,44 @@ class WithoutTimes(Wrapped):
         return (replace(info, modified=None) for info in self.inner.list(prefix))
 
 
+class LosesAnswers(Wrapped):
+    """Does what is asked, but the first answer to each kind of request is lost.
+
+    Args:
+        inner: the backend that does it.
+        repeats: whether the client library repeats the request itself.
+    """
+
+    def __init__(self, inner: Backend, repeats: bool) -> None:
+        super().__init__(inner)
+        self.repeats = repeats
+        self.lost: set[str] = set()
+
+    def create(self, key, data):
+        self._lose("create", lambda: self.inner.create(key, data))
+
+    def put(self, key, data):
+        self._lose("put", lambda: self.inner.put(key, data))
+
+    def get(self, key, start=0, end=None):
+        return self._lose("get", lambda: self.inner.get(key, start, end))
+
+    def list(self, prefix=""):
+        return self._lose("list", lambda: self.inner.list(prefix))
+
+    def delete(self, keys):
+        self._lose("delete", lambda: self.inner.delete(keys))
+
+    def _lose(self, verb, request):
+        result = request()
+        if verb in self.lost:
+            return result
+        self.lost.add(verb)
+        if self.repeats:
+            return request()
+        raise BackendUnavailableError("the connection was lost")
+
+
 @pytest.fixture
 def memory() -> MemoryBackend:
     return MemoryBackend(f"memory://{uuid.uuid4().hex}")
@@ -62,6 +101,24 @@ def test_a_probe_leaves_nothing_behind(memory):
     memory.put("theirs", b"data")
     probe(memory)
     assert contents(memory) == {"theirs": b"data"}
+
+
+@pytest.mark.parametrize("repeats", [False, True], ids=["reported", "repeated by the client library"])
+def test_lost_answers_do_not_end_the_probe(memory, repeats):
+    losing = LosesAnswers(memory, repeats)
+    probe(losing)
+    assert losing.lost == {"create", "put", "get", "list", "delete"}
+    assert contents(memory) == {}
+
+
+def test_a_key_that_holds_something_else_ends_the_probe(memory):
+    class Taken(Wrapped):
+        def create(self, key, data):
+            self.inner.put(key, b"of somebody else")
+            self.inner.create(key, data)
+
+    with pytest.raises(ObjectExistsError):
+        probe(Taken(memory))
 
 
 def test_a_local_folder_passes(tmp_path):

@@ -13,8 +13,10 @@ from input_checkpoint import (
     CheckpointRef,
     CheckpointStore,
     CorruptCheckpointError,
+    InconsistentListingError,
     KeepAll,
     KeepLast,
+    ObjectExistsError,
     WriterSupersededError,
 )
 from input_checkpoint.format.keys import MAX_LINEAGE
@@ -40,6 +42,17 @@ class ActsBetweenListings(Wrapped):
         if prefix.startswith("lineages/"):
             self._listed.set()
         return iter(found)
+
+
+class ContradictsItself(Wrapped):
+    """Says that the record of every new lineage exists, and neither lists nor returns it as it is."""
+
+    def before(self, verb, key):
+        if verb == "create" and key.startswith("lineages/"):
+            raise ObjectExistsError(f"{key} already exists", uri=self.uri, key=key)
+
+    def get(self, key, start=0, end=None):
+        return b"{}" if key.startswith("lineages/") else super().get(key, start, end)
 
 
 class TestLineages:
@@ -71,6 +84,13 @@ class TestLineages:
 
         seen = CheckpointStore(ActsBetweenListings(backend, restart)).history("main")
         assert steps(seen) == steps(store.history("main")) == [(1, 10), (1, 20), (2, 25)]
+
+    def test_a_storage_that_contradicts_itself_is_an_error_and_not_an_endless_loop(self, backend, store):
+        with pytest.raises(
+            InconsistentListingError, match=r"lineages/main/00000001\.json .* listing .* does not contain it"
+        ) as raised:
+            CheckpointStore(ContradictsItself(backend)).begin_run("main")
+        assert raised.value.uri == store.uri
 
     def test_a_lost_response_does_not_open_a_second_lineage(self, backend, store):
         opened = CheckpointStore(LosingResponses(backend)).begin_run("main").lineage

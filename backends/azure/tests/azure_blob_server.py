@@ -20,7 +20,8 @@ class BlobServer:
     def __init__(self, port: int) -> None:
         self.signature = "first"
         self.blobs: dict[str, bytes] = {}
-        self._endpoint = f"DefaultEndpointsProtocol=http;BlobEndpoint=http://127.0.0.1:{port}/account;"
+        self.url = f"http://127.0.0.1:{port}"
+        self._endpoint = f"DefaultEndpointsProtocol=http;BlobEndpoint={self.url}/account;"
 
     def connection_string(self, signature: str) -> str:
         """Return the connection string that logs in with a signature."""
@@ -65,8 +66,6 @@ class _Handler(BaseHTTPRequestHandler):
         name = unquote(url.path)[len(_PATH) :].lstrip("/")
         if query.get("sig") != state.signature:
             self._refuse(403, "AuthenticationFailed")
-        elif query.get("comp") == "batch":
-            self._delete_batch(state, body)
         elif query.get("comp") == "list":
             self._answer(200, _listing(state, query.get("prefix", "")), {"Content-Type": "application/xml"})
         elif self.command == "PUT":
@@ -97,29 +96,19 @@ class _Handler(BaseHTTPRequestHandler):
         start, end = int(match[1]), min(int(match[2] or len(data)) + 1, len(data))
         self._answer(206, data[start:end], {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"})
 
-    def _delete_batch(self, state: BlobServer, body: bytes) -> None:
-        # https://learn.microsoft.com/rest/api/storageservices/blob-batch
-        parts = []
-        for number, path in enumerate(re.findall(rb"DELETE (\S+) HTTP", body)):
-            name = unquote(urlsplit(path.decode()).path).partition(f"{_PATH}/")[2]
-            state.blobs.pop(name, None)
-            parts.append(
-                f"--batch\r\nContent-Type: application/http\r\nContent-ID: {number}\r\n\r\n"
-                "HTTP/1.1 202 Accepted\r\nx-ms-request-id: 1\r\n\r\n"
-            )
-        self._answer(
-            202,
-            ("".join(parts) + "--batch--\r\n").encode(),
-            {"Content-Type": "multipart/mixed; boundary=batch"},
-        )
-
     def _refuse(self, status: int, code: str) -> None:
         body = f"<Error><Code>{code}</Code><Message>the message</Message></Error>".encode()
         self._answer(status, body, {"Content-Type": "application/xml", "x-ms-error-code": code})
 
     def _answer(self, status: int, body: bytes = b"", headers: Any = ()) -> None:
         self.send_response(status)
-        for name, value in {"ETag": '"1"', "Last-Modified": _MODIFIED, **dict(headers)}.items():
+        always = {
+            "ETag": '"1"',
+            "Last-Modified": _MODIFIED,
+            "x-ms-request-id": "1",
+            "x-ms-version": "2024-11-04",
+        }
+        for name, value in {**always, **dict(headers)}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

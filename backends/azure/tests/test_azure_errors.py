@@ -85,8 +85,7 @@ class TestServerThatCannotBeReached:
         backend.close()
 
     @pytest.mark.parametrize("operation", ["put", "list"])
-    def test_a_server_that_never_answers_is_unavailable_in_bounded_time(self, engine, operation, monkeypatch):
-        monkeypatch.setitem(AzureBackend.request_options, "read_timeout", 0.5)
+    def test_a_server_that_never_answers_is_unavailable_in_bounded_time(self, engine, operation):
         with mute_server() as port:
             options = {**options_for(f"http://127.0.0.1:{port}"), "read_timeout": 0.5}
             backend = opened(engine, URI, options)

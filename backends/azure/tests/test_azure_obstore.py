@@ -56,7 +56,7 @@ def recorder() -> Iterator[Recorder]:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             requests.append(self)
             self.send_response(201 if self.command == "PUT" else 202)
-            self.send_header("ETag", '"1"')
+            self.send_header("ETag", '"0x8DC2B51"')
             self.send_header("Last-Modified", "Tue, 24 Nov 2026 12:00:00 GMT")
             self.send_header("Content-Length", "0")
             self.end_headers()

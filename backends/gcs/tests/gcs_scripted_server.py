@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -39,6 +40,7 @@ class Reply:
     body: bytes = b""
     location: str = ""
     """Where a redirect leads."""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 HANG_UP = Reply(0)
@@ -62,6 +64,29 @@ class ScriptedServer:
 def resource(**fields: Any) -> Reply:
     """Return the reply with a resource of the JSON API."""
     return Reply(200, json.dumps(fields).encode())
+
+
+def content(data: bytes, content_range: str = "") -> Reply:
+    """Return the reply with an object, or with a range of it."""
+    headers = {"X-Goog-Generation": "1", "Content-Type": "application/octet-stream"}
+    if content_range:
+        return Reply(206, data, headers={**headers, "Content-Range": content_range})
+    return Reply(200, data, headers=headers)
+
+
+def success(request: Received) -> Reply:
+    """Return what Cloud Storage replies to any request of the backend: there is one object, with ``data``."""
+    if request.method == "DELETE":
+        return Reply(204)
+    if request.method == "POST":
+        name = re.search(rb'"name": "([^"]+)"', request.body)
+        assert name
+        return resource(kind="storage#object", name=name[1].decode(), generation="1")
+    if request.path.endswith("/o"):
+        return resource(kind="storage#objects")
+    if request.query.get("alt") == "media":
+        return content(b"data")
+    return resource(name=request.path.partition("/o/")[2])
 
 
 def refusal(status: int, reason: str, message: str) -> Reply:
@@ -128,6 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
         received.append(dataclasses.replace(request, body=body))
         self.send_response(reply.status)
         self.send_header("Content-Length", str(len(reply.body)))
+        for name, value in reply.headers.items():
+            self.send_header(name, value)
         if reply.location:
             self.send_header("Location", reply.location)
         self.end_headers()

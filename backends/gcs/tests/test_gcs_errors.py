@@ -13,7 +13,7 @@ from typing import Any, Callable
 import pytest
 import requests.exceptions
 from aiohttp import ClientTimeout
-from gcs_scripted_server import HANG_UP, Reply, refusal, resource, scripted_server
+from gcs_scripted_server import HANG_UP, Reply, content, refusal, resource, scripted_server, success
 
 from input_checkpoint import (
     BackendError,
@@ -24,7 +24,6 @@ from input_checkpoint import (
 )
 from input_checkpoint.errors import ObjectExistsError
 from input_checkpoint_gcs import GcsBackend
-from input_checkpoint_gcs.settings import RequestTimeouts
 from tests.support.answering_server import write_self_signed_certificate
 from tests.support.operations import OPERATIONS, every_operation
 
@@ -106,19 +105,19 @@ class TestServerThatNeverAnswers:
     def test_every_operation_is_unavailable_after_the_timeout_in_the_options(self, accepting, operation):
         port = accepting(lambda connection: None)
         options = {"token": SECRET, "endpoint_url": f"http://127.0.0.1:{port}", "requests_timeout": 0.1}
-        with refused(BackendUnavailableError, "no answer in time"):
+        with refused(BackendUnavailableError, "trying again may help"):
             operation(GcsBackend("gs://bucket/run", options))
 
     @pytest.mark.parametrize(
         "option",
         [{"requests_timeout": ClientTimeout(total=0.1)}, {"requests_timeout": 60, "timeout": 0.1}],
-        ids=["aiohttp", "fsspec"],
+        ids=["aiohttp", "ours"],
     )
-    def test_the_timeouts_of_aiohttp_and_fsspec_are_respected(self, accepting, option):
+    def test_the_timeouts_in_the_options_are_respected(self, accepting, option):
         port = accepting(lambda connection: None)
         options = {"token": SECRET, "endpoint_url": f"http://127.0.0.1:{port}", **option}
         started = time.monotonic()
-        with refused(BackendUnavailableError, "no answer in time"):
+        with refused(BackendUnavailableError, "trying again may help"):
             GcsBackend("gs://bucket/run", options).get("key")
         assert time.monotonic() - started < 10
 
@@ -128,47 +127,35 @@ class TestServerThatNeverAnswers:
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
             with contextlib.suppress(OSError):
                 for _ in range(1000):
-                    connection.sendall(bytes(1 << 20))
+                    connection.sendall(bytes(1000))
                     time.sleep(0.05)
 
         options = {"token": "anon", "endpoint_url": f"http://127.0.0.1:{accepting(trickle)}"}
         started = time.monotonic()
-        with refused(BackendUnavailableError, "no answer in time"):
+        with refused(BackendUnavailableError, "was not done within .* trying again may help"):
             GcsBackend("gs://bucket/run", {**options, "requests_timeout": 0.5}).get("key")
         assert time.monotonic() - started < 10
 
     def test_a_token_server_that_never_answers_is_unavailable_after_one_attempt(
-        self, accepting, service_account, monkeypatch
+        self, accepting, service_account
     ):
-        monkeypatch.setattr("input_checkpoint_gcs.settings.DEFAULT_TIMEOUTS", RequestTimeouts(stall=0.3))
         connections = []
         token = {**service_account, "token_uri": f"http://127.0.0.1:{accepting(connections.append)}/token"}
-        with refused(BackendUnavailableError, "could not be renewed.*trying again may help"):
-            GcsBackend("gs://bucket/run", {"token": token}).get("key")
+        with refused(BackendUnavailableError, "trying again may help"):
+            GcsBackend("gs://bucket/run", {"token": token, "timeout": 0.5}).get("key")
         assert len(connections) == 1
 
-    def test_an_operation_is_unavailable_after_the_default_timeout(self, accepting, monkeypatch):
-        monkeypatch.setattr("input_checkpoint_gcs.settings.DEFAULT_TIMEOUTS", RequestTimeouts(stall=0.3))
-        port = accepting(lambda connection: None)
-        options = {"token": SECRET, "endpoint_url": f"http://127.0.0.1:{port}"}
-        with refused(BackendUnavailableError, "no answer in time"):
-            GcsBackend("gs://bucket/run", options).get("key")
-
     @pytest.mark.timeout(30)
-    def test_an_upload_that_the_server_stops_reading_ends(self, accepting, monkeypatch):
-        monkeypatch.setattr(
-            "input_checkpoint_gcs.settings.DEFAULT_TIMEOUTS",
-            RequestTimeouts(stall=0.3, min_upload_rate=64 << 20),
-        )
+    def test_an_upload_that_the_server_stops_reading_ends(self, accepting):
         port = accepting(lambda connection: connection.recv(1000))
-        options = {"token": SECRET, "endpoint_url": f"http://127.0.0.1:{port}"}
+        options = {"token": SECRET, "endpoint_url": f"http://127.0.0.1:{port}", "timeout": 0.3}
         with refused(BackendUnavailableError, "no answer in time"):
             GcsBackend("gs://bucket/run", options).create("key", bytes(32 << 20))
 
 
 class TestSlowServer:
-    def test_an_upload_survives_a_pause_longer_than_the_connect_timeout(self, monkeypatch):
-        monkeypatch.setattr("input_checkpoint_gcs.settings.DEFAULT_TIMEOUTS", RequestTimeouts(connect=0.2))
+    def test_an_upload_survives_a_pause_longer_than_the_connect_timeout(self):
+        options = {"requests_timeout": ClientTimeout(sock_connect=0.2)}
 
         def pause(request):
             time.sleep(1)
@@ -176,7 +163,7 @@ class TestSlowServer:
 
         # More than the buffers of both sockets hold.
         with scripted_server(pause) as server:
-            GcsBackend("gs://bucket/run", server.options()).create("key", bytes(32 << 20))
+            GcsBackend("gs://bucket/run", {**server.options(), **options}).create("key", bytes(32 << 20))
         assert len(server.received) == 1
 
 
@@ -352,7 +339,7 @@ class TestTokenRenewal:
         def answer(request):
             if request.path == "/token":
                 return resource(access_token="fresh", expires_in=3600, token_type="Bearer")
-            return Reply(200, b"data")
+            return content(b"data")
 
         with scripted_server(answer) as server:
             token = {**service_account, "token_uri": f"{server.url}/token"}
@@ -392,7 +379,7 @@ class TestMissingPermissions:
             GcsBackend("gs://bucket/run", server.options()).get("key")
 
     def test_the_project_that_pays_is_sent_with_every_request(self):
-        with scripted_server(lambda request: STORED) as server:
+        with scripted_server(success) as server:
             backend = GcsBackend("gs://bucket/run", server.options(requester_pays="payer"))
             for operation in OPERATIONS.values():
                 operation(backend)
@@ -452,7 +439,7 @@ class TestSecureConnections:
         certificate = tmp_path / "server.pem"
         write_self_signed_certificate(certificate)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        with scripted_server(lambda request: Reply(200, b"data"), certificate) as server:
+        with scripted_server(lambda request: content(b"data"), certificate) as server:
             assert GcsBackend("gs://bucket/run", server.options()).get("key") == b"data"
 
     def test_a_trusted_certificate_of_another_host_is_a_permanent_error(self, tmp_path, monkeypatch):
@@ -484,7 +471,7 @@ class TestServerThatIsNotCloudStorage:
     def test_a_page_of_a_proxy_does_not_look_like_success(self, operation):
         with (
             scripted_server(lambda request: Reply(200, b"<html>Please log in</html>")) as server,
-            refused(BackendError, "not Cloud Storage. Correct endpoint_url"),
+            refused(BackendUnavailableError, "the server answered .*proxy or a login page may be in between"),
         ):
             OPERATIONS[operation](GcsBackend("gs://bucket/run", server.options()))
         assert len(server.received) == 1
@@ -496,7 +483,7 @@ class TestServerThatIsNotCloudStorage:
 
         with (
             scripted_server(answer) as server,
-            refused(BackendError, "not Cloud Storage. Correct endpoint_url"),
+            refused(BackendUnavailableError, "the server answered .*proxy or a login page may be in between"),
         ):
             operation(GcsBackend("gs://bucket/run", server.options()))
         assert len(server.received) == 1
@@ -505,7 +492,7 @@ class TestServerThatIsNotCloudStorage:
     def test_an_upload_whose_answer_names_no_object_has_failed(self, operation):
         with (
             scripted_server(lambda request: resource(status="ok")) as server,
-            refused(BackendError, "does not name a stored object"),
+            refused(BackendUnavailableError, "not with the stored object"),
         ):
             operation(GcsBackend("gs://bucket/run", server.options()))
 
@@ -550,6 +537,7 @@ class TestSecrets:
         def fail_as_newer_versions_of_gcsfs(**options):
             raise requests.exceptions.ConnectionError(f"with url: /tokeninfo?access_token={SECRET}")
 
+        fail_as_newer_versions_of_gcsfs.protocol = ("gs", "gcs")
         monkeypatch.setattr("input_checkpoint_gcs.settings.GCSFileSystem", fail_as_newer_versions_of_gcsfs)
         with refused(BackendUnavailableError, "servers for credentials did not answer"):
             GcsBackend("gs://bucket/run", {})

@@ -7,7 +7,7 @@ import os
 
 import fsspec.config
 import pytest
-from gcs_scripted_server import Reply, resource, scripted_server
+from gcs_scripted_server import content, resource, scripted_server
 from google.oauth2.credentials import Credentials
 
 from input_checkpoint import BackendError
@@ -16,7 +16,7 @@ from input_checkpoint_gcs import GcsBackend
 
 @pytest.fixture
 def server():
-    with scripted_server(lambda request: Reply(200, b"data")) as server:
+    with scripted_server(lambda request: content(b"data")) as server:
         yield server
 
 
@@ -43,7 +43,7 @@ class TestToken:
         def answer(request):
             if request.path == "/token":
                 return resource(access_token="fresh", expires_in=3600, token_type="Bearer")
-            return Reply(200, b"data")
+            return content(b"data")
 
         with scripted_server(answer) as server:
             token = {**service_account, "token_uri": f"{server.url}/token"}

@@ -6,7 +6,7 @@ import json
 import uuid
 
 import pytest
-from gcs_scripted_server import Received, Reply, refusal, resource, scripted_server
+from gcs_scripted_server import Received, Reply, refusal, resource, scripted_server, success
 from google.oauth2.credentials import Credentials
 
 from input_checkpoint import BackendPermissionError
@@ -37,11 +37,7 @@ class Google:
             return resource(access_token=f"token-{name}", expires_in=3600, token_type="Bearer")
         if request.headers.get("authorization") != f"Bearer token-{self.accepted}":
             return refusal(401, "authError", "Invalid Credentials")
-        if request.method == "GET" and request.path.endswith("/o"):
-            return resource(items=[])
-        if request.method == "GET":
-            return Reply(200, b"data")
-        return resource(name="run/key", generation="1")
+        return success(request)
 
 
 class TestRenewedCredentials:

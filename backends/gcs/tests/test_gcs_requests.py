@@ -8,7 +8,7 @@ import json
 
 import google_crc32c
 import pytest
-from gcs_scripted_server import Received, Reply, resource, scripted_server
+from gcs_scripted_server import Received, content, resource, scripted_server
 
 from input_checkpoint_gcs import GcsBackend
 
@@ -39,7 +39,7 @@ class TestUpload:
         assert request.query == {"uploadType": "multipart"}
 
     def test_an_upload_carries_a_checksum_for_the_server_to_compare(self):
-        with scripted_server(lambda request: STORED) as server:
+        with scripted_server(lambda request: resource(name="run/deep/key", generation="1")) as server:
             GcsBackend("gs://bucket/run", server.options()).put("deep/key", b"data")
         about, content = parts(server.received[0])
         assert about["name"] == "run/deep/key"
@@ -54,7 +54,7 @@ class TestUpload:
 
 class TestDownload:
     def test_a_whole_object_is_one_request_without_a_range(self):
-        with scripted_server(lambda request: Reply(200, b"0123456789")) as server:
+        with scripted_server(lambda request: content(b"0123456789")) as server:
             assert GcsBackend("gs://bucket/run", server.options()).get("key") == b"0123456789"
         (request,) = server.received
         assert (request.path, request.query) == ("/download/storage/v1/b/bucket/o/run/key", {"alt": "media"})
@@ -64,19 +64,21 @@ class TestDownload:
         ("start", "end", "header"), [(2, 5, "bytes=2-4"), (0, 4, "bytes=0-3"), (7, None, "bytes=7-")]
     )
     def test_a_range_is_one_request_for_those_bytes(self, start, end, header):
-        with scripted_server(lambda request: Reply(206, b"part")) as server:
-            assert GcsBackend("gs://bucket/run", server.options()).get("key", start, end) == b"part"
+        with scripted_server(
+            lambda request: content(b"part"[: (end or 9) - start], f"bytes {start}-{(end or 9) - 1}/9")
+        ) as server:
+            assert GcsBackend("gs://bucket/run", server.options()).get("key", start, end)
         (request,) = server.received
         assert request.headers["range"] == header
 
     def test_a_range_that_the_server_ignores_is_cut_out_of_the_answer(self):
-        with scripted_server(lambda request: Reply(200, b"0123456789")) as server:
+        with scripted_server(lambda request: content(b"0123456789")) as server:
             assert GcsBackend("gs://bucket/run", server.options()).get("key", 2, 5) == b"234"
 
 
 class TestPrefix:
     def test_characters_with_a_meaning_in_urls_are_quoted(self):
-        with scripted_server(lambda request: Reply(200, b"data")) as server:
+        with scripted_server(lambda request: content(b"data")) as server:
             GcsBackend("gs://bucket/50%25 of run+7&x=1", server.options()).get("key")
         assert server.received[0].path == "/download/storage/v1/b/bucket/o/50%25 of run+7&x=1/key"
 
@@ -88,7 +90,9 @@ class TestList:
             item = {"name": f"run/{number}", "size": "7", "timeCreated": "2026-11-23T02:58:16.47271Z"}
             # A page may be empty and yet not be the last.
             items = {} if number == 1 else {"items": [item]}
-            return resource(**items, **({"nextPageToken": str(number + 1)} if number < 3 else {}))
+            return resource(
+                kind="storage#objects", **items, **({"nextPageToken": str(number + 1)} if number < 3 else {})
+            )
 
         with scripted_server(answer) as server:
             listed = list(GcsBackend("gs://bucket/run", server.options()).list())
@@ -100,6 +104,6 @@ class TestList:
     def test_empty_objects_that_show_folders_in_the_console_are_skipped(self):
         names = ["run/", "run/folder/", "run/folder/key"]
         items = [{"name": name, "size": "0", "timeCreated": "2026-11-23T02:58:16Z"} for name in names]
-        with scripted_server(lambda request: resource(items=items)) as server:
+        with scripted_server(lambda request: resource(kind="storage#objects", items=items)) as server:
             listed = list(GcsBackend("gs://bucket/run", server.options()).list())
         assert [info.key for info in listed] == ["folder/key"]

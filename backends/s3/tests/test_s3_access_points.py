@@ -40,11 +40,11 @@ def proxy() -> Iterator[Proxy]:
             recorder.requests.append((self.command, self.path, self.headers.get("Authorization") or ""))
             body = b"data" if self.command == "GET" and "list-type" not in self.path else b""
             if "list-type" in self.path:
-                body = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
+                body = b"<ListBucketResult><Name>training</Name><KeyCount>0</KeyCount></ListBucketResult>"
             if self.command == "POST":
                 body = b"<DeleteResult><Deleted><Key>run/key</Key></Deleted></DeleteResult>"
             self.send_response(206 if self.headers.get("Range") else 200)
-            self.send_header("ETag", '"1"')
+            self.send_header("ETag", '"8d777f385d3dfec8815d20f7496026dc"')
             self.send_header("Last-Modified", "Tue, 24 Nov 2026 12:00:00 GMT")
             if self.headers.get("Range"):
                 self.send_header("Content-Range", "bytes 0-3/4")

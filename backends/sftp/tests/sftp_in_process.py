@@ -67,6 +67,8 @@ class SftpServer:
         self.max_sessions_seen = 0
         self.sessions_refused = 0
         self.logins = 0
+        self.modes_requested: list[Optional[int]] = []
+        """Permissions in the requests for new files and folders. None leaves them to the umask."""
 
     def start(self) -> None:
         """Start the server, or restart it on the same port."""
@@ -245,6 +247,8 @@ class _Files(paramiko.SFTPServerInterface):
 
     @_returns_status
     def open(self, path: str, flags: int, attributes: paramiko.SFTPAttributes) -> _File:
+        if flags & os.O_CREAT:
+            self.owner.modes_requested.append(attributes.st_mode)
         return _File(os.open(path, flags, 0o666), path, self.owner)
 
     @_returns_status
@@ -282,6 +286,7 @@ class _Files(paramiko.SFTPServerInterface):
     @_returns_status
     def mkdir(self, path: str, attributes: paramiko.SFTPAttributes) -> None:
         os.mkdir(path)
+        self.owner.modes_requested.append(attributes.st_mode)
 
     @_returns_status
     def rmdir(self, path: str) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import abc
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import redact_uri, remember_secrets
 
 Data = Union[bytes, bytearray, memoryview]
 
@@ -62,11 +62,14 @@ class Backend(abc.ABC):
     No message and no attribute of an error contains a credential.
 
     Args:
-        uri: URI of the backend. Credentials in it are redacted.
+        uri: URI of the backend. Credentials in it are not shown anywhere.
+        storage_options: what the backend was opened with. Credentials in them are removed from every message
+            of this process, also where a server repeats them.
     """
 
-    def __init__(self, uri: str) -> None:
-        self._uri = redact(uri)
+    def __init__(self, uri: str, storage_options: Optional[Mapping[str, Any]] = None) -> None:
+        remember_secrets(uri, storage_options)
+        self._uri = redact_uri(uri)
 
     @property
     def uri(self) -> str:

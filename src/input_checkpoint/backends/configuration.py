@@ -12,6 +12,8 @@ from typing import Any
 
 from fsspec import config
 
+from input_checkpoint.backends.redaction import remember_secrets
+
 _Configuration = dict[str, dict[str, Any]]
 
 _lock = threading.Lock()
@@ -29,6 +31,7 @@ def update_configuration() -> None:
             for name, value in options.items():
                 if value != _known.get(protocol, {}).get(name):
                     config.conf.setdefault(protocol, {})[name] = value
+        remember_secrets("", current)
         _known = current
 
 

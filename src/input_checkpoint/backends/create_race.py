@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Callable
 
 from input_checkpoint.errors import ObjectExistsError
+from input_checkpoint.parallel import DaemonExecutor
 
 RACERS = 8
 
@@ -31,11 +31,11 @@ def race_create(create: Callable[[str], None], names: Sequence[str]) -> int:
         >>> race_create(lambda name: backend.create(name, b""), ["a", "b"])
         1
     """
-    with ThreadPoolExecutor(RACERS) as racers:
+    with DaemonExecutor(RACERS, "input-checkpoint-race") as racers:
         return max(_count_winners(racers, create, name) for name in names)
 
 
-def _count_winners(racers: ThreadPoolExecutor, create: Callable[[str], None], name: str) -> int:
+def _count_winners(racers: DaemonExecutor, create: Callable[[str], None], name: str) -> int:
     start = threading.Barrier(RACERS)
 
     def race(_: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import redact_uri
 from input_checkpoint.errors import BackendError
 
 FSSPEC = "fsspec"
@@ -37,8 +37,8 @@ def choose_engine(
     if engine not in known:
         choices = " or ".join(repr(name) for name in known)
         raise BackendError(
-            f"cannot open {redact(uri)}: there is no engine {engine!r} for it. Choose {choices}.",
-            uri=redact(uri),
+            f"cannot open {redact_uri(uri)}: there is no engine {engine!r} for it. Choose {choices}.",
+            uri=redact_uri(uri),
         )
     return engine, options
 

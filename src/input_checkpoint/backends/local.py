@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Callable, Optional
 
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key, is_key, may_begin_keys
+from input_checkpoint.backends.folder_permissions import warn_if_anybody_may_write
 from input_checkpoint.backends.leftovers import (
     FolderPatterns,
     is_temporary,
@@ -33,7 +34,7 @@ from input_checkpoint.backends.local_folders import (
     sync_folder,
 )
 from input_checkpoint.backends.location import parse_location
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import redact_uri
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFoundError,
@@ -86,6 +87,9 @@ class LocalBackend(Backend):
     disk, and gets its name in one atomic step. `create` makes a hard link, which fails if the name exists, on
     NFS too. `put` renames. Some file systems, such as BeeGFS, link only within one folder.
 
+    Files and folders get the permissions that the umask of the process leaves. A folder that every user of
+    the machine may write is warned of.
+
     Temporary files have names that start with a dot. They are not listed. `remove_leftovers` removes those
     that crashed writers left behind.
 
@@ -111,7 +115,7 @@ class LocalBackend(Backend):
     def __init__(self, uri: str) -> None:
         location = parse_location(uri)
         if location.path is None:
-            raise InvalidLocationError(f"{redact(uri)} is not local. Open it with open_backend().")
+            raise InvalidLocationError(f"{redact_uri(uri)} is not local. Open it with open_backend().")
         super().__init__(location.uri)
         self._root = Path(location.path)
         self._durable_folders: set[str] = set()
@@ -122,6 +126,7 @@ class LocalBackend(Backend):
             raise BackendNotFoundError(
                 f"{self.uri} is a file, not a folder. Choose a folder; it need not exist yet.", uri=self.uri
             )
+        warn_if_anybody_may_write(location.path)
 
     def create(self, key: str, data: Data) -> None:
         """See `Backend.create`."""
@@ -263,6 +268,7 @@ class LocalBackend(Backend):
         for each in reversed(missing):
             with contextlib.suppress(PermissionError), open_folder(each.parent, ()) as above:
                 sync_folder(above)
+        warn_if_anybody_may_write(str(self._root))
 
     def _link(self, folder: int, temporary: str, key: str) -> None:
         path, name = self._root / key, _split(key)[1]

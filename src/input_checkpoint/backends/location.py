@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn, Optional, Union
 from urllib.parse import quote, unquote_to_bytes
 
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import redact_location
 from input_checkpoint.backends.schemes import (
     BUILT_IN_SCHEMES,
     LOCAL_SCHEMES,
@@ -116,7 +116,7 @@ def parse_for_fsspec(uri: str) -> str:
     chain, link, last = uri.rpartition("::")
     is_web_archive = bool(link) and last.lower().startswith(("http://", "https://"))
     if "?" in uri and not is_web_archive:
-        _refuse(uri, "has a query, which would be dropped", f"{_shown(uri).partition('?')[0]}")
+        _refuse(uri, "has a query, which would be dropped", f"{redact_location(uri).partition('?')[0]}")
     if not link or is_web_archive:
         return uri
     location = parse_location(last)
@@ -145,7 +145,8 @@ def contains(outer: Location, inner: Location) -> bool:
 def _check_text(text: str) -> None:
     if not text.strip() or text.startswith("://"):
         raise InvalidLocationError(
-            f"not a URI or path: {redact(text)!r}. Write for example s3://bucket/run-7/input or /data/run-7."
+            f"not a URI or path: {redact_location(text)!r}. Write for example s3://bucket/run-7/input or "
+            "/data/run-7."
         )
     if text != text.strip():
         _refuse(text, "starts or ends with white space", text.strip())
@@ -211,7 +212,7 @@ def _checked_names(text: str, scheme: str, rest: str) -> str:
 def _parse_file_uri(text: str, rest: str) -> Location:
     host, slash, name = rest.partition("/")
     if host.lower() not in ("", "localhost"):
-        shown = redact(text)
+        shown = redact_location(text)
         raise InvalidLocationError(
             f"cannot open {shown}: a file URI has no host. Write file:///absolute/path (three slashes), or "
             "only the path.",
@@ -219,7 +220,7 @@ def _parse_file_uri(text: str, rest: str) -> Location:
         )
     if not slash:
         raise InvalidLocationError(
-            f"{redact(text)} names no folder. Write file:///absolute/path (three slashes)."
+            f"{redact_location(text)} names no folder. Write file:///absolute/path (three slashes)."
         )
     return _absolute_file_uri(text, f"/{name.lstrip('/')}")
 
@@ -263,7 +264,7 @@ def _check_no_scheme(text: str) -> None:
         )
     first, slash, _ = text.partition("/")
     if slash and first.endswith(":"):
-        _refuse(text, f"is no URI, because {_shown(first)} is followed by one slash", _ANY_URI, text)
+        _refuse(text, f"is no URI, because {redact_location(first)} is followed by one slash", _ANY_URI, text)
     match = _SCHEME_AND_SLASHES.match(text)
     if match and match.group(1).lower() in _SLASHES_MEAN_A_SCHEME:
         name = match.group(1).lower()
@@ -277,7 +278,7 @@ def _check_no_scheme_inside(text: str) -> None:
         name = match.group(1).lower()
         if len(name) > 1 and _is_scheme(name):
             meant = _example(name, text[match.end() :])
-            literally = f"{literal}{_shown(text)} for a folder of this name"
+            literally = f"{literal}{redact_location(text)} for a folder of this name"
             _refuse(text, "is a folder joined with a URI", f"{meant}, or {literally}")
 
 
@@ -306,7 +307,8 @@ def _expanded_folder(text: str) -> Location:
         return local_folder(expanded)
     except FileNotFoundError as error:
         raise InvalidLocationError(
-            f"cannot open {_shown(text)!r}: the working directory no longer exists. Write an absolute path."
+            f"cannot open {redact_location(text)!r}: the working directory no longer exists. Write an "
+            "absolute path."
         ) from error
 
 
@@ -386,17 +388,9 @@ def _refuse(text: str, problem: str, instead: str, folder: str = "") -> NoReturn
         instead: what to write.
         folder: a relative path that may be meant literally, if it can be.
     """
-    shown = _shown(text)
-    is_literal = bool(folder) and _shown(folder) == folder
+    shown = redact_location(text)
+    is_literal = bool(folder) and redact_location(folder) == folder
     literally = f" If a folder of this name is meant, write ./{folder}." if is_literal else ""
-    raise InvalidLocationError(f"{shown!r} {problem}. Write {_shown(instead)}.{literally}", uri=shown)
-
-
-def _shown(text: str) -> str:
-    """Return a text without what may be a credential, even if it is no valid URI."""
-    head, at, tail = text.rpartition("@")
-    start = re.match(r"[^:]*(?:://|:)|.*?//", head)
-    if at and start:
-        text = f"{start.group()}***@{tail}"
-    before, query, _ = text.partition("?")
-    return f"{before}?***" if query and (":" in before or "//" in before) else text
+    raise InvalidLocationError(
+        f"{shown!r} {problem}. Write {redact_location(instead)}.{literally}", uri=shown
+    )

@@ -14,14 +14,17 @@ import contextlib
 import enum
 import functools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Callable, Optional, TypeVar, Union
 
+from input_checkpoint.backends.answers import UnexpectedAnswerError
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key, is_key, may_begin_keys
+from input_checkpoint.backends.causes import raise_from, redact_causes
 from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import redact_uri
 from input_checkpoint.backends.reopening import ReopeningClient
+from input_checkpoint.backends.time_limits import TimeLimitExceededError
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFoundError,
@@ -66,9 +69,9 @@ class Operation:
 
         Args:
             cls: its class.
-            text: why, and what to do. Passwords and queries of URIs in it are removed.
+            text: why, and what to do. Secrets in it are removed.
         """
-        return self.locate(cls(f"{self}: {redact(text)}"))
+        return self.locate(cls(f"{self}: {text}"))
 
     def credentials_refused(self, text: str) -> BackendPermissionError:
         """Return the error for credentials that are missing, wrong or expired. See `error`.
@@ -78,6 +81,14 @@ class Operation:
         error = self.error(BackendPermissionError, text)
         error.credentials_refused = True
         return error
+
+    def unexpected_answer(self, error: UnexpectedAnswerError) -> BackendUnavailableError:
+        """Return the error for an answer that does not belong to the request."""
+        return self.error(
+            BackendUnavailableError,
+            f"{error}. A proxy or a login page may be in between. Check the endpoint and the network; "
+            f"{RETRY_ADVICE}.",
+        )
 
     def locate(self, error: _Error) -> _Error:
         """Return ``error`` with URI and key set, where they are not."""
@@ -108,16 +119,21 @@ def translated_errors(operation: Operation, translate: Translate) -> Iterator[No
 
     Args:
         operation: what is done inside the ``with`` statement.
-        translate: called for every exception but a `BackendError`.
+        translate: called for every exception but a `BackendError`, an `UnexpectedAnswerError` and a
+            `TimeLimitExceededError`.
     """
     try:
         yield
     except BackendError as error:
-        operation.locate(error)
+        redact_causes(operation.locate(error))
         raise
+    except UnexpectedAnswerError as error:
+        raise_from(operation.unexpected_answer(error), error)
+    except TimeLimitExceededError as error:
+        raise_from(operation.error(BackendUnavailableError, f"{error}; {RETRY_ADVICE}."), error)
     except Exception as error:
         # Client libraries let exceptions of other libraries through, which share no base class.
-        raise operation.locate(translate(error, operation)) from error
+        raise_from(operation.locate(translate(error, operation)), error)
 
 
 class ObjectStoreBackend(Backend):
@@ -128,6 +144,10 @@ class ObjectStoreBackend(Backend):
     raise what the client library raises, and `translate_error` turns that into a `BackendError`. Several
     threads call them at once.
 
+    Client libraries believe what a proxy or a login page answers in place of the service. So these methods
+    look in each answer for what the protocol promises, and raise `UnexpectedAnswerError` if it is missing:
+    see `input_checkpoint.backends.answers`.
+
     They send the requests through `client`, which `open_client` opens. A forked child opens its own. When
     `translate_error` returns an error whose `credentials_refused` is true, the client is opened again and the
     request is repeated, once.
@@ -137,6 +157,7 @@ class ObjectStoreBackend(Backend):
         prefix: what the name of every object starts with: empty, or with a slash at its end, as
             `parse_bucket_uri` returns it.
         shown_uri: the URI for messages. Default: ``uri`` without user names, passwords and queries.
+        storage_options: what the backend was opened with. Credentials in them are removed from every message.
 
     Example: see "On an object store" in ``docs/writing-a-backend.md``.
     """
@@ -144,9 +165,16 @@ class ObjectStoreBackend(Backend):
     max_keys_per_delete: int = 1000
     """The most names that `delete_objects` is given."""
 
-    def __init__(self, uri: str, prefix: str, *, shown_uri: Optional[str] = None) -> None:
-        super().__init__(uri)
-        self._uri = shown_uri or redact(uri)
+    def __init__(
+        self,
+        uri: str,
+        prefix: str,
+        *,
+        shown_uri: Optional[str] = None,
+        storage_options: Optional[Mapping[str, Any]] = None,
+    ) -> None:
+        super().__init__(uri, storage_options)
+        self._uri = redact_uri(shown_uri or uri)
         self._prefix = prefix
         self._reopening: ReopeningClient[Any] = ReopeningClient(self.open_client, self.close_client)
 
@@ -295,9 +323,14 @@ class ObjectStoreBackend(Backend):
             return request()
 
     def _listing(self, prefix: str) -> Iterator[ObjectInfo]:
-        start = len(self._prefix)
+        start, wanted, last = len(self._prefix), self._prefix + prefix, ""
         with self.errors("list", prefix=prefix):
-            for info in self.list_objects(self._prefix + prefix):
+            for info in self.list_objects(wanted):
+                if not info.key.startswith(wanted):
+                    raise UnexpectedAnswerError("the list", f"the object {info.key}", f"those in {wanted}")
+                if info.key <= last:
+                    raise UnexpectedAnswerError("the list", f"{info.key} after {last}", "objects in order")
+                last = info.key
                 key = info.key[start:]
                 if is_key(key):
                     yield ObjectInfo(key, info.size, info.modified)
@@ -340,12 +373,12 @@ def parse_bucket_uri(
     form = f"{scheme}://{noun}/prefix"
     if "@" in bucket or ":" in bucket or any(character in uri for character in forbidden):
         raise BackendNotFoundError(
-            f"{redact(uri)}: credentials and options must not be part of the URI. Write {form}, and use "
+            f"{redact_uri(uri)}: credentials and options must not be part of the URI. Write {form}, and use "
             f"{login}.",
-            uri=redact(uri),
+            uri=redact_uri(uri),
         )
     if not bucket:
-        raise BackendNotFoundError(f"{redact(uri)} names no {noun}. Write {form}.", uri=redact(uri))
+        raise BackendNotFoundError(f"{redact_uri(uri)} names no {noun}. Write {form}.", uri=redact_uri(uri))
     prefix = prefix.strip("/")
     return bucket, f"{prefix}/" if prefix else ""
 
@@ -369,9 +402,7 @@ class RequestFailure:
     """HTTP status; None if no answer came, or the client library does not tell."""
     code: str = ""
     """The service's error code; empty if the answer has none."""
-    name: str = ""
-    """The object that a bulk delete did not delete; otherwise empty."""
-    answer: str = ""
+    answer: str = field(default="", repr=False)
     """The whole answer. Never show it: some servers repeat the request in it."""
     cause: FailureCause = FailureCause.CONNECTION
     """Why no answer came, if none came."""

@@ -2,6 +2,10 @@
 
 obstore (https://developmentseed.org/obstore) sends the requests from Rust, without holding Python's lock.
 This module does not import it: a plugin opens the store and passes it in.
+
+obstore reads and writes. The plugin's other engine lists and deletes: obstore takes a page of XHTML, and an
+answer that breaks off, for a listing without objects, and does not compare what was deleted with what should
+be.
 """
 
 from __future__ import annotations
@@ -14,11 +18,11 @@ import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Callable, Optional, Protocol, Union, cast
+from typing import Any, Callable, Optional, Protocol, TypeVar, Union, cast
 
+from input_checkpoint.backends.answers import AnswerHead, UnexpectedAnswerError, check_object
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo
 from input_checkpoint.backends.object_store import (
     FailureCause,
@@ -26,25 +30,39 @@ from input_checkpoint.backends.object_store import (
     Operation,
     RequestFailure,
 )
-from input_checkpoint.backends.redaction import redact
-from input_checkpoint.errors import BackendError, ObjectNotFoundError
+from input_checkpoint.backends.redaction import excerpt, redact, redact_uri
+from input_checkpoint.backends.reopening import ReopeningClient
+from input_checkpoint.backends.time_limits import (
+    DEFAULT_TIME_LIMITS,
+    Deadline,
+    TimeLimitExceededError,
+    TimeLimits,
+    run_in_thread,
+)
+from input_checkpoint.errors import BackendError
 
 _log = logging.getLogger(__name__)
 
+_Result = TypeVar("_Result")
+
 _RANGE_NOT_SATISFIABLE = 416
-_SMALL_UPLOAD = 1 << 20
-_MIN_UPLOAD_BYTES_PER_SECOND = 128 * 1024
+_REDIRECTS = range(300, 400)
+_SMALL_TRANSFER = 1 << 20
 _NO_LIMIT = timedelta(days=1)
+_LONGEST_RETRY = 5.0
 _IDLE_CONNECTION = timedelta(seconds=4)  # https://nodejs.org/api/http.html#serverkeepalivetimeout: 5 s
-_ENTRIES_PER_PAGE = 1000
-_PARALLEL_DELETES = 16
 
 # obstore's exceptions carry nothing but text: the error of the Rust crate object_store, then a dump of it.
 # https://github.com/developmentseed/obstore/blob/main/pyo3-object_store/src/error.rs
-_UNREADABLE_NAME = "InvalidPathError"
 _DUMP = "\n\nDebug source:\n"
 _ANSWER = re.compile(r"Server returned non-2xx status code: (\d{3})[^:]*: ?(.*)", re.DOTALL)
-_NOT_DELETED = re.compile(r"request failed for key (.+?): (.*) \(code: (\w+)\)", re.DOTALL)
+# What it says about an answer that is none, and what came.
+_UNEXPECTED = {
+    re.compile(r"([\w-]+) Header missing from response"): r"an answer without \1",
+    re.compile(r"Content-Range header not present"): "a range without Content-Range",
+    re.compile(r"Received non-partial response when range requested"): "something other than the range",
+    re.compile(r"Requested \d+\.\.\d+, got (\d+\.\.\d+)"): r"the bytes \1",
+}
 _PAST_END = re.compile(r"Wanted range starting at \d+, but object was only \d+ bytes long")
 _CREDENTIAL_PROVIDER = re.compile(r"External \w+ credential provider: (\w+): (.*)")
 _REDIRECT = "Received redirect without LOCATION"
@@ -63,45 +81,46 @@ class ObjectStore(Protocol):
     def get(self, path: str, *, options: Any = None) -> Any:
         """Request an object, or a range of it."""
 
-    def list(self, prefix: Optional[str] = None, *, chunk_size: int = 50) -> Any:
-        """List the objects in a folder."""
-
-    def delete(self, paths: Any) -> None:
-        """Delete objects."""
+    def head(self, path: str) -> Any:
+        """Request the metadata of an object."""
 
 
 @dataclass(frozen=True)
-class RequestTimeouts:
-    """How long a request waits for a server, and how often it is repeated.
+class RequestLimits:
+    """How long a request may take, and how often it is repeated.
 
-    With the defaults, a server that cannot be reached is an error within 20 s. Longer retries are the task of
-    `input_checkpoint.RetryPolicy`.
+    Longer retries are the task of `input_checkpoint.RetryPolicy`.
 
     Example:
-        >>> RequestTimeouts(read=60).client_options(upload_bytes=8 << 20)["read_timeout"].seconds
-        124
+        >>> limits = RequestLimits(TimeLimits(timeout=10, min_bytes_per_second=1 << 20))
+        >>> limits.client_options(size=8 << 20)["timeout"].seconds
+        18
     """
 
-    connect: float = 5.0
-    """Seconds until a connection is open."""
-    read: float = 60.0
-    """Seconds until the next byte of an answer."""
+    limits: TimeLimits = DEFAULT_TIME_LIMITS
+    """Of the whole request."""
+    connect: Optional[float] = None
+    """Seconds until a connection is open. None: as ``limits`` say."""
+    read: Optional[float] = None
+    """Seconds until the next byte of an answer. None: as ``limits`` say."""
     retries: int = 2
     """Attempts after the first one."""
 
-    def client_options(self, upload_bytes: int = 0) -> dict[str, Any]:
-        """Return the timeouts as obstore's ``client_options``.
+    def client_options(self, size: Optional[int]) -> dict[str, Any]:
+        """Return the limits as obstore's ``client_options``.
 
         Args:
-            upload_bytes: size of the largest body. Its transfer time is added, because obstore's
-                ``read_timeout`` also runs while a body is sent.
+            size: the most bytes that a request moves. None: unknown, so the whole request has no limit here.
         """
-        read = self.read + upload_bytes / _MIN_UPLOAD_BYTES_PER_SECOND
+        read, total = self.read or self.limits.timeout, _NO_LIMIT
+        if size is not None:
+            # obstore's read_timeout also runs while a body is sent.
+            read += size / self.limits.min_bytes_per_second
+            total = timedelta(seconds=self.limits.limit_for(size))
         return {
-            "connect_timeout": timedelta(seconds=self.connect),
+            "connect_timeout": timedelta(seconds=self.connect or self.limits.connect),
             "read_timeout": timedelta(seconds=read),
-            # The default is 30 s for the whole answer, even while bytes arrive.
-            "timeout": _NO_LIMIT,
+            "timeout": total,
             # A request fails if the server has just closed the connection, and not every one is repeated.
             "pool_idle_timeout": _IDLE_CONNECTION,
         }
@@ -109,19 +128,17 @@ class RequestTimeouts:
     def retry_config(self) -> dict[str, Any]:
         """Return the retries as obstore's ``retry_config``."""
         pauses = {"init_backoff": timedelta(seconds=0.25), "max_backoff": timedelta(seconds=2), "base": 2}
-        # A request that ran into the read timeout is not repeated: it has taken long enough.
-        limit = timedelta(seconds=min(15.0, self.read))
+        # A request that ran into a time limit is not repeated: it has taken long enough.
+        limit = timedelta(seconds=min(_LONGEST_RETRY, self.limits.timeout / 2))
         return {"max_retries": self.retries, "retry_timeout": limit, "backoff": pauses}
 
 
 class ObstoreError(Exception):
     """What obstore reported, without the request, which may hold a secret."""
 
-    def __init__(self, failure: RequestFailure, *, is_unreadable_name: bool = False) -> None:
+    def __init__(self, failure: RequestFailure) -> None:
         super().__init__(failure.message)
         self.failure = failure
-        self.is_unreadable_name = is_unreadable_name
-        """Whether the storage holds an object whose name obstore cannot represent."""
 
 
 OpenStore = Callable[[dict[str, Any], dict[str, Any]], ObjectStore]
@@ -135,14 +152,15 @@ class ObjectStoreService:
     log_in: Callable[[], OpenStore]
     """Looks up the credentials and returns what opens stores with them."""
     open_without_obstore: Callable[[], Backend]
-    """Opens the same prefix through another client library, for a process that cannot use obstore."""
+    """Opens the same prefix through the plugin's other engine."""
     explain: Callable[[RequestFailure, Operation], BackendError]
     """Returns the `BackendError` for a failed request."""
-    max_keys_per_delete: int
-    """Objects in one bulk delete."""
+    etag: re.Pattern[str]
+    """The form of the service's ETags. An upload that is answered with any other one is verified: obstore
+    follows redirects, and a page may have an ETag too."""
     put_options: Mapping[str, Any] = field(default_factory=dict)
     """Goes with every ``put``."""
-    timeouts: RequestTimeouts = RequestTimeouts()
+    limits: RequestLimits = RequestLimits()
     """Of every request."""
     credential_refusals: frozenset[str] = frozenset()
     """Names of the exceptions by which a credential provider says that it has no usable credentials. Every
@@ -155,6 +173,9 @@ class ObstoreBackend(ObjectStoreBackend):
     Every object is stored by one request, whatever its size. A multipart upload is never used: not every
     server checks the condition of `create` on it, and one that is interrupted leaves parts behind.
 
+    Lists and deletes, and everything in a forked child, go through the plugin's other engine, which is opened
+    when it is first needed.
+
     Args:
         uri: URI of the prefix, for messages, without secrets.
         service: opens the store and explains its errors.
@@ -162,26 +183,21 @@ class ObstoreBackend(ObjectStoreBackend):
 
     def __init__(self, uri: str, service: ObjectStoreService) -> None:
         super().__init__(uri, prefix="", shown_uri=uri)
-        self.max_keys_per_delete = service.max_keys_per_delete
         self._service = service
+        self._other = ReopeningClient(service.open_without_obstore, Backend.close)
         self._engine()
 
     def open_client(self) -> Union[_Stores, Backend]:
         """See `ObjectStoreBackend.open_client`."""
         if not _forked_after_import:
-            with self._obstore_errors():
+            with self._obstore_errors("the login"):
                 return _Stores(self._service)
         _log.info(
             "%s: a forked process cannot use obstore, so this one uses the default engine. To use obstore, "
             "start processes with the start method 'spawn' or 'forkserver'.",
             self.uri,
         )
-        return self._service.open_without_obstore()
-
-    def close_client(self, client: Union[_Stores, Backend]) -> None:
-        """See `ObjectStoreBackend.close_client`."""
-        if isinstance(client, Backend):
-            client.close()
+        return self._other.get()
 
     def create(self, key: str, data: Data) -> None:
         """See `Backend.create`."""
@@ -195,91 +211,68 @@ class ObstoreBackend(ObjectStoreBackend):
         """See `Backend.get`."""
         return self._engine().get(key, start, end)
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `Backend.list`."""
-        return self._engine().list(prefix)
-
-    def delete(self, keys: Iterable[str]) -> None:
-        """See `Backend.delete`."""
-        self._engine().delete(keys)
+    def close(self) -> None:
+        """See `Backend.close`."""
+        super().close()
+        self._other.close()
 
     def upload(self, name: str, data: bytes, *, if_absent: bool) -> None:
         """See `ObjectStoreBackend.upload`."""
         mode = "create" if if_absent else "overwrite"
-        with self._obstore_errors():
-            store = self.client.for_upload(len(data))
-            store.put(name, data, mode=mode, use_multipart=False, **self._service.put_options)
+        options = {"mode": mode, "use_multipart": False, **self._service.put_options}
+        store = self.client.for_transfer(len(data))
+        stored = self._within("PUT", self._start(len(data)), lambda: store.put(name, data, **options))
+        if self._service.etag.fullmatch(stored["e_tag"] or ""):
+            return
+        store = self.client.for_transfer(0)
+        found = self._within("HEAD", self._start(), lambda: store.head(name))
+        if (found["e_tag"], found["size"]) != (stored["e_tag"], len(data)):
+            raise UnexpectedAnswerError("PUT", f"the ETag {stored['e_tag']}", "that of the stored object")
 
     def download(self, name: str, start: int, end: Optional[int]) -> bytes:
         """See `ObjectStoreBackend.download`."""
-        with self._obstore_errors():
-            data: bytes = self._store().get(name, options=_range(start, end)).bytes().to_bytes()
-        return data
+        deadline, store = self._start(), self.client.for_download()
+
+        def download() -> bytes:
+            answer = store.get(name, options=_range(start, end))
+            head, (first, last) = _head("GET", answer), answer.range
+            check_object(head)
+            if not answer.meta["e_tag"]:
+                raise head.unexpected("an object")
+            deadline.extend(last - first)
+            data: bytes = answer.bytes().to_bytes()
+            if len(data) != last - first:
+                raise UnexpectedAnswerError("GET", f"{len(data)} bytes", f"{last - first}")
+            return data
+
+        return self._within("GET", deadline, download)
 
     def list_objects(self, prefix: str) -> Iterable[ObjectInfo]:
         """See `ObjectStoreBackend.list_objects`."""
-        # obstore knows only prefixes that are whole folders, and promises no order.
-        folder = prefix.rpartition("/")[0]
-        try:
-            return self._list_folder(folder, prefix)
-        except ObstoreError as error:
-            if not error.is_unreadable_name:
-                raise
-        # Other programs may give names that obstore cannot represent, such as "a//b". It ends the listing
-        # there, and has no way to go on behind them.
-        with contextlib.closing(self._service.open_without_obstore()) as other:
-            return list(other.list(prefix))
-
-    def _list_folder(self, folder: str, prefix: str) -> Sequence[ObjectInfo]:
-        # obstore shows the mark of a folder, "a/", as an empty object "a", like a real one. A store ignores
-        # it: none of its keys is the name of a folder.
-        with self._obstore_errors():
-            pages = self._store().list(folder or None, chunk_size=_ENTRIES_PER_PAGE)
-            infos = [
-                ObjectInfo(entry["path"], entry["size"], entry["last_modified"].timestamp())
-                for page in pages
-                for entry in page
-                # An empty path is the mark of the folder that the store was opened at.
-                if entry["path"] and entry["path"].startswith(prefix)
-            ]
-        return sorted(infos, key=lambda info: info.key)
+        return self._other.get().list(prefix)
 
     def delete_objects(self, names: Sequence[str]) -> None:
         """See `ObjectStoreBackend.delete_objects`."""
-        try:
-            with self._obstore_errors():
-                self._store().delete(names)
-        except ObstoreError as error:
-            if not self._names_missing_object(error.failure):
-                raise
-            # obstore reports only the first object that was not deleted. If that one was missing, others may
-            # still be there.
-            self._delete_each(names)
+        self._other.get().delete(names)
 
     def translate_error(self, error: Exception, operation: Operation) -> BackendError:
         """See `ObjectStoreBackend.translate_error`."""
         failure = error.failure if isinstance(error, ObstoreError) else self._failure(error)
         return self._service.explain(failure, operation)
 
-    def _delete_each(self, names: Sequence[str]) -> None:
-        with ThreadPoolExecutor(_PARALLEL_DELETES) as executor:
-            for _ in executor.map(self._delete_one, names):
-                pass
+    def _start(self, size: int = 0) -> Deadline:
+        return self._service.limits.limits.start(size)
 
-    def _delete_one(self, name: str) -> None:
-        with contextlib.suppress(ObjectNotFoundError), self.errors("delete", name), self._obstore_errors():
-            self._store().delete(name)
+    def _within(self, name: str, deadline: Deadline, request: Callable[[], _Result]) -> _Result:
+        """Run a request within its time. obstore's own limits end its thread as well, soon or a bit later.
 
-    def _names_missing_object(self, failure: RequestFailure) -> bool:
-        # A 404 without a code may also be a missing bucket.
-        if not failure.name and not failure.code:
-            return False
-        explained = self._service.explain(failure, Operation("delete", self.uri))
-        return isinstance(explained, ObjectNotFoundError)
-
-    def _store(self) -> ObjectStore:
-        store: ObjectStore = self.client.for_upload(0)
-        return store
+        Args:
+            name: of the request, for messages.
+            deadline: of the request.
+            request: sends it.
+        """
+        with self._obstore_errors(name):
+            return run_in_thread(request, deadline)
 
     def _engine(self) -> Backend:
         """Return what runs an operation: the base class, or the backend that stands in for obstore."""
@@ -288,39 +281,45 @@ class ObstoreBackend(ObjectStoreBackend):
         return client if isinstance(client, Backend) else cast(Backend, super())
 
     @contextlib.contextmanager
-    def _obstore_errors(self) -> Iterator[None]:
+    def _obstore_errors(self, request: str) -> Iterator[None]:
         try:
             yield
-        except BackendError:
+        except (BackendError, TimeLimitExceededError, UnexpectedAnswerError):
             raise
         except Exception as error:
+            failure = self._failure(error)
             # Not chained: the text of obstore's exceptions holds the request.
-            raise ObstoreError(
-                self._failure(error), is_unreadable_name=type(error).__name__ == _UNREADABLE_NAME
-            ) from None
+            raise _unexpected_answer(error, failure, request) or ObstoreError(failure) from None
 
     def _failure(self, error: Exception) -> RequestFailure:
         return parse_failure(error, self._service.credential_refusals)
 
 
 class _Stores:
-    """The stores of one login. Timeouts are fixed when a store is opened, so there is one per upload size."""
+    """The stores of one login. Time limits are fixed when a store is opened, so there is one per size."""
 
     def __init__(self, service: ObjectStoreService) -> None:
         self._open = service.log_in()
-        self._timeouts = service.timeouts
-        self._stores: dict[int, ObjectStore] = {}
+        self._limits = service.limits
+        self._stores: dict[Optional[int], ObjectStore] = {}
         self._opening = threading.Lock()
-        self.for_upload(0)
+        self.for_transfer(0)
 
-    def for_upload(self, upload_bytes: int) -> ObjectStore:
-        """Return a store with timeouts that suffice for an upload."""
-        # Powers of two keep the number of stores small: each has its own connections.
-        size = 0 if upload_bytes <= _SMALL_UPLOAD else 1 << (upload_bytes - 1).bit_length()
+    def for_transfer(self, size: int) -> ObjectStore:
+        """Return a store with time limits that suffice for a request that moves ``size`` bytes."""
+        # Few classes of sizes, four for each power of two: each store has its own connections.
+        step = max(_SMALL_TRANSFER, 1 << max(size.bit_length() - 3, 0))
+        return self._store(max(1, -(-size // step)) * step)
+
+    def for_download(self) -> ObjectStore:
+        """Return a store whose answers may be of any size. The caller limits the time to read them."""
+        return self._store(None)
+
+    def _store(self, size: Optional[int]) -> ObjectStore:
         with self._opening:
             if size not in self._stores:
-                timeouts = self._timeouts
-                self._stores[size] = self._open(timeouts.client_options(size), timeouts.retry_config())
+                limits = self._limits
+                self._stores[size] = self._open(limits.client_options(size), limits.retry_config())
             return self._stores[size]
 
 
@@ -356,9 +355,9 @@ def load_obstore(uri: str, extra: str) -> Any:
         return importlib.import_module("obstore.store")
     except ImportError as error:
         raise BackendError(
-            f"cannot open {redact(uri)}: engine='obstore' needs obstore ({error}). Install it, on Python "
+            f"cannot open {redact_uri(uri)}: engine='obstore' needs obstore ({error}). Install it, on Python "
             f"3.11 or later: pip install '{extra}'. Or remove the engine from storage_options.",
-            uri=redact(uri),
+            uri=redact_uri(uri),
         ) from error
 
 
@@ -373,11 +372,6 @@ def parse_failure(error: Exception, credential_refusals: frozenset[str] = frozen
     answer = _ANSWER.search(text)
     if answer:
         return _answer_failure(int(answer.group(1)), answer.group(2))
-    not_deleted = _NOT_DELETED.search(text)
-    if not_deleted:
-        name, message, code = not_deleted.groups()
-        status = int(code) if code.isdigit() else None
-        return RequestFailure(_first_line(message), status, code, name)
     if _PAST_END.search(text):  # Azurite answers a range past the end with no bytes, which obstore refuses
         return RequestFailure(_first_line(text), _RANGE_NOT_SATISFIABLE)
     if _REDIRECT in text:
@@ -392,7 +386,7 @@ def parse_failure(error: Exception, credential_refusals: frozenset[str] = frozen
 
 def _answer_failure(status: int, body: str) -> RequestFailure:
     code, message = _first_group(_CODE, body), _first_group(_MESSAGE, body)
-    return RequestFailure(_first_line(message or body[:500]), status, code, answer=body)
+    return RequestFailure(_first_line(message or excerpt(body)), status, code, answer=body)
 
 
 def _unanswered_failure(error: Exception, text: str, dump: str) -> RequestFailure:
@@ -408,6 +402,25 @@ def _cause(error: Exception, dump: str) -> FailureCause:
     if not dump or isinstance(error, (TypeError, ValueError, NotImplementedError)):
         return FailureCause.OPTIONS
     return FailureCause.CONNECTION
+
+
+def _unexpected_answer(
+    error: Exception, failure: RequestFailure, request: str
+) -> Optional[UnexpectedAnswerError]:
+    """Return the error for an answer that was none; None if the server answered the request."""
+    if failure.status in _REDIRECTS and not failure.code:
+        return AnswerHead(request, failure.status, {}).unexpected("an answer of the service")
+    text = str(error).partition(_DUMP)[0]
+    for pattern, came in _UNEXPECTED.items():
+        match = pattern.search(text)
+        if match:
+            return UnexpectedAnswerError(request, match.expand(came))
+    return None
+
+
+def _head(request: str, answer: Any) -> AnswerHead:
+    """Return what obstore tells about an answer to a GET."""
+    return AnswerHead(request, None, {name.lower(): value for name, value in answer.attributes.items()})
 
 
 def _range(start: int, end: Optional[int]) -> Any:

@@ -6,17 +6,20 @@ import os
 from collections.abc import Mapping
 from typing import Any, Callable, Optional, Union, cast
 
+from fsspec import config
+
 from input_checkpoint.backends import schemes
 from input_checkpoint.backends.base import Backend
+from input_checkpoint.backends.causes import redact_causes
 from input_checkpoint.backends.commit_lock import CommitLockBackend
 from input_checkpoint.backends.generic import open_generic
 from input_checkpoint.backends.local import open_local
 from input_checkpoint.backends.location import Location, parse_location
 from input_checkpoint.backends.memory import open_memory
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import redact_uri, remember_secrets
 from input_checkpoint.backends.schemes import ENTRY_POINT_GROUP, OFFICIAL_PLUGINS, fsspec_knows
 from input_checkpoint.backends.suggestions import did_you_mean
-from input_checkpoint.errors import UnknownBackendError
+from input_checkpoint.errors import BackendError, UnknownBackendError
 
 BackendFactory = Callable[[str, Mapping[str, Any]], Backend]
 """Opens a backend, given the URI and the storage options."""
@@ -62,17 +65,22 @@ def open_backend(uri: BackendLocation, storage_options: Optional[Mapping[str, An
         raise TypeError(
             f"a backend is named by a URI (str), a path (os.PathLike) or a Backend, got {type(uri).__name__}"
         )
-    location = parse_location(uri)
     options = dict(storage_options or {})
+    remember_secrets(os.fspath(uri), {"storage_options": options, "configuration": config.conf})
+    location = parse_location(uri)
     lock = options.pop("commit_lock", None)
-    backend = _factory(location)(location.uri, options)
+    try:
+        backend = _factory(location)(location.uri, options)
+    except BackendError as error:
+        redact_causes(error)
+        raise
     if lock is None:
         return backend
     return CommitLockBackend(backend, open_backend(lock))
 
 
 def _factory(location: Location) -> BackendFactory:
-    scheme, shown = location.scheme, redact(location.uri)
+    scheme, shown = location.scheme, redact_uri(location.uri)
     for plugin in schemes.installed_plugins():
         if plugin.name == scheme:
             return cast(BackendFactory, plugin.load())

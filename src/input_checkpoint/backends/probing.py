@@ -9,15 +9,20 @@ from collections.abc import Iterable
 from input_checkpoint.backends.base import Backend, ObjectInfo
 from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
 from input_checkpoint.backends.probe_keys import PROBE_PREFIX, is_probe_key, new_probe_key
+from input_checkpoint.backends.retrying import RetryingBackend, RetryPolicy
 from input_checkpoint.errors import BackendError, ObjectExistsError
 
 _CONTENTS = (b"first", b"second", b"third")
 _MAX_BYTES = max(map(len, _CONTENTS))
 _STALE_AFTER_SECONDS = 24 * 3600
+_PATIENCE = RetryPolicy(timeout=3)
+"""Long enough for one lost answer. A server that is down is reported at once."""
 
 
 def probe(backend: Backend, *, remove_stale: bool = False) -> None:
     """Create, replace, read, list and delete a small object, and check that a second create is refused.
+
+    A request is repeated if its answer is lost.
 
     Args:
         backend: the storage to test.
@@ -33,23 +38,24 @@ def probe(backend: Backend, *, remove_stale: bool = False) -> None:
         >>> probe(open_backend("memory://probed"))
     """
     key = new_probe_key()
+    patient = RetryingBackend(backend, _PATIENCE)
     try:
-        _check_writes(backend, key)
-        _check_reads(backend, key)
-        _check_listing(backend, key)
+        _check_writes(patient, key)
+        _check_reads(patient, key)
+        _check_listing(patient, key)
     except BaseException:
         # The caller needs the first error, not one from the cleanup.
         with contextlib.suppress(BackendError):
             backend.delete([key])
         raise
-    backend.delete([key])
+    patient.delete([key])
     if remove_stale:
-        backend.delete(_stale_objects(backend.list(PROBE_PREFIX), time.time()))
+        patient.delete(_stale_objects(patient.list(PROBE_PREFIX), time.time()))
 
 
 def _check_writes(backend: Backend, key: str) -> None:
     first, second, third = _CONTENTS
-    backend.create(key, first)
+    _create(backend, key, first)
     try:
         backend.create(key, second)
     except ObjectExistsError:
@@ -61,6 +67,15 @@ def _check_writes(backend: Backend, key: str) -> None:
         uri=backend.uri,
         key=key,
     )
+
+
+def _create(backend: Backend, key: str, data: bytes) -> None:
+    try:
+        backend.create(key, data)
+    except ObjectExistsError:
+        # Only this probe knows the key: the answer to an earlier attempt was lost.
+        if backend.get(key, 0, len(data) + 1) != data:
+            raise
 
 
 def _check_reads(backend: Backend, key: str) -> None:

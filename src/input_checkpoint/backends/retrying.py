@@ -10,7 +10,8 @@ from typing import Callable, NoReturn, Optional, TypeVar
 import tenacity
 
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo
-from input_checkpoint.errors import BackendUnavailableError
+from input_checkpoint.backends.causes import redact_causes
+from input_checkpoint.errors import BackendError, BackendUnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,12 @@ class RetryingBackend(Backend):
             before_sleep=lambda state: self._log_retry(operation, what, state),
             retry_error_callback=_raise_last_error,
         )
-        return retrying(work)
+        try:
+            return retrying(work)
+        except BackendError as error:
+            # A backend of yours may have chained an exception that repeats a request.
+            redact_causes(error)
+            raise
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
         # The exponent is capped, because a float would overflow after a thousand attempts.

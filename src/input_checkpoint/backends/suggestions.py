@@ -7,7 +7,7 @@ import re
 from typing import Optional
 from urllib.parse import parse_qs, unquote
 
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import redact_uri
 from input_checkpoint.backends.schemes import BUILT_IN_SCHEMES, OFFICIAL_PLUGINS, SCHEME_PATTERN, is_known
 
 NEAR_SCHEMES = {
@@ -71,7 +71,7 @@ def did_you_mean(uri: str) -> Optional[str]:
     meant = NEAR_SCHEMES.get(scheme) or _closest(scheme)
     if meant is None:
         return None
-    return redact(f"{meant}://{'/' if meant == 'file' and host else ''}{host}{_below(path)}")
+    return redact_uri(f"{meant}://{'/' if meant == 'file' and host else ''}{host}{_below(path)}")
 
 
 def _closest(scheme: str) -> Optional[str]:
@@ -83,9 +83,10 @@ def _meant_by_wasb(scheme: str, authority: str, path: str) -> str:
     container, _, host = authority.rpartition("@")
     match = _AZURE_HOST.fullmatch(host.lower())
     if not match or ":" in container:
-        return redact(f"{scheme}://{authority}{_below(path)}")
-    # What stands in front of the @ is the container, and no secret.
-    return f"{scheme}://{container or 'container'}@{match.group(1)}.dfs.core.windows.net{_below(path)}"
+        return redact_uri(f"{scheme}://{authority}{_below(path)}")
+    return redact_uri(
+        f"{scheme}://{container or 'container'}@{match.group(1)}.dfs.core.windows.net{_below(path)}"
+    )
 
 
 def _meant_by_web_address(server: str, path: str, query: str) -> Optional[str]:

@@ -15,7 +15,7 @@ from typing import Any, Optional, Union
 import fsspec
 
 from input_checkpoint.backends.location import parse_for_fsspec, parse_location
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import redact, redact_uri, remember_secrets
 from input_checkpoint.backends.suggestions import did_you_mean
 from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
 from input_checkpoint.errors import InvalidLocationError
@@ -55,11 +55,12 @@ class KeepWithModel(RetentionPolicy):
     def __post_init__(self) -> None:
         if not isinstance(self.model_dir, (str, os.PathLike)) or not os.fspath(self.model_dir):
             raise ValueError(f"KeepWithModel(model_dir) must be a path or a URI, got {self.model_dir!r}")
+        remember_secrets(os.fspath(self.model_dir), self.storage_options)
         location = parse_location(self.model_dir)
         meant = did_you_mean(location.uri)
         if meant:
             raise InvalidLocationError(
-                f"KeepWithModel(model_dir) cannot list {redact(location.uri)}. Did you mean {meant}?"
+                f"KeepWithModel(model_dir) cannot list {redact_uri(location.uri)}. Did you mean {meant}?"
             )
         if location.path is None:
             parse_for_fsspec(location.uri)  # raises if fsspec would open another place
@@ -83,7 +84,7 @@ class KeepWithModel(RetentionPolicy):
 
     @property
     def _redacted_dir(self) -> str:
-        return redact(os.fspath(self.model_dir))
+        return redact_uri(os.fspath(self.model_dir))
 
     def __repr__(self) -> str:
         return f"KeepWithModel({self._redacted_dir!r})"  # without storage_options, which may hold secrets

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Callable, Optional
 
 from input_checkpoint.backends.base import Backend
 from input_checkpoint.format.chunk_table import Location
+from input_checkpoint.parallel import DaemonExecutor, is_interrupt
 
 PACK_BYTES = 8 << 20
 CONCURRENCY = 4
@@ -38,7 +39,7 @@ class PackWriter:
         self._backend = backend
         self._pack_key = pack_key
         self._pack_bytes = pack_bytes
-        self._executor = ThreadPoolExecutor(concurrency, thread_name_prefix="input-checkpoint-upload")
+        self._executor = DaemonExecutor(concurrency, "input-checkpoint-upload")
         self._upload_slots = threading.BoundedSemaphore(concurrency)
         self._joining = threading.Lock()
         self._uploads: list[Future[None]] = []
@@ -58,7 +59,7 @@ class PackWriter:
     ) -> None:
         for upload in self._uploads:
             upload.cancel()
-        self._executor.shutdown(wait=True)
+        self._executor.shutdown(wait=not is_interrupt(error))
 
     def add(self, stored: bytes, raw_bytes: int) -> Location:
         """Append a chunk and return its location.

@@ -33,7 +33,7 @@ from input_checkpoint.store.pruning import ORPHAN_AGE_SECONDS, Pruner, PruneRepo
 from input_checkpoint.store.saving import CheckpointSaver, SaveOptions
 
 _NO_CONTEXT = SaveContext()
-_ATTEMPTS = 1000
+_ATTEMPTS = 100
 
 
 class Run:

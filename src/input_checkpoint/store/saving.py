@@ -11,7 +11,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Callable, Optional
@@ -24,6 +24,7 @@ from input_checkpoint.format.keys import announcement_key, manifest_key, pack_ke
 from input_checkpoint.format.limits import MAX_CHUNK_BYTES, MAX_PACK_BYTES
 from input_checkpoint.format.lineage import Lineage
 from input_checkpoint.format.manifest import Header, IteratorEntry, Manifest
+from input_checkpoint.parallel import DaemonExecutor
 from input_checkpoint.state import IteratorState
 from input_checkpoint.store.announcing import Announcement
 from input_checkpoint.store.catalog import Catalog
@@ -361,7 +362,7 @@ def _start_encoding(states: Iterable[IteratorState]) -> Iterator[Iterator[Iterat
 
     So encoding does not wait for the requests that a save begins with.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="input-checkpoint-begin") as executor:
+    with DaemonExecutor(1, "input-checkpoint-begin") as executor:
         yield _await_states(executor.submit(_with_first_drawn, iter(states)))
 
 

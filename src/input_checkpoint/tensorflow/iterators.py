@@ -30,6 +30,7 @@ from typing import Any, Optional, Union
 import numpy as np
 import tensorflow as tf
 
+from input_checkpoint.backends.causes import raise_from
 from input_checkpoint.backends.redaction import redact
 from input_checkpoint.errors import (
     CorruptCheckpointError,
@@ -164,7 +165,7 @@ class GraphIterators:
         try:
             session.run([ops.stage_state for ops in self._ops], {ops.key: key for ops in self._ops})
         except _SERIALIZE_ERRORS as error:
-            raise UnsupportedPipelineError(_unsupported_message(error)) from error
+            raise_from(UnsupportedPipelineError(_unsupported_message(error)), error)
         return SessionSnapshot(session, self._ops, key)
 
     def restore(self, session: Any, states: Iterable[StoredState]) -> None:
@@ -181,8 +182,8 @@ class GraphIterators:
             raise
         except tf.errors.OpError as error:
             if _NOT_INITIALIZED in _reason(error):
-                raise UnsupportedPipelineError(_not_initialized_message(error)) from error
-            raise PipelineMismatchError(_mismatch_message(error)) from error
+                raise_from(UnsupportedPipelineError(_not_initialized_message(error)), error)
+            raise_from(PipelineMismatchError(_mismatch_message(error)), error)
         finally:
             # A broken session has already freed what was staged in it.
             with contextlib.suppress(*_SESSION_CLOSED_ERRORS):
@@ -325,9 +326,10 @@ class SessionSnapshot:
             try:
                 return self._session.run(fetches, feeds)
             except _SESSION_CLOSED_ERRORS as error:
-                raise SnapshotLostError(
-                    f"the session was closed before its snapshot was encoded: {error}"
-                ) from error
+                raise_from(
+                    SnapshotLostError(f"the session was closed before its snapshot was encoded: {error}"),
+                    error,
+                )
 
     def _encode(self, ops: _IteratorOps) -> Iterator[Element]:
         # TensorFlow encodes the next slice while the caller splits, hashes, compresses and stores this one.

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from typing import Callable, Optional
 
+from input_checkpoint.backends.redaction import redact_uri
 from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
 from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError
 from input_checkpoint.store.catalog import WorkerListing
@@ -135,8 +136,8 @@ def _make_latest(model_dir: str, model: ModelCheckpoints, step: int) -> None:
         model.latest_step,
         step,
         model.latest_step,
-        model_dir,
+        redact_uri(model_dir),
         os.path.basename(model.paths.get(model.latest_step, f"model.ckpt-{model.latest_step}")),
-        model_dir,
+        redact_uri(model_dir),
     )
     make_latest(model_dir, model, step)

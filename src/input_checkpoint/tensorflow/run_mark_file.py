@@ -8,6 +8,7 @@ from typing import Optional
 
 import tensorflow as tf
 
+from input_checkpoint.backends.redaction import redact, redact_uri
 from input_checkpoint.tensorflow.model_checkpoints import replace_file
 from input_checkpoint.tensorflow.model_files import read_file
 from input_checkpoint.training.run_mark import MARK_NAME, MAX_MARK_BYTES, RunMark, decode_mark, encode_mark
@@ -41,8 +42,8 @@ def write_mark(model_dir: str, mark: RunMark) -> None:
     except tf.errors.OpError as error:
         logger.warning(
             "%s could not be written (%s): a store of another training would not be noticed there.",
-            _path(model_dir),
-            error.message,
+            redact_uri(_path(model_dir)),
+            redact(str(error.message)),
         )
 
 

@@ -26,7 +26,8 @@ class BackgroundPrune:
         with self._lock:
             self._requested = True
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="input-checkpoint-prune")
+                # A prune that the end of the program interrupts is completed by the next one.
+                self._thread = threading.Thread(target=self._run, name="input-checkpoint-prune", daemon=True)
                 self._thread.start()
 
     def wait(self) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
+import weakref
 from typing import Callable, Optional
 
 from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef, SaveContext
@@ -22,6 +24,11 @@ from input_checkpoint.training.source import InputSource, Snapshot
 
 logger = logging.getLogger(__name__)
 
+EXIT_SECONDS = 10.0
+"""How long a program that ends waits for the saves that are still running."""
+
+_running: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
 
 class BackgroundSaver:
     """Saves the checkpoints of one run behind the training thread's back, one at a time.
@@ -29,6 +36,9 @@ class BackgroundSaver:
     The snapshot is taken in the background too: `wait_for_snapshot` must return before the iterators advance.
     A failed save is raised, once, by the next call of `check`, `submit` or `wait`. Old checkpoints are pruned
     beside the saves, which never wait for it.
+
+    A program that ends while a save is running waits for it for `EXIT_SECONDS`, and then abandons it with a
+    warning. So a storage that hangs does not keep the process.
 
     Args:
         run: what saves and prunes.
@@ -101,7 +111,9 @@ class BackgroundSaver:
             target=self._save_in_thread,
             args=(step, source, context, self._snapshot_taken),
             name=f"input-checkpoint-save-{step}",
+            daemon=True,
         )
+        _running.add(self._thread)
         self._thread.start()
         return True
 
@@ -191,3 +203,20 @@ class BackgroundSaver:
             # The retention policy may be the user's own: errors in it are raised in the training thread.
             logger.error("Pruning old input checkpoints in %s failed.", self._run.uri)
             self._failure = error
+
+
+def _finish_saves() -> None:
+    """Wait a little for the saves that are running when the program ends."""
+    end = time.monotonic() + EXIT_SECONDS
+    for thread in list(_running):
+        thread.join(max(0.0, end - time.monotonic()))
+        if thread.is_alive():
+            logger.warning(
+                "The program ends, and %s is abandoned: it is not done after %g s. Earlier checkpoints are "
+                "intact.",
+                thread.name,
+                EXIT_SECONDS,
+            )
+
+
+atexit.register(_finish_saves)

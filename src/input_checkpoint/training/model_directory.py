@@ -15,7 +15,7 @@ from typing import Union
 from input_checkpoint.backends.base import Backend
 from input_checkpoint.backends.location import Location, contains, local_folder, parse_location
 from input_checkpoint.backends.opening import BackendLocation
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import redact_uri
 from input_checkpoint.errors import InvalidLocationError
 
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9.]+)://[^/]*(.*)", re.DOTALL)
@@ -83,8 +83,8 @@ def check_outside_model_dir(backend: BackendLocation, model_dir: Union[str, os.P
     outer = locate_model_dir(model_dir)
     if contains(outer, inner):
         raise ValueError(
-            f"the backend {redact(inner.uri)} lies inside the model directory {redact(outer.uri)}. Choose a "
-            f"place beside it, such as {redact(outer.uri)}-input."
+            f"the backend {redact_uri(inner.uri)} lies inside the model directory {redact_uri(outer.uri)}. "
+            f"Choose a place beside it, such as {redact_uri(outer.uri)}-input."
         )
 
 
@@ -109,7 +109,7 @@ def _folder_beside(model: Location, path: str) -> Location:
 
 def _no_default_backend_uri(uri: str, reason: str) -> InvalidLocationError:
     return InvalidLocationError(
-        f"The input state cannot be put beside the model directory {redact(uri)}: {reason.rstrip('.')}. "
+        f"The input state cannot be put beside the model directory {redact_uri(uri)}: {reason.rstrip('.')}. "
         "Pass a backend.",
-        uri=redact(uri),
+        uri=redact_uri(uri),
     )

@@ -55,7 +55,8 @@ class TrainingSettings:
     num_workers: int = 1
     model_schedule: Optional[SaveSchedule] = None
     """When the model is saved, if that is known: its input is then saved at the same steps."""
-    backend: Optional[BackendLocation] = None
+    # A URI may hold a password.
+    backend: Optional[BackendLocation] = field(default=None, repr=False)
     storage_options: Optional[Mapping[str, Any]] = field(default=None, repr=False)
     save_steps: Optional[int] = None
     save_secs: Optional[float] = None

@@ -7,6 +7,7 @@ from typing import Optional
 from aiohttp import ClientConnectorCertificateError, ClientConnectorSSLError
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
 
+from input_checkpoint.backends.answers import AnswerHead
 from input_checkpoint.backends.object_store import (
     RETRY_ADVICE,
     Advice,
@@ -18,7 +19,7 @@ from input_checkpoint.backends.object_store import (
     explain_unanswered,
     is_caused_by,
 )
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import excerpt
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFoundError,
@@ -33,7 +34,7 @@ CREDENTIAL_REFUSALS = frozenset({"ClientAuthenticationError", "CredentialUnavail
 BLOB_NOT_FOUND = "BlobNotFound"
 _EXISTS = {"BlobAlreadyExists", "ConditionNotMet", "UnauthorizedBlobOverwrite"}
 _NO_CONTAINER = {"ContainerNotFound", "ContainerBeingDeleted", "ContainerDisabled", "ResourceNotFound"}
-_NO_BLOB = {BLOB_NOT_FOUND, "404"}
+_NOT_FOUND_WITHOUT_CODE = "404"
 _PAST_END = {"InvalidRange", "416"}
 _CREDENTIALS = {"AuthenticationFailed", "InvalidAuthenticationInfo", "NoAuthenticationInformation", "401"}
 _TRANSIENT_CODES = {"ServerBusy", "InternalError", "OperationTimedOut"}
@@ -86,8 +87,11 @@ def _explain_answer(failure: RequestFailure, reason: str, operation: Operation) 
         return operation.error(
             BackendNotFoundError, "the container does not exist. Create it, or correct the URI."
         )
-    if reason in _NO_BLOB:
+    if reason == BLOB_NOT_FOUND:
         return operation.does_not_exist()
+    if reason == _NOT_FOUND_WITHOUT_CODE:
+        # A proxy does not know whether the blob exists.
+        return operation.unexpected_answer(AnswerHead("the request", 404, {}).unexpected("an error of Azure"))
     if reason in _PAST_END or failure.status == 416:
         return operation.error(RangePastEndError, "the range starts past the end of the blob")
     if reason in _TRANSIENT_CODES or failure.status in _TRANSIENT_STATUS:
@@ -118,7 +122,7 @@ def _explain_denial(failure: RequestFailure, reason: str, operation: Operation) 
 def _message(error: Exception) -> str:
     """Return the first line. The next ones repeat the request with its signature."""
     text = str(getattr(error, "message", None) or error).strip() or type(error).__name__
-    return redact(text.splitlines()[0])
+    return excerpt(text.splitlines()[0])
 
 
 def _cause(error: Exception) -> FailureCause:

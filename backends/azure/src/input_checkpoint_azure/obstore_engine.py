@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any, Callable, Optional
@@ -9,8 +10,6 @@ from urllib.parse import urlsplit
 
 from adlfs import AzureBlobFileSystem
 from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential
-from fsspec.asyn import sync
-from fsspec.config import apply_config
 
 from input_checkpoint.backends.base import Backend
 from input_checkpoint.backends.engines import FSSPEC_CACHE_OPTIONS, OBSTORE, refuse_options
@@ -20,16 +19,16 @@ from input_checkpoint.backends.obstore import (
     ObjectStoreService,
     ObstoreBackend,
     OpenStore,
-    RequestTimeouts,
+    RequestLimits,
     load_obstore,
 )
+from input_checkpoint.backends.time_limits import TimeLimits, run_in_loop
 from input_checkpoint_azure.errors import CREDENTIAL_REFUSALS, explain, translate
-from input_checkpoint_azure.filesystem import open_filesystem
+from input_checkpoint_azure.filesystem import open_filesystem, read_options
 from input_checkpoint_azure.uri import parse_azure_uri
 
-_MAX_KEYS_PER_DELETE = 256  # https://learn.microsoft.com/rest/api/storageservices/blob-batch
+_ETAG = re.compile(r'"?0x[0-9A-F]+"?')  # https://learn.microsoft.com/rest/api/storageservices/put-blob
 _TOKEN_SCOPE = "https://storage.azure.com/.default"
-_TOKEN_TIMEOUT_SECONDS = 60
 
 _LOGIN_OPTIONS = {
     "account_name",
@@ -65,15 +64,15 @@ def open_with_obstore(
     """
     parsed = parse_azure_uri(uri)
     azure_store = load_obstore(parsed.shown, "input-checkpoint-azure[obstore]").AzureStore
-    options = _read_options(parsed.shown, storage_options)
+    limits, options = _read_options(parsed.shown, storage_options)
 
     def log_in() -> OpenStore:
         # Options are read again, because fsspec's configuration may hold renewed credentials.
-        current = _read_options(parsed.shown, storage_options)
+        current = _read_options(parsed.shown, storage_options)[1]
         with translated_errors(Operation("open", parsed.shown), translate):
             filesystem = open_filesystem(parsed, current)
         url = urlsplit(filesystem.service_client.url)
-        credential = _credential(filesystem, url.query)
+        credential = _credential(filesystem, url.query, limits)
         config = {
             # Complete: obstore reads settings that are missing here from the environment.
             "account_name": filesystem.service_client.account_name,
@@ -100,17 +99,17 @@ def open_with_obstore(
         log_in,
         open_without_obstore,
         explain,
-        _MAX_KEYS_PER_DELETE,
-        timeouts=_timeouts(options),
+        _ETAG,
+        limits=RequestLimits(limits, options.get("connection_timeout"), options.get("read_timeout")),
         credential_refusals=CREDENTIAL_REFUSALS,
     )
     return ObstoreBackend(parsed.shown, service)
 
 
-def _read_options(uri: str, storage_options: Mapping[str, Any]) -> dict[str, Any]:
-    options: dict[str, Any] = apply_config(AzureBlobFileSystem, storage_options)
+def _read_options(uri: str, storage_options: Mapping[str, Any]) -> tuple[TimeLimits, dict[str, Any]]:
+    limits, options = read_options(uri, storage_options)
     refuse_options(uri, OBSTORE, _unsupported(options))
-    return options
+    return limits, options
 
 
 def _unsupported(options: Mapping[str, Any]) -> list[str]:
@@ -118,7 +117,7 @@ def _unsupported(options: Mapping[str, Any]) -> list[str]:
     return sorted(given - _LOGIN_OPTIONS - _TIMEOUT_OPTIONS - FSSPEC_CACHE_OPTIONS)
 
 
-def _credential(filesystem: AzureBlobFileSystem, sas_token: str) -> Optional[Credential]:
+def _credential(filesystem: AzureBlobFileSystem, sas_token: str, limits: TimeLimits) -> Optional[Credential]:
     """Return the credentials of Azure's client as a provider for obstore; None if it has none."""
     found = filesystem.service_client.credential
     if sas_token:
@@ -133,13 +132,7 @@ def _credential(filesystem: AzureBlobFileSystem, sas_token: str) -> Optional[Cre
         return lambda: {"access_key": found.account_key, "expires_at": None}
 
     def renewed_token() -> dict[str, Any]:
-        token = sync(filesystem.loop, found.get_token, _TOKEN_SCOPE, timeout=_TOKEN_TIMEOUT_SECONDS)
+        token = run_in_loop(filesystem.loop, lambda: found.get_token(_TOKEN_SCOPE), limits.start())
         return {"token": token.token, "expires_at": datetime.fromtimestamp(token.expires_on, timezone.utc)}
 
     return renewed_token
-
-
-def _timeouts(options: Mapping[str, Any]) -> RequestTimeouts:
-    default = RequestTimeouts()
-    connect = options.get("connection_timeout") or default.connect
-    return RequestTimeouts(connect, options.get("read_timeout") or default.read)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from input_checkpoint.backends.object_store import parse_bucket_uri
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import redact_uri
 
 _LOGIN = "storage_options or the configuration of the Azure tools"
 _ACCOUNT_HOST = re.compile(r"(.+)\.(?:dfs|blob)\.core\.windows\.net")
@@ -45,11 +45,10 @@ def parse_azure_uri(uri: str) -> AzureUri:
     authority, _, path = rest.partition("/")
     user, at, host = authority.partition("@")
     if at:
-        # What stands in front of the @ is the container, and no secret.
-        return AzureUri(uri, *_container_and_prefix(uri, f"{user}/{path}"), _account(host))
+        return AzureUri(redact_uri(uri), *_container_and_prefix(uri, f"{user}/{path}"), _account(host))
     if authority.endswith(_DFS_HOST):
-        return AzureUri(redact(uri), *_container_and_prefix(uri, path), _account(authority))
-    return AzureUri(redact(uri), *_container_and_prefix(uri, rest))
+        return AzureUri(redact_uri(uri), *_container_and_prefix(uri, path), _account(authority))
+    return AzureUri(redact_uri(uri), *_container_and_prefix(uri, rest))
 
 
 def _container_and_prefix(uri: str, address: str) -> tuple[str, str]:

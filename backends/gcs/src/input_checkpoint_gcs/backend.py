@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import calendar
-import time
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
+from input_checkpoint.backends.answers import PageChain
 from input_checkpoint.backends.base import ObjectInfo
+from input_checkpoint.backends.causes import raise_from
 from input_checkpoint.backends.engines import FSSPEC, choose_engine
 from input_checkpoint.backends.object_store import ObjectStoreBackend, Operation, parse_bucket_uri
 from input_checkpoint.errors import BackendError
 from input_checkpoint_gcs import json_api
-from input_checkpoint_gcs.client import Answer, GcsClient, Request
+from input_checkpoint_gcs.answers import (
+    LIST,
+    Answer,
+    check_found,
+    check_stored,
+    is_deletion,
+    listed_objects,
+    next_page_token,
+    object_bytes,
+)
+from input_checkpoint_gcs.client import GcsClient, Request
 from input_checkpoint_gcs.errors import (
     BUCKET_IS_MISSING,
     OBJECT_IS_MISSING,
@@ -22,8 +33,6 @@ from input_checkpoint_gcs.errors import (
 )
 from input_checkpoint_gcs.session import refresh_token
 from input_checkpoint_gcs.settings import read_settings
-
-_WHOLE_OBJECT = 200
 
 
 class GcsBackend(ObjectStoreBackend):
@@ -49,7 +58,7 @@ class GcsBackend(ObjectStoreBackend):
         self._bucket, prefix = parse_bucket_uri(
             uri, login="storage_options or Google's own configuration", forbidden="?#"
         )
-        super().__init__(uri, prefix)
+        super().__init__(uri, prefix, storage_options=storage_options)
         self._storage_options = storage_options
         self.connect()
 
@@ -69,33 +78,31 @@ class GcsBackend(ObjectStoreBackend):
     def upload(self, name: str, data: bytes, *, if_absent: bool) -> None:
         """See `ObjectStoreBackend.upload`."""
         answer = self.client.call(json_api.upload(self._bucket, name, data, if_absent=if_absent))
-        if "generation" not in answer.json():
-            raise GcsError(answer.status, "notAResource", "the answer does not name a stored object")
+        check_stored(answer, name, len(data))
 
     def download(self, name: str, start: int, end: Optional[int]) -> bytes:
         """See `ObjectStoreBackend.download`."""
-        answer = self._call(json_api.download(self._bucket, name, start, end))
-        # A server may ignore the range and send everything.
-        return answer.body[start:end] if answer.status == _WHOLE_OBJECT else answer.body
+        return object_bytes(self._call(json_api.download(self._bucket, name, start, end)), start, end)
 
     def check_exists(self, name: str) -> None:
         """See `ObjectStoreBackend.check_exists`."""
-        self._call(json_api.look_up(self._bucket, name))
+        check_found(self._call(json_api.look_up(self._bucket, name)), name)
 
     def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `ObjectStoreBackend.list_objects`."""
-        token: Optional[str] = None
+        pages, token = PageChain(LIST), None
         while True:
-            page = self.client.call(json_api.page(self._bucket, prefix, token)).json()
-            for item in page.get("items", ()):
-                yield ObjectInfo(item["name"], int(item["size"]), _seconds(item["timeCreated"]))
-            token = page.get("nextPageToken")
-            if not token:
+            page = self.client.call(json_api.page(self._bucket, prefix, token))
+            found = listed_objects(page)
+            yield from found
+            token = next_page_token(page)
+            if token is None:
                 return
+            pages.follow(token, len(found))
 
     def delete_objects(self, names: Sequence[str]) -> None:
         """See `ObjectStoreBackend.delete_objects`."""
-        failures = self.client.call_each([json_api.deletion(self._bucket, name) for name in names])
+        failures = self.client.run_each([functools.partial(self._delete, name) for name in names])
         failures = self._without_missing_objects(failures)
         if not failures:
             return
@@ -104,11 +111,29 @@ class GcsBackend(ObjectStoreBackend):
         operation = Operation("delete", self.uri, names[index][len(self.prefix) :])
         error = explain(cause, operation)
         error.args = (f"{error} ({len(failures)} of {len(names)} deletions failed.)",)
-        raise error from cause
+        raise_from(error, cause)
 
     def translate_error(self, error: Exception, operation: Operation) -> BackendError:
         """See `ObjectStoreBackend.translate_error`."""
         return explain(error, operation)
+
+    def _delete(self, name: str) -> None:
+        answer = self.client.call(json_api.deletion(self._bucket, name))
+        if not is_deletion(answer):
+            self._check_is_gone(name, answer)
+
+    def _check_is_gone(self, name: str, answer: Answer) -> None:
+        """Check that a delete was done although its answer is not the one that Cloud Storage gives.
+
+        Emulators give others.
+        """
+        try:
+            self.client.call(json_api.look_up(self._bucket, name))
+        except GcsError as error:
+            if error.status == 404:
+                return
+            raise
+        raise answer.head("objects.delete").unexpected("the end of the object")
 
     def _call(self, request: Request) -> Answer:
         try:
@@ -151,12 +176,3 @@ def open_gcs(uri: str, storage_options: Mapping[str, Any]) -> GcsBackend:
     """Open ``gs://bucket/prefix`` or ``gcs://bucket/prefix``."""
     _, options = choose_engine(uri, storage_options, (FSSPEC,))
     return GcsBackend(uri, options)
-
-
-def _seconds(timestamp: str) -> float:
-    """Return a timestamp such as ``2026-11-23T02:58:16.472Z`` in seconds since the epoch.
-
-    Before Python 3.11, ``fromisoformat`` accepts neither the Z nor five decimals.
-    """
-    whole, _, fraction = timestamp.rstrip("Z").partition(".")
-    return calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S")) + float(f"0.{fraction or 0}")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Callable, Optional
 
 import requests
 import tenacity
 
-from input_checkpoint_gcs.errors import GcsError, is_unavailable, is_worth_repeating, read_answer
+from input_checkpoint.backends.time_limits import Deadline, run_in_thread
+from input_checkpoint.parallel import DaemonExecutor
+from input_checkpoint_gcs.answers import Answer
+from input_checkpoint_gcs.errors import is_unavailable, is_worth_repeating, read_answer
 from input_checkpoint_gcs.session import open_session
 from input_checkpoint_gcs.settings import GcsSettings
 
@@ -22,7 +22,7 @@ _ATTEMPTS = 4
 # Two to three seconds in all: an object may be written once a second, and the 429 for more is over by then
 # (https://cloud.google.com/storage/quotas#objects).
 _PAUSE = tenacity.wait_exponential(multiplier=0.25, max=4) + tenacity.wait_random(0, 0.5)
-# The clock is read between two blocks. A block is sent within the time that the server may stall.
+# A block is sent within the time that the server may stall.
 _SENT_BLOCK = 256 * 1024
 _RECEIVED_BLOCK = 1 << 20
 
@@ -41,27 +41,9 @@ class Request:
     """In parts, so that large ones need not be copied."""
 
     @property
-    def upload_bytes(self) -> Optional[int]:
-        """Size of the body; None if there is none."""
-        return None if self.body is None else sum(map(len, self.body))
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the server answered to a request that succeeded."""
-
-    status: int
-    body: bytes
-
-    def json(self) -> dict[str, Any]:
-        """Return the resource in the body; raises `GcsError` if there is none."""
-        try:
-            resource = json.loads(self.body)
-        except ValueError:
-            resource = None
-        if not isinstance(resource, dict):
-            raise GcsError(self.status, "notAResource", "the answer is no resource of the JSON API")
-        return resource
+    def upload_bytes(self) -> int:
+        """Size of the body."""
+        return sum(map(len, self.body or ()))
 
 
 class GcsClient:
@@ -75,7 +57,7 @@ class GcsClient:
     Example:
         ```python
         client = GcsClient(read_settings("gs://bucket", {"token": "anon"}))
-        client.call(Request("GET", "/storage/v1/b/bucket/o")).json()
+        client.call(Request("GET", "/storage/v1/b/bucket/o")).body
         ```
     """
 
@@ -88,6 +70,7 @@ class GcsClient:
 
         Raises:
             GcsError: the server refuses the request.
+            TimeLimitExceededError: the request and its repetitions took too long.
             requests.exceptions.RequestException: there is no answer.
             google.auth.exceptions.GoogleAuthError: there is no access token.
         """
@@ -97,12 +80,17 @@ class GcsClient:
             wait=_PAUSE,
             reraise=True,
         )
-        return retrying(self._send, request)
+        deadline = self.settings.limits.start(request.upload_bytes)
+        return run_in_thread(lambda: retrying(self._send, request, deadline), deadline)
 
-    def call_each(self, requests: Sequence[Request]) -> dict[int, Exception]:
+    @staticmethod
+    def run_each(requests: Sequence[Callable[[], object]]) -> dict[int, Exception]:
         """Send requests in parallel. Return the failures by index in ``requests``.
 
         After one that finds the service unavailable, the rest is not sent: it would wait for the same answer.
+
+        Args:
+            requests: each sends one request through a client.
         """
         failures: dict[int, Exception] = {}
         stopped = threading.Event()
@@ -111,13 +99,13 @@ class GcsClient:
             if stopped.is_set():
                 return
             try:
-                self.call(requests[index])
+                requests[index]()
             except Exception as error:
                 failures[index] = error
                 if is_unavailable(error):
                     stopped.set()
 
-        with ThreadPoolExecutor(_PARALLEL_REQUESTS, thread_name_prefix="input-checkpoint-gcs") as executor:
+        with DaemonExecutor(_PARALLEL_REQUESTS, "input-checkpoint-gcs") as executor:
             try:
                 list(executor.map(call, range(len(requests))))
             finally:
@@ -128,25 +116,27 @@ class GcsClient:
         """Close the connections."""
         self._session.close()
 
-    def _send(self, request: Request) -> Answer:
-        timeouts = self.settings.timeouts
-        clock = _Clock(timeouts.limit(request.upload_bytes))
+    def _send(self, request: Request, deadline: Deadline) -> Answer:
+        settings = self.settings
         with self._session.request(
             request.method,
-            self.settings.endpoint + request.path,
-            params={**request.params, "userProject": self.settings.user_project},
-            data=None if request.body is None else _UploadBody(request.body, clock),
+            settings.endpoint + request.path,
+            params={**request.params, "userProject": settings.user_project},
+            data=None if request.body is None else _UploadBody(request.body),
             headers=dict(request.headers),
-            timeout=(timeouts.connect, timeouts.stall),
+            timeout=(settings.connect_timeout, settings.stall_timeout),
             # Following a redirect turns a POST into a GET, whose 200 would look like a stored object.
             allow_redirects=False,
             stream=True,
         ) as response:
-            body = b"".join(clock.watch(response.iter_content(_RECEIVED_BLOCK)))
+            body = b"".join(_received(response, deadline))
             _check_complete(response, body)
             if not 200 <= response.status_code < 300:
                 raise read_answer(response.status_code, body)
-            return Answer(response.status_code, body)
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            # requests has already decoded the body.
+            headers.pop("content-encoding", None)
+            return Answer(response.status_code, body, headers)
 
 
 def _check_complete(response: requests.Response, body: bytes) -> None:
@@ -157,38 +147,22 @@ def _check_complete(response: requests.Response, body: bytes) -> None:
         raise requests.exceptions.ConnectionError(f"the answer ended after {len(body)} of {declared} bytes")
 
 
-class _Clock:
-    """Ends a request that takes too long.
-
-    Args:
-        limit: seconds from now; None for no limit.
-    """
-
-    def __init__(self, limit: Optional[float]) -> None:
-        self._end = float("inf") if limit is None else time.monotonic() + limit
-
-    def watch(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
-        """Yield the blocks; raises TimeoutError when the time is over."""
-        for block in blocks:
-            if time.monotonic() > self._end:
-                raise TimeoutError("the request took too long")
-            yield block
+def _received(response: requests.Response, deadline: Deadline) -> Iterator[bytes]:
+    for block in response.iter_content(_RECEIVED_BLOCK):
+        deadline.extend(len(block))
+        yield block
 
 
 class _UploadBody:
     """The body of an upload, in blocks."""
 
-    def __init__(self, parts: Sequence[bytes], clock: _Clock) -> None:
+    def __init__(self, parts: Sequence[bytes]) -> None:
         self._parts = parts
-        self._clock = clock
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))
 
     def __iter__(self) -> Iterator[bytes]:
-        return self._clock.watch(self._blocks())
-
-    def _blocks(self) -> Iterator[bytes]:
         for part in self._parts:
             for start in range(0, len(part), _SENT_BLOCK):
                 yield part[start : start + _SENT_BLOCK]

@@ -6,13 +6,14 @@ import json
 import socket
 import ssl
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Union
 
 import requests.exceptions
 import urllib3.exceptions
 from google.auth.exceptions import GoogleAuthError, TransportError
 from urllib3.util.ssl_match_hostname import CertificateError as HostnameMismatch
 
+from input_checkpoint.backends.answers import AnswerHead, UnexpectedAnswerError
 from input_checkpoint.backends.object_store import (
     RETRY_ADVICE,
     Advice,
@@ -22,7 +23,8 @@ from input_checkpoint.backends.object_store import (
     RequestFailure,
     explain_unanswered,
 )
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import excerpt
+from input_checkpoint.backends.time_limits import TimeLimitExceededError
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFoundError,
@@ -63,6 +65,7 @@ _ADVICE = Advice(
 _TIMEOUTS = (
     requests.exceptions.Timeout,
     urllib3.exceptions.ReadTimeoutError,
+    TimeLimitExceededError,
     TimeoutError,
     socket.timeout,  # on Python 3.9 not the same as TimeoutError
 )
@@ -85,8 +88,11 @@ class GcsError(Exception):
         self.message = message
 
 
-def read_answer(status: int, body: bytes) -> GcsError:
+def read_answer(status: int, body: bytes) -> Union[GcsError, UnexpectedAnswerError]:
     """Return the error that an answer states, as JSON or, after a download, as plain text."""
+    if status == 404 and body.lstrip().startswith(b"<"):
+        # A page of a proxy, which does not know whether the object exists.
+        return AnswerHead("the request", status, {}).unexpected("an error of Cloud Storage")
     reason, message = _reason_and_message(body)
     if status == 404:
         reason = _missing_resource(message)
@@ -96,7 +102,7 @@ def read_answer(status: int, body: bytes) -> GcsError:
 def read_failure(error: BaseException) -> RequestFailure:
     """Return why a request failed."""
     if isinstance(error, GcsError):
-        return RequestFailure(redact(error.message), error.status, error.reason)
+        return RequestFailure(excerpt(error.message), error.status, error.reason)
     causes = list(_causes(error))
     if isinstance(error, GoogleAuthError):
         unreachable = error.retryable or any(isinstance(cause, TransportError) for cause in causes)
@@ -106,9 +112,9 @@ def read_failure(error: BaseException) -> RequestFailure:
         )
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return RequestFailure(redact(cause.verify_message), cause=FailureCause.CERTIFICATE)
+            return RequestFailure(excerpt(cause.verify_message), cause=FailureCause.CERTIFICATE)
         if isinstance(cause, HostnameMismatch):
-            return RequestFailure(redact(str(cause)), cause=FailureCause.CERTIFICATE)
+            return RequestFailure(excerpt(str(cause)), cause=FailureCause.CERTIFICATE)
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, _TLS_CONNECTION_LOST):
             return RequestFailure(
                 f"no secure connection to endpoint_url: {_describe(cause)}", cause=FailureCause.OPTIONS
@@ -117,12 +123,14 @@ def read_failure(error: BaseException) -> RequestFailure:
         return RequestFailure("no answer in time")
     # Requests raises an error of both kinds for a URL that cannot be used.
     if isinstance(error, OSError) and not isinstance(error, ValueError):
-        return RequestFailure(redact(f"{type(error).__name__}: {causes[-1]}"))
+        return RequestFailure(excerpt(f"{type(error).__name__}: {causes[-1]}"))
     return RequestFailure(_describe(error), cause=FailureCause.OPTIONS)
 
 
 def is_unavailable(error: BaseException) -> bool:
     """Return whether trying again later may help."""
+    if isinstance(error, UnexpectedAnswerError):
+        return True
     failure = read_failure(error)
     if failure.status is None:
         return failure.cause is FailureCause.CONNECTION
@@ -136,6 +144,8 @@ def is_worth_repeating(error: BaseException) -> bool:
 
 def explain(error: BaseException, operation: Operation) -> BackendError:
     """Return the `BackendError` for the exception of a request."""
+    if isinstance(error, UnexpectedAnswerError):
+        return operation.unexpected_answer(error)
     failure = read_failure(error)
     if failure.status is None:
         return explain_unanswered(failure, operation, _ADVICE)
@@ -189,10 +199,9 @@ def _explain_refusal(failure: RequestFailure, operation: Operation) -> BackendEr
             BackendUnavailableError, f"{answer}. Check that the server is healthy; {RETRY_ADVICE}."
         )
     if status < 400:
-        return operation.error(
-            BackendError,
-            f"{answer}. This server is not Cloud Storage. Correct endpoint_url, or log in to the proxy that "
-            "answers in its place.",
+        # Only redirects. None of them is followed.
+        return operation.unexpected_answer(
+            AnswerHead("the request", status, {}).unexpected("an answer of Cloud Storage")
         )
     return operation.error(
         BackendError, f"{answer}. Correct the URI or storage_options.{_option_advice(failure)}"
@@ -244,7 +253,7 @@ def _reason_and_message(body: bytes) -> tuple[str, str]:
         error: Any = json.loads(text)["error"]
         return str(error["errors"][0]["reason"]), str(error["message"])
     except (ValueError, LookupError, TypeError):
-        return "", text[:500]
+        return "", excerpt(text)
 
 
 def _missing_resource(message: str) -> str:
@@ -257,4 +266,4 @@ def _missing_resource(message: str) -> str:
 def _describe(error: BaseException) -> str:
     # google-auth adds the whole answer of the server as a second argument.
     message = error.args[0] if isinstance(error, GoogleAuthError) and error.args else error
-    return redact(f"{type(error).__name__}: {message}")
+    return excerpt(f"{type(error).__name__}: {message}")

@@ -79,7 +79,8 @@ def page(bucket: str, prefix: str, token: Optional[str], max_results: Optional[i
         "prefix": prefix or None,
         "pageToken": token,
         "maxResults": str(max_results or PAGE_SIZE),
-        "fields": "items(name,size,timeCreated),nextPageToken",
+        # The kind is in a page without objects too, and in nothing that is no list.
+        "fields": "kind,items(name,size,timeCreated),nextPageToken",
     }
     return Request("GET", f"/storage/v1/b/{_quoted(bucket)}/o", params)
 

@@ -28,7 +28,7 @@ def open_session(settings: GcsSettings) -> AuthorizedSession:
     # Otherwise requests takes a password from ~/.netrc in place of the token.
     session.trust_env = False
     session.proxies.update(settings.proxies)
-    adapter = _Adapter(_tls_context(settings.endpoint), settings.timeouts.stall)
+    adapter = _Adapter(_tls_context(settings.endpoint), settings.stall_timeout)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     return session

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
 from aiohttp import ClientTimeout
@@ -12,6 +12,7 @@ from aiohttp import ClientTimeout
 # Not `gcsfs.GCSFileSystem`: that subclass first asks a second, gRPC service for the type of the bucket. It
 # waits 60 seconds for it in vain at every emulator and private endpoint, and only an environment variable
 # for the whole process, GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT, turns it off.
+from fsspec.config import apply_config
 from gcsfs.core import GCSFileSystem
 from google.auth.credentials import AnonymousCredentials
 from google.auth.credentials import Credentials as AnyCredentials
@@ -19,6 +20,7 @@ from google.oauth2.credentials import Credentials
 from requests.utils import get_environ_proxies
 
 from input_checkpoint.backends.object_store import Operation
+from input_checkpoint.backends.time_limits import DEFAULT_TIME_LIMITS, TimeLimits, split_time_limits
 from input_checkpoint.errors import BackendError, BackendPermissionError
 from input_checkpoint_gcs.errors import explain_open
 
@@ -28,42 +30,22 @@ _API_PATH = "/storage/v1/"
 
 
 @dataclass(frozen=True)
-class RequestTimeouts:
-    """How long a request may take, in seconds."""
-
-    connect: float = 5.0
-    stall: float = 60.0
-    """How long the server may neither accept nor send a byte."""
-    total: Optional[float] = None
-    """For the whole request. None: no limit, except for uploads."""
-    min_upload_rate: int = 64 * 1024
-    """Bytes per second. An upload without a total may take as long as at this rate, and a stall longer."""
-
-    def limit(self, upload_bytes: Optional[int]) -> Optional[float]:
-        """Return the seconds that a whole request may take, or None.
-
-        >>> RequestTimeouts().limit(64 << 20)
-        1084.0
-        """
-        if self.total is not None or upload_bytes is None:
-            return self.total
-        return self.stall + upload_bytes / self.min_upload_rate
-
-
-DEFAULT_TIMEOUTS = RequestTimeouts()
-
-
-@dataclass(frozen=True)
 class GcsSettings:
     """Where requests go, and on whose behalf."""
 
-    endpoint: str
+    # A URL may hold a user and a password.
+    endpoint: str = field(repr=False)
     """URL without a path."""
-    credentials: AnyCredentials
+    credentials: AnyCredentials = field(repr=False)
     user_project: Optional[str] = None
     """Project that pays for the requests; None if the bucket's project pays."""
-    timeouts: RequestTimeouts = DEFAULT_TIMEOUTS
-    proxies: Mapping[str, str] = field(default_factory=dict)
+    limits: TimeLimits = DEFAULT_TIME_LIMITS
+    """Of a request with its repetitions."""
+    connect_timeout: float = DEFAULT_TIME_LIMITS.connect
+    """Seconds until a connection is open."""
+    stall_timeout: float = DEFAULT_TIME_LIMITS.timeout
+    """Seconds that the server may neither accept nor send a byte."""
+    proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
     """URL of the proxy by scheme, as in requests."""
 
 
@@ -75,20 +57,25 @@ def read_settings(uri: str, storage_options: Mapping[str, Any]) -> GcsSettings:
 
     Args:
         uri: of the backend, without secrets.
-        storage_options: options of `gcsfs.GCSFileSystem`.
+        storage_options: options of `gcsfs.GCSFileSystem`, and the time limits.
 
     Raises:
         BackendError: an option is wrong, or has no equivalent here.
         BackendPermissionError: there are no usable credentials.
     """
     operation = Operation("open", uri)
-    filesystem = _open_filesystem(operation, storage_options)
+    configured = apply_config(GCSFileSystem, storage_options)
+    chosen = _client_timeout(configured)
+    limits = _time_limits(uri, configured, chosen)
+    filesystem = _open_filesystem(operation, split_time_limits(uri, storage_options)[1])
     endpoint = filesystem.base[: -len(_API_PATH)].rstrip("/")
     return GcsSettings(
         endpoint,
         filesystem.credentials.credentials or AnonymousCredentials(),
         _user_project(operation, filesystem),
-        _timeouts(filesystem),
+        limits,
+        chosen.sock_connect or chosen.connect or limits.connect,
+        chosen.sock_read or limits.timeout,
         _proxies(operation, filesystem.session_kwargs, endpoint),
     )
 
@@ -132,19 +119,16 @@ def _user_project(operation: Operation, filesystem: GCSFileSystem) -> Optional[s
     return project if payer else None
 
 
-def _timeouts(filesystem: GCSFileSystem) -> RequestTimeouts:
-    """Return the timeouts that ``requests_timeout`` and ``timeout`` leave: the shorter one counts."""
-    chosen = filesystem.requests_timeout
-    if not isinstance(chosen, ClientTimeout):
-        chosen = ClientTimeout(total=chosen)
-    limits = [limit for limit in (chosen.total, filesystem.timeout) if limit]
-    total = min(limits) if limits else None
-    return RequestTimeouts(
-        chosen.sock_connect or chosen.connect or total or DEFAULT_TIMEOUTS.connect,
-        chosen.sock_read or total or DEFAULT_TIMEOUTS.stall,
-        total,
-        DEFAULT_TIMEOUTS.min_upload_rate,
-    )
+def _client_timeout(options: Mapping[str, Any]) -> ClientTimeout:
+    """Return what gcsfs's option ``requests_timeout`` says."""
+    chosen = options.get("requests_timeout")
+    return chosen if isinstance(chosen, ClientTimeout) else ClientTimeout(total=chosen)
+
+
+def _time_limits(uri: str, options: Mapping[str, Any], chosen: ClientTimeout) -> TimeLimits:
+    """Return the time limits. A ``requests_timeout`` is the timeout unless there is a ``timeout``."""
+    default = replace(DEFAULT_TIME_LIMITS, timeout=chosen.total) if chosen.total else DEFAULT_TIME_LIMITS
+    return split_time_limits(uri, options, default)[0]
 
 
 def _proxies(operation: Operation, session_options: Mapping[str, Any], endpoint: str) -> dict[str, str]:

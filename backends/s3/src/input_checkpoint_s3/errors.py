@@ -18,7 +18,9 @@ from botocore.exceptions import (
     UnsupportedS3AccesspointConfigurationError,
     UnsupportedS3ArnError,
 )
+from botocore.parsers import ResponseParserError
 
+from input_checkpoint.backends.answers import AnswerHead, UnexpectedAnswerError
 from input_checkpoint.backends.object_store import (
     Advice,
     FailureCause,
@@ -30,7 +32,7 @@ from input_checkpoint.backends.object_store import (
     explain_unanswered,
     is_caused_by,
 )
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import excerpt
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFoundError,
@@ -68,7 +70,8 @@ _CREDENTIALS = {
 }
 _FORBIDDEN = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem"}
 _EXISTS = {"PreconditionFailed", "412"}
-_NO_OBJECT = {"NoSuchKey", "404"}
+_NO_OBJECT = "NoSuchKey"
+_NOT_FOUND_WITHOUT_CODE = "404"
 _PAST_END = {"InvalidRange", "416"}
 _NO_CONDITIONS = {"NotImplemented", "501", "InvalidArgument", "InvalidRequest", "BadRequest", "400"}
 _PERMANENT = {
@@ -115,6 +118,9 @@ class SourceCredentialsRefusedError(Exception):
 
 def translate(error: Exception, operation: Operation) -> BackendError:
     """Return the `BackendError` for an exception of s3fs or botocore."""
+    page = _page(error)
+    if page:
+        return operation.unexpected_answer(UnexpectedAnswerError("the request", page, "an answer of S3"))
     return explain(read_failure(error), operation)
 
 
@@ -130,8 +136,8 @@ def read_failure(error: Exception) -> RequestFailure:
     answer = _server_answer(error)
     if answer is not None:
         message = str(answer.get("Message") or error)
-        return RequestFailure(redact(message), code=str(answer.get("Code")))
-    message = redact(f"{type(error).__name__}: {error}")
+        return RequestFailure(excerpt(message), code=str(answer.get("Code")))
+    message = excerpt(f"{type(error).__name__}: {error}")
     # s3fs raises these two by itself as well.
     if isinstance(error, FileNotFoundError):
         return RequestFailure(message, status=404)
@@ -166,16 +172,17 @@ def objects_not_deleted(
 
 
 def _explain_answer(failure: RequestFailure, reason: str, operation: Operation) -> BackendError:
-    if failure.name and reason != "NoSuchKey":
-        return objects_not_deleted(operation, "some", failure.name, reason, failure.message)
     if reason in _EXISTS:
         return operation.already_exists()
     if reason == "NoSuchBucket":
         return operation.error(
             BackendNotFoundError, f"the bucket does not exist ({reason}). Create it, or correct the URI."
         )
-    if reason in _NO_OBJECT:
+    if reason == _NO_OBJECT:
         return operation.does_not_exist()
+    if reason == _NOT_FOUND_WITHOUT_CODE:
+        # A proxy does not know whether the object exists.
+        return operation.unexpected_answer(AnswerHead("the request", 404, {}).unexpected("an error of S3"))
     if reason in _PAST_END:
         return operation.error(RangePastEndError, "the range starts past the end of the object")
     if _QUOTA.search(reason):
@@ -225,14 +232,32 @@ def _answer(failure: RequestFailure) -> str:
     return message if failure.reason in message else f"{failure.reason}: {message}"
 
 
+def _page(error: Exception) -> str:
+    """Return what came if the answer was no XML, and as good as none; otherwise an empty string."""
+    if is_caused_by(error, ResponseParserError):
+        return "a body that is no XML"  # the text of the exception repeats the body
+    response = _response(error)
+    metadata = response.get("ResponseMetadata", {})
+    # botocore turns a success whose body it cannot parse into this status.
+    if metadata.get("HTTPStatusCode") != 500 or response.get("Error", {}).get("Code") != "500":
+        return ""
+    media_type = AnswerHead("", 500, metadata.get("HTTPHeaders", {})).media_type
+    return media_type if media_type and "xml" not in media_type else ""
+
+
 def _server_answer(error: BaseException) -> Optional[dict[str, Any]]:
+    answer: Optional[dict[str, Any]] = _response(error).get("Error")
+    return answer
+
+
+def _response(error: BaseException) -> dict[str, Any]:
+    """Return the answer that made botocore raise; empty if there was none."""
     cause: Optional[BaseException] = error
     while cause is not None:
         if isinstance(cause, ClientError):
-            answer: dict[str, Any] = cause.response.get("Error", {})
-            return answer
+            return {"Error": {}, **cause.response}
         cause = cause.__cause__
-    return None
+    return {}
 
 
 def _cause(error: Exception) -> FailureCause:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -12,8 +12,6 @@ from urllib.parse import urlsplit
 import botocore.session
 from botocore.credentials import Credentials
 from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
-from fsspec.config import apply_config
-from s3fs import S3FileSystem
 
 from input_checkpoint.backends.base import Backend
 from input_checkpoint.backends.engines import FSSPEC_CACHE_OPTIONS, OBSTORE, refuse_options
@@ -23,10 +21,12 @@ from input_checkpoint.backends.obstore import (
     ObjectStoreService,
     ObstoreBackend,
     OpenStore,
-    RequestTimeouts,
+    RequestLimits,
     load_obstore,
 )
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import redact_uri
+from input_checkpoint.backends.time_limits import TimeLimits
+from input_checkpoint_s3.answers import ETAG
 from input_checkpoint_s3.errors import (
     CREDENTIAL_REFUSALS,
     SourceCredentialsRefusedError,
@@ -34,9 +34,8 @@ from input_checkpoint_s3.errors import (
     refuses_credentials,
     translate,
 )
+from input_checkpoint_s3.time_limits import read_options
 from input_checkpoint_s3.uri import is_arn, parse_s3_uri
-
-_MAX_KEYS_PER_DELETE = 1000  # https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 
 _OPTION_GROUPS = (
     "client_kwargs",
@@ -105,13 +104,13 @@ def open_with_obstore(
         BackendError: obstore is not installed, or an option has no equivalent.
     """
     bucket, prefix = parse_s3_uri(uri)
-    shown_uri = redact(uri)
+    shown_uri = redact_uri(uri)
     s3_store = load_obstore(uri, "input-checkpoint-s3[obstore]").S3Store
-    options = _read_options(shown_uri, storage_options)
+    limits, options = _read_options(shown_uri, storage_options)
 
     def log_in() -> OpenStore:
         # Options are read again, because fsspec's configuration may hold renewed credentials.
-        current = _read_options(shown_uri, storage_options)
+        current = _read_options(shown_uri, storage_options)[1]
         with translated_errors(Operation("open", shown_uri), translate):
             access = _find_access(bucket, current)
 
@@ -132,9 +131,9 @@ def open_with_obstore(
         log_in,
         open_without_obstore,
         explain,
-        _MAX_KEYS_PER_DELETE,
+        ETAG,
         _put_options(options),
-        _timeouts(options),
+        _request_limits(limits, options),
         CREDENTIAL_REFUSALS,
     )
     return ObstoreBackend(shown_uri, service)
@@ -144,7 +143,7 @@ def open_with_obstore(
 class _Access:
     """The server, and how to log in."""
 
-    endpoint: str
+    endpoint: str = field(repr=False)
     """URL of the server. For a bucket in the host name, with that host name."""
     region: str
     bucket_in_host: bool
@@ -178,10 +177,11 @@ class _CredentialProvider:
         }
 
 
-def _read_options(uri: str, storage_options: Mapping[str, Any]) -> dict[str, Any]:
-    options = _flatten(apply_config(S3FileSystem, storage_options))
+def _read_options(uri: str, storage_options: Mapping[str, Any]) -> tuple[TimeLimits, dict[str, Any]]:
+    limits, configured = read_options(uri, storage_options)
+    options = _flatten(configured)
     refuse_options(uri, OBSTORE, _unsupported(options))
-    return options
+    return limits, options
 
 
 def _flatten(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,11 +282,11 @@ def _put_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"attributes": {"Storage-Class": storage_class}} if storage_class else {}
 
 
-def _timeouts(options: Mapping[str, Any]) -> RequestTimeouts:
-    default = RequestTimeouts()
-    attempts = options.get(_ATTEMPTS, options.get(_RETRIES, default.retries) + 1)
-    return RequestTimeouts(
-        options.get("config_kwargs.connect_timeout", default.connect),
-        options.get("config_kwargs.read_timeout", default.read),
+def _request_limits(limits: TimeLimits, options: Mapping[str, Any]) -> RequestLimits:
+    attempts = options.get(_ATTEMPTS, options.get(_RETRIES, RequestLimits.retries) + 1)
+    return RequestLimits(
+        limits,
+        options.get("config_kwargs.connect_timeout"),
+        options.get("config_kwargs.read_timeout"),
         attempts - 1,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from input_checkpoint.backends.object_store import parse_bucket_uri
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import redact_uri
 from input_checkpoint.errors import BackendNotFoundError
 
 _LOGIN = "storage_options or the configuration of the AWS tools"
@@ -38,7 +38,7 @@ def parse_s3_uri(uri: str) -> tuple[str, str]:
         return parse_bucket_uri(uri, login=_LOGIN)
     match = _ACCESS_POINT.fullmatch(address)
     if not match:
-        shown = redact(uri)
+        shown = redact_uri(uri)
         raise BackendNotFoundError(
             f"{shown} does not contain the ARN of an access point. Write "
             "s3://arn:aws:s3:region:account:accesspoint/name/prefix.",
@@ -51,3 +51,11 @@ def parse_s3_uri(uri: str) -> tuple[str, str]:
 def is_arn(bucket: str) -> bool:
     """Return whether an ARN takes the place of the bucket."""
     return bucket.startswith("arn:")
+
+
+def is_access_point(bucket: str) -> bool:
+    """Return whether an access point takes the place of the bucket: its ARN, or its alias.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/access-points-naming.html
+    """
+    return is_arn(bucket) or bucket.endswith(("-s3alias", "--ol-s3"))

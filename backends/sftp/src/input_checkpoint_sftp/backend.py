@@ -11,16 +11,18 @@ import posixpath
 import time
 from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable, Optional
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 import asyncssh
 from asyncssh.constants import FILEXFER_TYPE_DIRECTORY, FILEXFER_TYPE_REGULAR
 from fsspec.config import apply_config
 
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key, is_key, may_begin_keys
+from input_checkpoint.backends.causes import raise_from
 from input_checkpoint.backends.configuration import update_configuration
 from input_checkpoint.backends.leftovers import FolderPatterns, is_temporary, stale_files
 from input_checkpoint.backends.reopening import ReopeningClient
+from input_checkpoint.backends.time_limits import TimeLimitExceededError, split_time_limits
 from input_checkpoint.errors import BackendNotFoundError
 from input_checkpoint_sftp.connection import Connection, Session
 from input_checkpoint_sftp.errors import SftpError, translate
@@ -40,7 +42,7 @@ from input_checkpoint_sftp.paths import check_folders, describe_kind, is_file, l
 logger = logging.getLogger(__name__)
 
 _MAX_WARNINGS = 20
-_LOGIN_FIELDS = ("known_hosts", "host_key_policy", "timeout")
+_LOGIN_FIELDS = ("known_hosts", "host_key_policy")
 _FSSPEC_ONLY_OPTIONS = ("temppath", "skip_instance_cache", "use_listings_cache")
 _NONE_MEANS_UNSET = ("username", "password", "port", "key_filename", "passphrase")
 
@@ -65,7 +67,7 @@ class SftpBackend(Backend):
             ``allow_agent``, ``look_for_keys``, and the options of `asyncssh.SSHClientConnectionOptions` for
             the login (``tunnel``, ``config``, …); ``known_hosts``, a file with the server's host key;
             ``host_key_policy``, what to do about an unknown host key (``reject``, the default, ``warning`` or
-            ``auto_add``); ``timeout``, in seconds, 20 by default.
+            ``auto_add``); and the time limits, see `input_checkpoint.backends.time_limits`.
 
     Raises:
         BackendNotFoundError: ``uri`` is invalid, or contains credentials or options.
@@ -78,7 +80,7 @@ class SftpBackend(Backend):
     """
 
     def __init__(self, uri: str, storage_options: Mapping[str, Any]) -> None:
-        super().__init__(uri)
+        super().__init__(uri, storage_options)
         address = _split(uri)
         if address.password is not None or address.query or address.fragment:
             raise BackendNotFoundError(
@@ -263,8 +265,8 @@ class SftpBackend(Backend):
         """Translate errors of the server and the connection. For the arguments, see `translate`."""
         try:
             yield
-        except (SftpError, asyncssh.SFTPError) as error:
-            raise translate(error, operation, self.uri, key, folder) from error
+        except (SftpError, asyncssh.SFTPError, TimeLimitExceededError) as error:
+            raise_from(translate(error, operation, self.uri, key, folder), error)
 
 
 def open_sftp(uri: str, storage_options: Mapping[str, Any]) -> SftpBackend:
@@ -287,7 +289,8 @@ def _split(uri: str) -> SplitResult:
 
 
 def _login(address: SplitResult, storage_options: Mapping[str, Any]) -> Login:
-    options = apply_config(_FsspecProtocols, dict(storage_options))
+    uri = urlunsplit(address)
+    limits, options = split_time_limits(uri, apply_config(_FsspecProtocols, dict(storage_options)))
     for name in _FSSPEC_ONLY_OPTIONS:
         options.pop(name, None)
     for name in _NONE_MEANS_UNSET:
@@ -306,7 +309,7 @@ def _login(address: SplitResult, storage_options: Mapping[str, Any]) -> Login:
         options["agent_path"] = None
     if not options.pop("look_for_keys", True):
         options.setdefault("client_keys", None)
-    return Login(_host(address), options, **fields)
+    return Login(_host(address), options, limits=limits, **fields)
 
 
 def _host(address: SplitResult) -> str:

@@ -10,6 +10,7 @@ import asyncssh
 from asyncssh.constants import OPEN_ADMINISTRATIVELY_PROHIBITED, OPEN_REQUEST_SESSION_FAILED
 from fsspec.asyn import get_loop, sync
 
+from input_checkpoint.backends.time_limits import TimeLimits
 from input_checkpoint_sftp.errors import ConnectionLostError, UnusableServerError
 from input_checkpoint_sftp.login import Login, connect
 
@@ -38,6 +39,11 @@ class Session:
         self._last_answer = 0.0
 
     @property
+    def limits(self) -> TimeLimits:
+        """Time limits of the requests."""
+        return self._ssh.limits
+
+    @property
     def is_open(self) -> bool:
         """Whether the session can send requests."""
         return not self._end.done()
@@ -64,10 +70,12 @@ class Session:
 class _SshConnection:
     """An SSH connection, from the login until it breaks."""
 
-    def __init__(self, connection: asyncssh.SSHClientConnection, timeout: float) -> None:
+    def __init__(self, connection: asyncssh.SSHClientConnection, limits: TimeLimits) -> None:
         self.last_answer = 0.0
         """Time of the last answer in any session, by the clock of the event loop."""
-        self._timeout = timeout
+        self.limits = limits
+        """Of every request on the connection."""
+        self._timeout = limits.timeout
         self._connection = connection
         self._sessions: list[Session] = []
         self._max_sessions = _MAX_SESSIONS
@@ -101,14 +109,16 @@ class _SshConnection:
         """
         clock = asyncio.get_running_loop().time
         start, answer = clock(), asyncio.ensure_future(request)
-        while not answer.done():
-            connection_limit = max(start, self.last_answer) + self._timeout
-            session_limit = max(start, last_answer()) + _QUEUED_TIMEOUTS * self._timeout
-            left = min(connection_limit, session_limit) - clock()
-            if left <= 0:
-                answer.cancel()
-                self.abort(f"no answer within {self._timeout:g} s")
-            await asyncio.wait({answer}, timeout=left)
+        try:
+            while not answer.done():
+                connection_limit = max(start, self.last_answer) + self._timeout
+                session_limit = max(start, last_answer()) + _QUEUED_TIMEOUTS * self._timeout
+                left = min(connection_limit, session_limit) - clock()
+                if left <= 0:
+                    self.abort(f"no answer within {self._timeout:g} s")
+                await asyncio.wait({answer}, timeout=left)
+        finally:
+            answer.cancel()
         return answer
 
     async def session(self) -> Session:
@@ -200,7 +210,7 @@ class Connection:
                 self._ssh.close()
                 self._ssh = None
             login = self._login()
-            ssh = _SshConnection(await connect(login), login.timeout)
+            ssh = _SshConnection(await connect(login), login.limits)
             await ssh.session()
             self._ssh = ssh
             return ssh

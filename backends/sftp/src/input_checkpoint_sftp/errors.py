@@ -7,7 +7,8 @@ from typing import Optional, Union
 import asyncssh
 
 from input_checkpoint.backends.base import LINK_ADVICE, NOT_A_FILE_ADVICE
-from input_checkpoint.backends.redaction import redact
+from input_checkpoint.backends.redaction import excerpt
+from input_checkpoint.backends.time_limits import TimeLimitExceededError
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFoundError,
@@ -58,7 +59,7 @@ class NotAFolderError(SftpError):
 
 
 def translate(
-    error: Union[SftpError, asyncssh.SFTPError],
+    error: Union[SftpError, asyncssh.SFTPError, TimeLimitExceededError],
     operation: str,
     uri: str,
     key: Optional[str] = None,
@@ -78,10 +79,14 @@ def translate(
     return cls(f"cannot {operation} {where}: {problem}", uri=uri, key=key)
 
 
-def _diagnose(error: Union[SftpError, asyncssh.SFTPError], operation: str) -> tuple[type[BackendError], str]:
-    message = redact(str(error) or type(error).__name__)
+def _diagnose(
+    error: Union[SftpError, asyncssh.SFTPError, TimeLimitExceededError], operation: str
+) -> tuple[type[BackendError], str]:
+    message = excerpt(str(error) or type(error).__name__)
     if isinstance(error, asyncssh.SFTPError):
         return _diagnose_refusal(error, message, operation)
+    if isinstance(error, TimeLimitExceededError):
+        return BackendUnavailableError, f"{message}; trying again may help."
     if isinstance(error, ConnectionLostError):
         advice = "Check that the host and port are right and the server is up; trying again may help."
         return BackendUnavailableError, f"{message}. {advice}"

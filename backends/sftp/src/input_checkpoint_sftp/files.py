@@ -15,6 +15,7 @@ from asyncssh.constants import FILEXFER_TYPE_DIRECTORY, FILEXFER_TYPE_UNKNOWN
 
 from input_checkpoint.backends.commit_lock import COMMIT_LOCK_ADVICE
 from input_checkpoint.backends.leftovers import new_temporary_name
+from input_checkpoint.backends.time_limits import finish_in_time
 from input_checkpoint_sftp.connection import Session
 from input_checkpoint_sftp.errors import (
     ConnectionLostError,
@@ -234,7 +235,8 @@ async def _write(session: Session, file: asyncssh.SFTPClientFile, data: bytes) -
 
     try:
         # asyncssh would write all data in one call, which would have to finish within the timeout.
-        await _for_each(write, range(0, len(data), length), _concurrency(length))
+        writes = _for_each(write, range(0, len(data), length), _concurrency(length))
+        await finish_in_time(lambda: writes, session.limits.start(len(data)))
         with contextlib.suppress(asyncssh.SFTPOpUnsupported):
             await session.wait_for(file.fsync())
     except asyncssh.SFTPError:
@@ -247,6 +249,7 @@ async def _write(session: Session, file: asyncssh.SFTPClientFile, data: bytes) -
 async def _read(session: Session, file: asyncssh.SFTPClientFile, start: int, stop: int) -> bytes:
     data = bytearray(max(0, stop - start))
     length = max(session.sftp.limits.max_read_len, _MIN_REQUEST_BYTES)
+    deadline = session.limits.start(len(data))
 
     async def read(offset: int) -> None:
         end = min(offset + length, stop)
@@ -257,7 +260,8 @@ async def _read(session: Session, file: asyncssh.SFTPClientFile, start: int, sto
             data[offset - start : offset - start + len(chunk)] = chunk
             offset += len(chunk)
 
-    await _for_each(read, range(start, stop, length), _concurrency(length))
+    reads = _for_each(read, range(start, stop, length), _concurrency(length))
+    await finish_in_time(lambda: reads, deadline)
     return bytes(data)
 
 

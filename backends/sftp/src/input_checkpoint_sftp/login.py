@@ -14,6 +14,7 @@ from typing import Any, Optional, cast
 import asyncssh
 from asyncssh.constants import OPEN_ADMINISTRATIVELY_PROHIBITED
 
+from input_checkpoint.backends.time_limits import DEFAULT_TIME_LIMITS, TimeLimits
 from input_checkpoint_sftp.errors import (
     ConnectionLostError,
     LoginError,
@@ -60,8 +61,8 @@ class Login:
     """File of known host keys. None means the user's own files."""
     host_key_policy: str = "reject"
     """What to do about an unknown host key: ``reject``, ``warning`` or ``auto_add``."""
-    timeout: float = 20
-    """Seconds without an answer after which an operation fails."""
+    limits: TimeLimits = DEFAULT_TIME_LIMITS
+    """Of each request, and of the login. The data of a file must be moved within its limit."""
 
     def __post_init__(self) -> None:
         known = inspect.signature(asyncssh.SSHClientConnectionOptions.prepare).parameters
@@ -72,8 +73,6 @@ class Login:
             raise OptionsError(f"{_INVALID}: host_key_policy must be 'reject', 'warning' or 'auto_add'")
         if not isinstance(self.arguments.get("port", _SSH_PORT), int):
             raise OptionsError(f"{_INVALID}: port must be a number")
-        if not isinstance(self.timeout, (int, float)) or self.timeout <= 0:
-            raise OptionsError(f"{_INVALID}: timeout must be a positive number of seconds")
         for name in ("username", "password", "passphrase"):
             value = self.arguments.get(name, "")
             if not isinstance(value, str) and not callable(value):
@@ -87,9 +86,9 @@ async def connect(login: Login) -> asyncssh.SSHClientConnection:
         SftpError: the connection cannot be made. Only `ConnectionLostError` may be temporary.
     """
     try:
-        return await asyncio.wait_for(_connect(login), login.timeout)
+        return await asyncio.wait_for(_connect(login), login.limits.timeout)
     except asyncio.TimeoutError as error:
-        raise ConnectionLostError(f"the login took more than {login.timeout:g} s") from error
+        raise ConnectionLostError(f"the login took more than {login.limits.timeout:g} s") from error
     except SftpError:
         raise
     except Exception as error:
@@ -105,7 +104,7 @@ async def _connect(login: Login) -> asyncssh.SSHClientConnection:
         **_FIXED_OPTIONS,
         "known_hosts": known,
         "client_factory": lambda: _HostKeyVerifier(login.host_key_policy, known),
-        "login_timeout": login.timeout,
+        "login_timeout": login.limits.timeout,
     }
     return await asyncssh.connect(login.host, **options)
 

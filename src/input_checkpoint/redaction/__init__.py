@@ -1,0 +1,1 @@
+"""Keeps credentials out of messages, logs, `repr` and tracebacks."""
