@@ -36,6 +36,12 @@ def s3_server() -> Iterator[S3Server]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def _remembered_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the secrets of one test out of the messages of the next: some are words like "second"."""
+    monkeypatch.setattr("input_checkpoint.redaction.redactor._remembered", {})
+
+
 @pytest.fixture
 def no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide all plugins from the library, as if none were installed."""

@@ -32,9 +32,11 @@ _HEAD = (
 
 _ROOT = Path(__file__).parents[2]
 _REQUESTS = """
-import json, sys, threading, time
+import json, signal, sys, threading, time
 from input_checkpoint import open_backend
 
+# A shell starts what runs in the background with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 uri, options, what_next = sys.argv[1:]
 backend = open_backend(uri, json.loads(options))
 threading.Thread(target=backend.put, args=("stored", bytes(16 << 20)), daemon=True).start()

@@ -13,12 +13,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ENDED_BEFORE = 60
 CHILD = """
-import logging, sys, threading
+import logging, signal, sys, threading
 from input_checkpoint import CheckpointStore, KeepLast
 from input_checkpoint.backends.memory import MemoryBackend
 from input_checkpoint.training import background_saver
 from tests.training.test_background_saver import FixedInput
 
+# A shell starts what runs in the background with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 logging.basicConfig(stream=sys.stdout)
 background_saver.EXIT_SECONDS = 1
 hangs_in, what_next = sys.argv[1:]
