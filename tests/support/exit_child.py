@@ -14,7 +14,7 @@ from pathlib import Path
 import tensorflow as tf
 
 import input_checkpoint as ic
-from tests.support.train_child import PrintStep, padded_ids
+from tests.support.train_child import EachStep, padded_ids
 from tests.support.training import make_estimator
 
 RETRY = ic.RetryPolicy(timeout=3, max_delay=0.5)
@@ -30,7 +30,9 @@ def main() -> None:
     hook = ic.CheckpointInputPipelineHook(
         estimator, backend=uri, storage_options=json.loads(options), retry=RETRY
     )
-    estimator.train(padded_ids, hooks=[PrintStep(), hook], max_steps=1_000_000)
+    estimator.train(
+        padded_ids, hooks=[EachStep(lambda step: print("step", step, flush=True)), hook], max_steps=1_000_000
+    )
 
 
 if __name__ == "__main__":

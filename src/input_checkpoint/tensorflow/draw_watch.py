@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Callable, Optional
 
@@ -32,11 +32,11 @@ class DrawWatch:
         self._names: Optional[dict[bytes, str]] = None
         self._run = session.run
         self._make_callable = session.make_callable
-        self._partial_run = session.partial_run
+        self._partial_run_setup = session.partial_run_setup
         self._wrappers = {
             "run": self._watched_run,
             "make_callable": self._watched_callable,
-            "partial_run": self._watched_partial_run,
+            "partial_run_setup": self._watched_partial_run_setup,
         }
         # Another hook may watch the same session.
         self._replaced = {name: session.__dict__.get(name) for name in self._wrappers}
@@ -110,11 +110,10 @@ class DrawWatch:
 
         return call
 
-    def _watched_partial_run(
-        self, handle: Any, fetches: Any, feed_dict: Optional[Mapping[Any, Any]] = None
-    ) -> Any:
-        self._note(fetches, feed_dict)
-        return self._partial_run(handle, fetches, feed_dict)
+    def _watched_partial_run_setup(self, fetches: Any, feeds: Optional[Sequence[Any]] = None) -> Any:
+        # Whatever needs no feed runs as soon as a partial run is set up.
+        self._note(fetches, dict.fromkeys(feeds or ()))
+        return self._partial_run_setup(fetches, feeds)
 
     def _is_expected(self, fetches: Any) -> bool:
         # MonitoredSession adds the fetches of the hooks to those of the caller, in one dictionary.
