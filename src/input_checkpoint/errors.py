@@ -24,8 +24,7 @@ class InputCheckpointError(Exception):
 
     Args:
         message: what happened, where, and what to do. Secrets in it are replaced by ``***``.
-        uri: URI of the store or backend. Secrets in it are replaced by ``***``. None if there is none, or it
-            is not known.
+        uri: URI of the store or backend. Secrets in it are replaced by ``***``. None if it is unknown.
         key: key of the object that the error is about. None if it is about no single object.
         ref: the checkpoint that the error is about. None if it is about no single checkpoint.
 
@@ -82,9 +81,10 @@ class ObjectExistsError(BackendError):
 
 
 class InconsistentListingError(BackendError):
-    """A listing contradicts another answer of the storage: it lacks an object that exists, or the reverse.
+    """A listing contradicts another answer of the storage.
 
-    `key` names that object. Nothing was decided because of such a listing, and no data removed.
+    It lacks an object that exists, or contains one that does not. `key` names the object. Nothing was
+    committed or removed because of this listing.
     """
 
 
@@ -109,7 +109,7 @@ class CorruptCheckpointError(InputCheckpointError):
 
 
 class CheckpointTooLargeError(InputCheckpointError):
-    """Something to be saved is larger than the storage format allows. Nothing was committed."""
+    """A checkpoint or a record is larger than the storage format allows. Nothing was committed."""
 
 
 class WriterSupersededError(InputCheckpointError):
@@ -117,9 +117,10 @@ class WriterSupersededError(InputCheckpointError):
 
 
 class SaveExpiredError(InputCheckpointError):
-    """A save or copy was suspended, or took so long, that a prune took it for dead and removed its data.
+    """A prune presumed a save or a copy dead, and may have removed its data.
 
-    No checkpoint was committed without its data. Later saves are not affected.
+    The process was suspended, or could not reach the storage, for a day. The checkpoint was not committed, or
+    was withdrawn. Later saves are not affected.
     """
 
 
@@ -128,7 +129,7 @@ class DifferentRunError(InputCheckpointError):
 
 
 class DifferentModelError(InputCheckpointError):
-    """The session trains another model than that of the hook's model directory. Nothing was restored."""
+    """The session does not train the model of the hook's model directory. Nothing was restored."""
 
 
 class DifferentHistoryError(InputCheckpointError):
@@ -144,7 +145,7 @@ class UnsupportedPipelineError(InputCheckpointError):
 
 
 class UntrackedDrawError(InputCheckpointError):
-    """The input was drawn from outside of the session hooks, so no saved state would match the model."""
+    """A run outside of the session hooks drew from the input, so no saved state would match the model."""
 
 
 class SnapshotLostError(InputCheckpointError):

@@ -1,6 +1,6 @@
 """Work in threads, with results in a defined order and a bound on what runs ahead.
 
-No thread of this module keeps the interpreter when the program ends, whatever it waits for.
+No thread of this module keeps the program from ending, whatever it waits for.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class DaemonExecutor(Executor):
                 for future, _ in self._waiting:
                     future.cancel()
             self._condition.notify_all()
-        # While the interpreter ends, it discards generators that nobody has finished.
+        # An interpreter that shuts down closes unfinished generators, and runs this.
         if wait and not sys.is_finalizing():
             for thread in self._threads:
                 thread.join()

@@ -110,7 +110,7 @@ class TestAnswers:
             backend.get("a")
         assert str(raised.value) == (
             f"cannot read {URI}/a: the server answered GetObject with text/html, not with an object. A proxy "
-            "or a login page may be in between. Check the endpoint and the network; trying again may help."
+            "or a login page may have answered. Check the endpoint and the network; trying again may help."
         )
 
     @pytest.mark.parametrize(

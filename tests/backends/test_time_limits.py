@@ -53,7 +53,7 @@ class TestThread:
 
     def test_no_thread_is_started_while_too_many_hang(self, hang, monkeypatch):
         monkeypatch.setattr(time_limits, "MAX_ABANDONED", len(time_limits._abandoned) + 1)
-        with pytest.raises(TimeLimitExceededError, match="was not done"):
+        with pytest.raises(TimeLimitExceededError, match="did not finish"):
             run_in_thread(lambda: hang.wait(60), SHORT.start())
         with pytest.raises(TimeLimitExceededError, match="still hang"):
             run_in_thread(lambda: 7, SHORT.start())
@@ -126,5 +126,5 @@ def test_a_frozen_filesystem_without_time_limits_of_its_own_is_unavailable(monke
     )
     backend = open_backend("dir::memory://frozen", {"timeout": 0.3})
     backend.put("key", b"data")
-    with pytest.raises(BackendUnavailableError, match="was not done"):
+    with pytest.raises(BackendUnavailableError, match="did not finish"):
         backend.get("key", 0, 1)

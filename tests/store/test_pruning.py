@@ -283,7 +283,7 @@ class TestPruning:
         full = Failing(backend, "put", "", BackendError("the disk is full"))
         report = CheckpointStore(full).prune(KeepLast(1))
         assert len(report.removed_packs) == 2
-        assert "the disk is full. So only data whose age does not matter is removed." in caplog.text
+        assert "the disk is full. This prune removes only data whose age does not matter." in caplog.text
         assert announcements(backend) == []
 
     def test_foreign_objects_are_not_touched(self, store, run, backend):

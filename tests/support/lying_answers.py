@@ -218,6 +218,6 @@ class LyingAnswers(AlteredAnswers):
     def test_the_error_says_what_came_and_what_to_do(self, proxy, filled):
         with (
             proxy.lying(always(LIES["a page of XHTML"])),
-            pytest.raises(BackendUnavailableError, match=r"xhtml.*proxy or a login page may be in between"),
+            pytest.raises(BackendUnavailableError, match=r"xhtml.*proxy or a login page may have answered"),
         ):
             list(filled.list())

@@ -175,7 +175,7 @@ def test_without_a_saver_in_the_graph_the_last_runs_are_repeated_with_a_warning(
 ) -> None:
     for count in (27, 16):
         accumulate(tmp_path / "model", count, params={"own_saver": True})
-    assert "3 runs after global step 6 are in no model checkpoint" in caplog.text
+    assert "no model checkpoint contains what was run after global step 6 (runs: 3)" in caplog.text
     assert accumulated(tmp_path / "model") == reference[:40]
 
 

@@ -66,7 +66,7 @@ def test_an_invalid_option_is_refused(option: dict[str, str]) -> None:
 )
 def test_a_backend_inside_the_model_directory_is_refused(tmp_path: Path, inside: str) -> None:
     model_dir = tmp_path / "model"
-    with pytest.raises(ValueError, match=f"lies inside the model directory {model_dir}.*{model_dir}-input"):
+    with pytest.raises(ValueError, match=f"is inside the model directory {model_dir}.*{model_dir}-input"):
         TrainingSettings(model_dir=str(model_dir), backend=inside.format(model_dir), **SCHEDULE)
 
 

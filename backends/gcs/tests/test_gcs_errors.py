@@ -132,7 +132,7 @@ class TestServerThatNeverAnswers:
 
         options = {"token": "anon", "endpoint_url": f"http://127.0.0.1:{accepting(trickle)}"}
         started = time.monotonic()
-        with refused(BackendUnavailableError, "was not done within .* trying again may help"):
+        with refused(BackendUnavailableError, "did not finish within .* trying again may help"):
             GcsBackend("gs://bucket/run", {**options, "requests_timeout": 0.5}).get("key")
         assert time.monotonic() - started < 10
 
@@ -471,7 +471,7 @@ class TestServerThatIsNotCloudStorage:
     def test_a_page_of_a_proxy_does_not_look_like_success(self, operation):
         with (
             scripted_server(lambda request: Reply(200, b"<html>Please log in</html>")) as server,
-            refused(BackendUnavailableError, "the server answered .*proxy or a login page may be in between"),
+            refused(BackendUnavailableError, "the server answered .*proxy or a login page may have answered"),
         ):
             OPERATIONS[operation](GcsBackend("gs://bucket/run", server.options()))
         assert len(server.received) == 1
@@ -483,7 +483,7 @@ class TestServerThatIsNotCloudStorage:
 
         with (
             scripted_server(answer) as server,
-            refused(BackendUnavailableError, "the server answered .*proxy or a login page may be in between"),
+            refused(BackendUnavailableError, "the server answered .*proxy or a login page may have answered"),
         ):
             operation(GcsBackend("gs://bucket/run", server.options()))
         assert len(server.received) == 1

@@ -36,7 +36,7 @@ def test_data_that_moves_too_slowly_is_an_error_although_every_answer_comes_in_t
         "write": lambda: backend.put("key", bytes(100 * 32_000)),
         "read": lambda: backend.get("key"),
     }
-    with pytest.raises(BackendUnavailableError, match="was not done within"):
+    with pytest.raises(BackendUnavailableError, match="did not finish within"):
         operations[slow]()
     server.reset()
     backend.close()

@@ -1,8 +1,8 @@
 """Checks that an answer belongs to the request that was sent.
 
-A proxy, a gateway or a login page may answer in place of a storage, with status 200. Client libraries read an
-empty body or a page of XHTML as a listing without objects, and a redirect to a page as a stored object. So a
-backend believes an answer only if it contains what the protocol promises.
+A proxy, a gateway or a login page may answer in place of the storage, with status 200. Client libraries read
+an empty body or a page of XHTML as a listing without objects, and a redirect to a page as a stored object. So
+a backend accepts an answer only if it contains what the protocol promises.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 class UnexpectedAnswerError(Exception):
     """A server answered with success, but not to the request that was sent.
 
-    `ObjectStoreBackend` turns it into a `BackendUnavailableError`: whatever is in between may go away.
+    `ObjectStoreBackend` turns it into a `BackendUnavailableError`, because a proxy may stop interfering.
 
     Args:
         request: the name of the request in the service's documentation.
@@ -52,7 +52,7 @@ class AnswerHead:
 
     request: str
     status: Optional[int]
-    """HTTP status; None if the client library tells no more than that it was a success."""
+    """HTTP status; None if the client library reports only that it was a success."""
     headers: Mapping[str, str]
     """By names in lower case."""
 
@@ -68,11 +68,11 @@ class AnswerHead:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the answer has no body, as far as the headers tell."""
+        """Whether the answer has no body, according to its headers."""
         return self.status == _NO_CONTENT or self.headers.get("content-length") == "0"
 
     def unexpected(self, expected: str) -> UnexpectedAnswerError:
-        """Return the error that says what came instead of what was expected."""
+        """Return the error that says what the server sent instead of what was expected."""
         return UnexpectedAnswerError(self.request, self._describe(), expected)
 
     def _describe(self) -> str:

@@ -13,13 +13,13 @@ from input_checkpoint.backends.redaction import redact_uri, remember_secrets
 Data = Union[bytes, bytearray, memoryview]
 
 LINK_ADVICE = (
-    "is a symbolic link, and links inside a store are not followed. Replace it by what it points to, or by a "
-    "bind mount. The folder of the store itself may be a link."
+    "is a symbolic link, and links inside a store are not followed. Replace it with what it points to, or "
+    "with a bind mount. The folder of the store itself may be a link."
 )
-"""What is wrong with a link, and what to do; goes behind its path."""
+"""What is wrong with a link, and what to do. Follows its path in a message."""
 
 NOT_A_FILE_ADVICE = "not a regular file. Move it elsewhere."
-"""What is wrong with anything else that has the name of an object; the end of a sentence."""
+"""What is wrong with anything else that has the name of an object, and what to do. Ends a message."""
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
@@ -64,7 +64,7 @@ class Backend(abc.ABC):
     Args:
         uri: URI of the backend. Credentials in it are not shown anywhere.
         storage_options: what the backend was opened with. Credentials in them are removed from every message
-            of this process, also where a server repeats them.
+            of this process, even if a server repeats them.
     """
 
     def __init__(self, uri: str, storage_options: Optional[Mapping[str, Any]] = None) -> None:
@@ -88,7 +88,7 @@ class Backend(abc.ABC):
 
         Raises:
             ObjectExistsError: the key exists.
-            BackendError: what has the name of the object is none, such as a link.
+            BackendError: the name is that of something else, such as a link.
         """
 
     @abc.abstractmethod
@@ -98,7 +98,7 @@ class Backend(abc.ABC):
         Readers see either the old object or the new one.
 
         Raises:
-            BackendError: what has the name of the object is none, such as a link.
+            BackendError: the name is that of something else, such as a link.
         """
 
     @abc.abstractmethod
@@ -115,9 +115,9 @@ class Backend(abc.ABC):
             the object is left out.
 
         Raises:
-            ObjectNotFoundError: the key does not exist, or what has its name is no object, such as a named
-                pipe.
-            BackendError: a link has the name of the object, or of a folder above it.
+            ObjectNotFoundError: the key does not exist, or its name is that of something else, such as a
+                named pipe.
+            BackendError: the object, or a folder above it, is a link.
         """
 
     @abc.abstractmethod
@@ -131,16 +131,16 @@ class Backend(abc.ABC):
         Nothing is changed.
 
         Args:
-            prefix: need not end with ``/``. If no key starts with it, the listing is empty. So it is for any
-                text that cannot be the beginning of a key, such as ``../``.
+            prefix: need not end with ``/``. If no key starts with it, or none can, such as with ``../``, the
+                listing is empty.
 
         Raises:
-            BackendError: a link has the name of a folder in ``prefix``.
+            BackendError: a folder in ``prefix`` is a link.
         """
 
     @abc.abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects. Keys that do not exist are ignored, and so is what is not an object.
+        """Delete objects. Keys that do not exist are ignored, and so is anything that is not an object.
 
         After an error, any of the objects may still exist.
         """
@@ -148,12 +148,12 @@ class Backend(abc.ABC):
     def remove_leftovers(self, folders: Sequence[str]) -> None:  # noqa: B027 - most backends leave nothing
         """Remove the temporary files that crashed writers left behind more than a day ago.
 
-        Removes nothing else, and nothing behind a link. A backend without temporary files does nothing. Only
+        Removes nothing else, and follows no links. A backend without temporary files does nothing. Only
         writers call this, after they have made sure that these folders are their own.
 
         Args:
-            folders: where to look: paths below the root, with a regular expression for each segment
-                (``"packs/main/[0-9]+"``); an empty path is the root. Folders below them are not searched.
+            folders: the folders to search, as paths below the root with a regular expression for each segment
+                (``"packs/main/[0-9]+"``). An empty path is the root. Subfolders are not searched.
         """
 
     def close(self) -> None:  # noqa: B027 - a backend without connections has nothing to release

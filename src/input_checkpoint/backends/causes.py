@@ -16,9 +16,9 @@ _LONGEST_CHAIN = 20
 
 
 class RedactedError(Exception):
-    """What another library raised: the name of its class and its message, without secrets.
+    """A copy of another library's exception: the name of its class, and its message without secrets.
 
-    Its traceback is that of the original.
+    It has the traceback of the original.
     """
 
 
@@ -43,7 +43,7 @@ def raise_from(error: InputCheckpointError, cause: BaseException) -> NoReturn:
 
 
 def redact_causes(error: InputCheckpointError) -> None:
-    """Replace everything that led to an error by copies without secrets."""
+    """Replace the causes and contexts of an error with copies without secrets."""
     seen = {id(error)}
     suppress = error.__suppress_context__
     cause = _redacted(error.__cause__, seen)

@@ -1,4 +1,4 @@
-"""Warns of local folders that every user of a machine may write."""
+"""Warns about local folders that every user of a machine may write to."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _warned_of: set[str] = set()
 
 
 def warn_if_anybody_may_write(folder: str) -> None:
-    """Warn, once per process and folder, if every user of the machine may write a folder.
+    """Warn, once per process and folder, if every user of the machine may write to a folder.
 
-    A sticky bit does not help: it keeps others from removing files, but not from adding some. A folder that
-    only its group may write is not warned of, because groups are how people share a folder on purpose.
+    A sticky bit does not help: it keeps others from removing files, but not from adding some. There is no
+    warning about a folder that only its group may write to, because this is how people share a folder.
 
     Args:
         folder: an absolute path. It need not exist.

@@ -289,7 +289,7 @@ class GenericBackend(Backend):
         return details
 
     def _check_replaceable(self, key: str, path: str) -> None:
-        """Raise if something has the name of an object that is none. A write to it may wait forever."""
+        """Raise if the name of an object is that of something else. A write to it may wait forever."""
         details = self._details(path)
         if details is not None and not _is_object(details):
             kind = "a link" if details.get("islink") else f"of type {details['type']!r}"
@@ -372,7 +372,7 @@ def open_generic(uri: str, storage_options: Mapping[str, Any]) -> GenericBackend
     """Open any URI that fsspec knows.
 
     Raises:
-        InvalidLocationError: the URI has a query, or the end of a chain is no location.
+        InvalidLocationError: the URI has a query, or the end of a chain is not a location.
         UnknownBackendError: fsspec needs another package for the URI, or the URI names a cache.
         BackendNotFoundError: the archive that the URI names does not exist.
         BackendError: fsspec cannot open the URI.
@@ -439,7 +439,7 @@ def _diagnose(error: Exception) -> tuple[type[BackendError], str]:
     if isinstance(error, TimeLimitExceededError):
         return BackendUnavailableError, f"{error}; trying again may help."
     if isinstance(error, _BROKEN_ARCHIVE):
-        return BackendError, f"the archive is damaged, or is no archive of this kind ({text})"
+        return BackendError, f"the archive is damaged, or not an archive of this kind ({text})"
     if status is not None and status not in _TRANSIENT_STATUS:
         return BackendError, f"the server refuses the request ({text}). Correct the URI or storage_options."
     if isinstance(error, ValueError) and not isinstance(error, OSError):

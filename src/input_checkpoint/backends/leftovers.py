@@ -1,4 +1,4 @@
-"""Temporary files: how they are named, and which of them a crashed writer has left behind."""
+"""Temporary files: their names, and which ones a crashed writer has left behind."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def is_temporary(name: str) -> bool:
 
 
 def stale_files(times: Mapping[str, float], newest: float, now: float) -> list[str]:
-    """Return the temporary files that are so old that nobody is writing them any more.
+    """Return the temporary files that are too old to be still in use.
 
     Args:
         times: path of each temporary file, with the time of its last write by the clock of the storage.
-        newest: the latest such time of any file. If our clock is ahead, age is measured from then: a file
-            that is being written is never a day older than the newest one.
+        newest: the latest such time of any file. If our clock is ahead, ages are measured from this time: a
+            file that is being written is never a day older than the newest one.
         now: the time by our clock.
 
     Example:

@@ -88,7 +88,7 @@ class LocalBackend(Backend):
     NFS too. `put` renames. Some file systems, such as BeeGFS, link only within one folder.
 
     Files and folders get the permissions that the umask of the process leaves. A folder that every user of
-    the machine may write is warned of.
+    the machine may write to causes a warning.
 
     Temporary files have names that start with a dot. They are not listed. `remove_leftovers` removes those
     that crashed writers left behind.
@@ -205,7 +205,7 @@ class LocalBackend(Backend):
 
     @contextlib.contextmanager
     def _temporary_file(self, key: str, data: Data) -> Iterator[tuple[int, str]]:
-        """Write the data of an object to a temporary file beside it, which the end of the block removes.
+        """Write the data of an object to a temporary file beside it. The end of the block removes the file.
 
         Yields:
             The descriptor of its folder, and its name.
@@ -358,7 +358,7 @@ class LocalBackend(Backend):
             raise cls(message, uri=self.uri, key=key) from error
 
     def _class_of_misplaced(self, error: Exception, operation: str) -> type[BackendError]:
-        # What is no object does not exist for a reader. A link may lead to the object, so it is no such case.
+        # To a reader, what is not an object does not exist. A link is different: it may lead to the object.
         is_link = isinstance(error, NotFollowedError)
         return ObjectNotFoundError if operation == "read" and not is_link else BackendError
 

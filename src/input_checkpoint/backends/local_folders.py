@@ -1,6 +1,6 @@
-"""Opens folders and files by descriptors, so that no link below a root is followed.
+"""Opens folders and files through descriptors, so that no link below a root is followed.
 
-A path would be resolved again by every system call, and could lead elsewhere each time.
+Every system call would resolve a path again, and it could lead elsewhere each time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import BinaryIO, Union
 from input_checkpoint.backends.base import LINK_ADVICE, NOT_A_FILE_ADVICE
 
 _SEARCH = getattr(os, "O_PATH", os.O_RDONLY)
-"""For a folder in which names are looked up. Where there is O_PATH, it need not be readable."""
+"""To open a folder only to look up names in it. With O_PATH, the folder need not be readable."""
 
 _NO_FOLDER = {errno.ENOTDIR, errno.ELOOP, errno.EMLINK}
 
@@ -31,7 +31,7 @@ _KINDS = {
 
 
 class NotFollowedError(Exception):
-    """A symbolic link is in the way. The message continues a sentence that begins with its path."""
+    """A symbolic link is in the way. The message continues a sentence that begins with the path."""
 
     def __init__(self, path: str) -> None:
         super().__init__(LINK_ADVICE)
@@ -39,7 +39,7 @@ class NotFollowedError(Exception):
 
 
 class NotRegularError(Exception):
-    """What has the name of an object is none. The message continues a sentence that begins with its path."""
+    """An object is not a regular file. The message continues a sentence that begins with the path."""
 
     def __init__(self, path: str, kind: str) -> None:
         super().__init__(f"is {kind}, {NOT_A_FILE_ADVICE}")
@@ -47,7 +47,7 @@ class NotRegularError(Exception):
 
 
 def describe_kind(mode: int) -> str:
-    """Return what something is that is not a regular file, with an article.
+    """Return the kind of something that is not a regular file, with an article.
 
     Example:
         >>> describe_kind(stat.S_IFIFO | 0o600)
@@ -62,14 +62,14 @@ def open_folder(root: Path, names: Sequence[str], flags: int = _SEARCH) -> Itera
 
     Args:
         root: an existing folder.
-        names: of the folders between ``root`` and the folder, and its own.
+        names: the names of the folders between ``root`` and the folder, and of the folder itself.
         flags: ``os.O_RDONLY`` for a folder to list.
 
     Yields:
         The descriptor.
 
     Raises:
-        NotFollowedError: one of the names is that of a link.
+        NotFollowedError: one of these folders is a link.
         OSError: the folder does not exist, or cannot be opened.
     """
     descriptor = _open(root, flags if not names else _SEARCH)
@@ -118,9 +118,9 @@ def open_regular(folder: int, name: str, path: str) -> BinaryIO:
         NotRegularError: it is not a regular file.
         OSError: it does not exist, or cannot be opened.
     """
-    # Opening a named pipe would let its writer go ahead, and opening a device may do anything.
+    # Opening a named pipe would unblock its writer, and opening a device may do anything.
     check_regular(status_of(folder, name), path)
-    # If something else has taken its place since, the open must not wait.
+    # If something else has replaced it since, the open must not wait.
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     try:
         check_regular(os.fstat(descriptor), path)
@@ -131,7 +131,7 @@ def open_regular(folder: int, name: str, path: str) -> BinaryIO:
 
 
 def status_of(folder: int, name: str) -> os.stat_result:
-    """Return the status of what has a name in a folder: of a link itself, not of what it points to."""
+    """Return the status of an entry of a folder. Of a link, it is that of the link itself."""
     return os.stat(name, dir_fd=folder, follow_symlinks=False)
 
 

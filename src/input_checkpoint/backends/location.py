@@ -104,10 +104,10 @@ def parse_location(location: Union[str, os.PathLike[str]]) -> Location:
 def parse_for_fsspec(uri: str) -> str:
     """Return a URI that fsspec will open, so that it means what the user wrote.
 
-    fsspec drops a query silently, and knows no percent-encoding in the file URI at the end of a chain.
+    fsspec drops a query silently, and does not decode the file URI at the end of a chain.
 
     Raises:
-        InvalidLocationError: the URI has a query, or its end is no location.
+        InvalidLocationError: the URI has a query, or its end is not a location.
 
     Example:
         >>> parse_for_fsspec("zip::file:///archive/run%201.zip")
@@ -264,7 +264,9 @@ def _check_no_scheme(text: str) -> None:
         )
     first, slash, _ = text.partition("/")
     if slash and first.endswith(":"):
-        _refuse(text, f"is no URI, because {redact_location(first)} is followed by one slash", _ANY_URI, text)
+        _refuse(
+            text, f"is not a URI, because {redact_location(first)} is followed by one slash", _ANY_URI, text
+        )
     match = _SCHEME_AND_SLASHES.match(text)
     if match and match.group(1).lower() in _SLASHES_MEAN_A_SCHEME:
         name = match.group(1).lower()

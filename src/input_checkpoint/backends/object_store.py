@@ -86,7 +86,7 @@ class Operation:
         """Return the error for an answer that does not belong to the request."""
         return self.error(
             BackendUnavailableError,
-            f"{error}. A proxy or a login page may be in between. Check the endpoint and the network; "
+            f"{error}. A proxy or a login page may have answered. Check the endpoint and the network; "
             f"{RETRY_ADVICE}.",
         )
 
@@ -235,13 +235,13 @@ class ObjectStoreBackend(Backend):
         """Return the objects whose names start with ``prefix``, in the order of their names.
 
         Returns:
-            Information with the name of an object as its ``key``. Names that are no keys are skipped by the
-            caller, such as those of the empty objects by which consoles show folders.
+            Information with the name of an object as its ``key``. The caller skips names that are not valid
+            keys, such as those of the empty objects that consoles create to show folders.
         """
 
     @abc.abstractmethod
     def delete_objects(self, names: Sequence[str]) -> None:
-        """Delete objects, at most `max_keys_per_delete`. One that does not exist is no error."""
+        """Delete objects, at most `max_keys_per_delete`. A missing object is not an error."""
 
     @abc.abstractmethod
     def translate_error(self, error: Exception, operation: Operation) -> BackendError:

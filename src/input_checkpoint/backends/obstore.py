@@ -56,7 +56,7 @@ _IDLE_CONNECTION = timedelta(seconds=4)  # https://nodejs.org/api/http.html#serv
 # https://github.com/developmentseed/obstore/blob/main/pyo3-object_store/src/error.rs
 _DUMP = "\n\nDebug source:\n"
 _ANSWER = re.compile(r"Server returned non-2xx status code: (\d{3})[^:]*: ?(.*)", re.DOTALL)
-# What it says about an answer that is none, and what came.
+# What object_store says about an answer that the service did not give, and how we describe that answer.
 _UNEXPECTED = {
     re.compile(r"([\w-]+) Header missing from response"): r"an answer without \1",
     re.compile(r"Content-Range header not present"): "a range without Content-Range",
@@ -407,9 +407,9 @@ def _cause(error: Exception, dump: str) -> FailureCause:
 def _unexpected_answer(
     error: Exception, failure: RequestFailure, request: str
 ) -> Optional[UnexpectedAnswerError]:
-    """Return the error for an answer that was none; None if the server answered the request."""
+    """Return the error for an answer that the service did not give; None if it did."""
     if failure.status in _REDIRECTS and not failure.code:
-        return AnswerHead(request, failure.status, {}).unexpected("an answer of the service")
+        return AnswerHead(request, failure.status, {}).unexpected("an answer from the service")
     text = str(error).partition(_DUMP)[0]
     for pattern, came in _UNEXPECTED.items():
         match = pattern.search(text)
@@ -419,7 +419,7 @@ def _unexpected_answer(
 
 
 def _head(request: str, answer: Any) -> AnswerHead:
-    """Return what obstore tells about an answer to a GET."""
+    """Return what obstore reports about an answer to a GET."""
     return AnswerHead(request, None, {name.lower(): value for name, value in answer.attributes.items()})
 
 

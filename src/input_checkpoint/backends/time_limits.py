@@ -31,7 +31,7 @@ OPTIONS = ("timeout", "min_bytes_per_second")
 """The storage_options that set time limits."""
 
 MAX_ABANDONED = 64
-"""The most requests that may hang in threads of their own after their time is up. See `run_in_thread`."""
+"""How many requests may hang in threads of their own after their time is up. See `run_in_thread`."""
 
 _LOOP_GRACE_SECONDS = 5.0
 _LONGEST_WAIT_SECONDS = 3600.0
@@ -42,7 +42,7 @@ _Result = TypeVar("_Result")
 
 
 class TimeLimitExceededError(Exception):
-    """A request was not done in time. The message says so without naming the request."""
+    """A request did not finish in time. The message does not name the request."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ DEFAULT_TIME_LIMITS = TimeLimits()
 
 
 class Deadline:
-    """When a request must be done. It moves as data arrives whose size nobody knew.
+    """When a request must be finished. The deadline moves while data of unknown size arrives.
 
     Args:
         limits: of the request.
@@ -115,21 +115,21 @@ class Deadline:
         self._size += received
 
     def restart(self) -> None:
-        """Begin anew: the next request of the same operation is sent now."""
+        """Start over: the next request of the same operation is sent now."""
         self._start = time.monotonic()
 
     def error(self) -> TimeLimitExceededError:
-        """Return the error for a request that is not done."""
+        """Return the error for a request that has not finished."""
         limits, taken = self._limits, time.monotonic() - self._start
         return TimeLimitExceededError(
-            f"the request was not done within {taken:.3g} s (timeout={limits.timeout:g}, "
+            f"the request did not finish within {taken:.3g} s (timeout={limits.timeout:g}, "
             f"min_bytes_per_second={limits.min_bytes_per_second:g}). Check the storage and the network. On a "
             "slow connection, set a larger timeout or a smaller min_bytes_per_second in storage_options"
         )
 
     @contextlib.contextmanager
     def enforced_by_fsspec(self) -> Iterator[float]:
-        """Yield the seconds left, for the ``timeout`` of `fsspec.asyn.sync` and of what is built on it.
+        """Yield the seconds left, for the ``timeout`` of `fsspec.asyn.sync` and of functions built on it.
 
         Raises:
             TimeLimitExceededError: fsspec found that the time is up.
@@ -218,7 +218,7 @@ _in_loops: weakref.WeakKeyDictionary[concurrent.futures.Future[Any], asyncio.Abs
 @functools.cache
 def _cancel_at_exit() -> None:
     # adlfs closes its connections when the program ends, and waits forever for one that cannot send. This is
-    # registered after the filesystem was opened, because what is registered last runs first.
+    # registered after the filesystem was opened, because exit handlers run in reverse order.
     atexit.register(_cancel_all)
 
 
@@ -257,7 +257,7 @@ _counting = threading.Lock()
 def run_in_thread(work: Callable[[], _Result], deadline: Deadline) -> _Result:
     """Run a function in a thread of its own, and return its result.
 
-    Nothing can interrupt a thread. When the time is up, the thread is left alone. It ends when its request
+    Nothing can interrupt a thread. When the time is up, the thread keeps running. It ends when its request
     does, and does not keep the interpreter. At most `MAX_ABANDONED` such threads exist: then every other
     request fails at once, until one of them ends.
 
@@ -295,7 +295,7 @@ def _check_abandoned() -> None:
         hanging = len(_abandoned)
     if hanging >= MAX_ABANDONED:
         raise TimeLimitExceededError(
-            f"{hanging} earlier requests of this process still hang, so no other one is sent. Check the "
+            f"{hanging} earlier requests of this process still hang, so no new one was sent. Check the "
             "storage and the network"
         )
 

@@ -68,12 +68,13 @@ class ChunkTable:
         return ChunkTable(*(column[rows] for column in columns))
 
     def distinct(self, counts: Column) -> Column:
-        """Return the numbers of the first rows that differ from all others.
+        """Return the numbers of the distinct rows: of equal rows, only the first.
 
-        A state can list the same chunk a million times. What is done once per chunk needs only these rows.
+        A state can list the same chunk a million times. Work that is done once per chunk needs only these
+        rows.
 
         Args:
-            counts: one more column, in which rows may differ.
+            counts: one more column that distinguishes rows.
         """
         digest = np.ascontiguousarray(self.digest).view("<u8").reshape(len(self), 2)
         columns = (digest[:, 0], digest[:, 1], self.pack, self.offset, self.stored, self.raw, counts)
@@ -138,7 +139,7 @@ def _stored_column(name: str, rows: slice, column: Callable[[str, slice], Column
 def decode_table(data: Data, rows: int) -> ChunkTable:
     """Return the table of ``rows`` rows that `encode_table` encoded.
 
-    Needs 64 bytes of memory per row, and allocates none before it is certain that ``data`` may hold that
+    Needs 64 bytes of memory per row, and allocates nothing before it has checked that ``data`` may hold that
     many rows, see `limits.MAX_TABLE_RATIO`.
 
     Raises:

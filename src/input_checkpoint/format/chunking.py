@@ -172,7 +172,7 @@ def unframe(data: bytes, count: int) -> list[bytes]:
     """
     start = _LENGTH_BYTES * (1 + count)
     if count > 2 * MAX_CHUNK_ELEMENTS:
-        raise CorruptCheckpointError(f"a chunk is said to hold {count} parts, more than the format allows")
+        raise CorruptCheckpointError(f"a chunk claims to hold {count} parts, more than the format allows")
     # Checked before memory is allocated: the number of parts is only a claim.
     if start > len(data):
         raise CorruptCheckpointError(

@@ -88,10 +88,10 @@ def compress_parts(parts: Iterable[Data], size: int) -> bytes:
 
 
 def padded(compressed: bytes, size: int, max_ratio: int) -> bytes:
-    """Return compressed data of which readers accept that it unpacks to ``size`` bytes.
+    """Return compressed data that is long enough for readers to accept that it unpacks to ``size`` bytes.
 
-    They refuse a few bytes that unpack to gigabytes, see `max_size`. What compresses that well is followed by
-    a frame that decoders skip.
+    They refuse a few bytes that unpack to gigabytes, see `max_size`. Data that compresses so well is padded
+    with a frame that decoders skip.
 
     Example:
         >>> zeros = bytes(32 << 20)

@@ -85,7 +85,7 @@ class Lineage:
 
     @cached_property
     def _last_steps(self) -> Mapping[int, int]:
-        """The last step of each ancestor. With it, a record with many ancestors is no slower than another."""
+        """The last step of each ancestor. A lookup does not slow down with the number of ancestors."""
         return _last_steps(self.ancestors)
 
     def history(self, refs: Iterable[CheckpointRef]) -> list[CheckpointRef]:

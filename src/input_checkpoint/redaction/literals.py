@@ -1,4 +1,4 @@
-"""Finds the secrets that a user gave, and removes them from texts however they are spelled there."""
+"""Finds the secrets that a user gave, and removes them from texts in any spelling."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def secrets_in_uri(uri: str) -> Iterator[str]:
 
 
 def redact_literals(text: str, secrets: Iterable[str]) -> str:
-    """Return a text without these secrets, whether they stand there as they are, quoted, escaped or encoded.
+    """Return a text without these secrets, whether they are plain, quoted, escaped or encoded in it.
 
     Example:
         >>> redact_literals("GET /?pw=p%40ssw%C3%B6rd, Basic am9lOnBAc3N3w7ZyZA==", ["p@sswörd"])
@@ -123,7 +123,7 @@ def _items(name: str, value: Any) -> Iterable[tuple[str, Any]]:
 
 @lru_cache(maxsize=1024)
 def _spellings(secret: str) -> tuple[tuple[str, str], ...]:
-    """Return the forms in which a secret may stand in a text, and each one in lower case."""
+    """Return the forms that a secret may have in a text, and each one in lower case."""
     forms = {secret, unquote(secret), unquote_plus(secret)}
     for plain in tuple(forms):
         forms |= {quote(plain), quote(plain, safe=""), quote_plus(plain), quote(quote(plain, safe=""))}
@@ -140,12 +140,12 @@ def _escaped_like_dotnet(text: str) -> str:
 
 
 def _base64_forms(text: str) -> Iterator[str]:
-    """Yield what every Base64 text has in common whose content has ``text`` in it."""
+    """Yield the parts that every Base64 text has in common if its content contains ``text``."""
     raw = text.encode("utf-8", "surrogateescape")
     for offset in range(3):
         encoded = base64.b64encode(b"\0" * offset + raw)
         whole_bytes = offset + len(raw)
-        # The characters at both ends depend on what stands beside the text.
+        # The characters at both ends depend on what surrounds the text.
         middle = encoded[-(-offset * 8 // 6) : whole_bytes * 8 // 6].decode()
         yield middle
         yield middle.replace("+", "-").replace("/", "_")

@@ -1,4 +1,4 @@
-"""Which names stand for secrets, in options, queries, headers and answers of servers."""
+"""Which names belong to secrets, in options, queries, headers and answers of servers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _HARMLESS_ENDINGS = {
 
 
 def is_secret_name(name: str) -> bool:
-    """Return whether a name stands for a secret. Its last word decides.
+    """Return whether a name belongs to a secret. Its last word decides.
 
     Example:
         >>> [name for name in ("account_key", "X-Amz-Signature", "key_filename") if is_secret_name(name)]

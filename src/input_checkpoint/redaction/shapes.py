@@ -1,4 +1,4 @@
-"""Removes what looks like a secret: headers, queries, connection strings, keys, repeated requests."""
+"""Removes what has the form of a secret: headers, queries, connection strings, keys, repeated requests."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 HIDDEN = "***"
-"""What stands in place of a secret."""
+"""What replaces a secret."""
 
 _SCHEME = r"[A-Za-z][A-Za-z0-9+._-]{0,31}"
 _URI_IN_TEXT = re.compile(rf"(?<![A-Za-z0-9+._-]){_SCHEME}://")
@@ -32,7 +32,7 @@ _LONGEST_PASSWORD = 256
 
 
 def redact_uri(uri: str) -> str:
-    """Return a URI without user name, password and query. The whole text is taken for the URI.
+    """Return a URI without user name, password and query. The whole text is the URI.
 
     A password may contain characters that should have been escaped: spaces, quotes, slashes and ``@``. A path
     without a scheme is returned unchanged.
@@ -65,7 +65,7 @@ def redact_uris(text: str) -> str:
 def redact_location(text: str) -> str:
     """Return what a user wrote in place of a URI or path, without what may be a credential.
 
-    For text that is refused: rather too much is hidden than too little.
+    For text that is refused. It hides too much rather than too little.
 
     Example:
         >>> redact_location("s3:/joe:hunter2@bucket/run")

@@ -17,24 +17,25 @@ from input_checkpoint.errors import (
 )
 
 STALE_ANNOUNCEMENT_SECONDS = 24 * 3600.0
-"""Age at which a prune takes the process behind an announcement for dead, and deletes the announcement."""
+"""Age at which a prune presumes that the process behind an announcement is dead, and deletes the
+announcement."""
 
 RENEW_SECONDS = 3600.0
 """Age at which an announcement is renewed."""
 
 
 class Announcement:
-    """What stops prunes while a save or a copy is in progress.
+    """Keeps prunes from removing data while a save or a copy is in progress.
 
-    A prune deletes an announcement that it does not respect before it removes any data. So as long as the
-    announcement exists, no prune that began before a manifest was created has removed data of that manifest.
+    A prune deletes an announcement that it does not respect before it removes any data. So while the
+    announcement exists, no prune has removed data that its process needs.
 
     A renewal writes a new object under another key, then makes sure that the old one still exists, and
     deletes it. Writing the same key again would hide that a prune has deleted it.
 
     Args:
-        backend: where.
-        new_key: returns a new key for each random id that it is given.
+        backend: the storage of the announcement.
+        new_key: returns the key for a random id.
     """
 
     def __init__(self, backend: Backend, new_key: Callable[[str], str]) -> None:
@@ -62,8 +63,8 @@ class Announcement:
             unavailable = True
             raise
         finally:
-            # One that is left only delays prunes by others until it is old, so after an outage that outlasted
-            # the retries, this does not wait for the storage again.
+            # An announcement that stays behind only delays prunes until it is old. So after an outage that
+            # outlasted the retries, this does not wait for the storage again.
             if not unavailable:
                 with contextlib.suppress(BackendError):
                     self._backend.delete(sorted(self.keys))
@@ -86,7 +87,7 @@ class Announcement:
         self.keys = frozenset({self._key})
 
     def is_in_force(self, listed: Collection[str] = ()) -> bool:
-        """Whether no prune has deleted the announcement.
+        """Return whether the announcement still exists.
 
         Args:
             listed: keys from a listing. If the announcement is among them, nothing is requested.
@@ -97,9 +98,9 @@ class Announcement:
         """Return the error for an announcement that is not in force any more."""
         return SaveExpiredError(
             f"{self._backend.uri}: the announcement {self._key} of this process is gone, so a prune may have "
-            "removed the data that it was storing. An announcement is deleted when it is a day old, because "
-            "its process was suspended or could not reach the storage, and when a newer run or copy has "
-            f"begun. {outcome}",
+            "removed data that this process stored. A prune deletes an announcement that was not renewed for "
+            "a day, because its process was suspended or could not reach the storage. It also deletes those "
+            f"of older runs, and a newer copy deletes that of an older one. {outcome}",
             uri=self._backend.uri,
             key=self._key,
         )
@@ -117,5 +118,5 @@ class Announcement:
 
 
 def _now() -> tuple[float, float]:
-    """Return the time by two clocks. On most systems, only the second one counts while they are suspended."""
+    """Return the time by two clocks. On most systems, only the second one runs during a suspension."""
     return time.monotonic(), time.time()

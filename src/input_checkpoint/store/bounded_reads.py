@@ -1,4 +1,4 @@
-"""Reads objects whose size is not known yet, never more of them than the format allows."""
+"""Reads objects of unknown size, and never more of them than the format allows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _FIRST_READ_BYTES = 1 << 20
 _LARGE_HEADER_BYTES = 1 << 20
 
 _one_large_header = threading.Lock()
-"""A parsed header needs many times its size in memory, and several headers are read at once."""
+"""Held while a large header is parsed: it needs many times its size in memory, and headers are read in
+parallel."""
 
 
 def read_at_most(backend: Backend, key: str, size: int) -> bytes:

@@ -20,8 +20,8 @@ from input_checkpoint.store.fencing import Fence, describe_process
 def commit(catalog: Catalog, fence: Fence, header: Header, table: bytes, announcement: Announcement) -> None:
     """Create the manifest of a checkpoint whose packs are all stored.
 
-    The process may be suspended at any moment, for any time. So what must be true of a commit is checked once
-    more when the manifest exists.
+    The process may be suspended at any moment, for any time. So the conditions of a commit are checked once
+    more after the manifest exists.
 
     Args:
         catalog: of the store.
@@ -66,7 +66,7 @@ def _check_again(catalog: Catalog, fence: Fence, ref: CheckpointRef, announcemen
 
 
 def _withdraw(catalog: Catalog, ref: CheckpointRef) -> str:
-    """Delete a manifest whose data may be gone, and return what has become of it, as a sentence."""
+    """Delete a manifest whose data may be gone, and return the outcome as a sentence."""
     try:
         catalog.backend.delete([manifest_key(ref)])
     except BackendError as error:
@@ -85,7 +85,8 @@ def _check_own(catalog: Catalog, key: str, header: Header) -> None:
     except CheckpointNotFoundError as error:
         raise BackendError(
             f"{uri}: {key} could not be created because it exists, but it cannot be read because it does not "
-            "exist. Another process has deleted it, or the storage gives wrong answers.",
+            "exist. Another process has deleted it, or the storage gives wrong answers. Check what else "
+            "writes to this URI, and what answers there, then try again.",
             uri=uri,
             key=key,
             ref=header.ref,

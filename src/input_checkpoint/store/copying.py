@@ -131,7 +131,7 @@ def copy(
 def _check_not_the_same_place(source: Catalog, target: Catalog) -> None:
     """Raise ValueError if an object that is written to the target can be read from the source.
 
-    URIs do not tell: two servers may have buckets of one name, and one folder may have two names.
+    URIs do not show this: two servers may have buckets of the same name, and one folder may have two names.
     """
     key = f"{PROBE_PREFIX}{uuid.uuid4().hex}"
     target.backend.put(key, b"")
@@ -238,22 +238,24 @@ class _WorkerCopier:
 
     @contextlib.contextmanager
     def _announced(self) -> Iterator[None]:
-        """Announce the copy on both sides. A source that is read-only is copied without it."""
+        """Announce the copy in both stores. A source that cannot be written to is copied without it."""
         with contextlib.ExitStack() as announcements:
             announcements.enter_context(self._at_target.in_force())
             self._delete_earlier_announcements(self._target, self._at_target)
             try:
                 announcements.enter_context(self._at_source.in_force())
                 self._delete_earlier_announcements(self._source, self._at_source)
-            except BackendError:
+            except BackendError as error:
                 logger.info(
-                    "%s is read-only. Checkpoints deleted during the copy are skipped.",
+                    "%s cannot be written to, so a prune there may remove checkpoints during the copy. These "
+                    "are not copied. (%s)",
                     self._source.backend.uri,
+                    error,
                 )
             yield
 
     def _delete_earlier_announcements(self, catalog: Catalog, announcement: Announcement) -> None:
-        """Delete what a killed copy between the same stores has left, which would delay prunes for a day."""
+        """Delete what a killed copy between the same stores announced, which would delay prunes for a day."""
         own = parse_announcement_key(announcement.key)
         found = catalog.list_runs(self._worker).announcements
         earlier = [

@@ -1,9 +1,9 @@
-"""Listings that are believed only if nothing contradicts them.
+"""Listings of checkpoints, compared with other answers of the storage.
 
 A proxy that answers with a login page, or a server that loses a page of a listing, makes a full store look
-empty. If a prune decided from such a listing what no checkpoint needs, it would remove everything. But there
-are other answers to compare it with: the keys of the packs say which saves have stored data, and each
-manifest can be requested by its key.
+empty. A prune that trusted such a listing would remove everything. So the listing is compared with other
+answers: the keys of the packs say which saves have stored data, and each manifest can be requested by its
+key.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def checked_refs(catalog: Catalog, worker: str, expected: Collection[CheckpointR
 
 
 def owners(packs: Iterable[str]) -> set[CheckpointRef]:
-    """Return the checkpoints that packs were stored for: every one with data, and others that are gone."""
+    """Return the checkpoints that packs were stored for: all that have data, and some that are gone."""
     return {ref for ref in map(parse_pack_key, packs) if ref}
 
 

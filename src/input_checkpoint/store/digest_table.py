@@ -24,8 +24,8 @@ class DigestTable:
     """Numbers digests in the order in which they are added, and looks up the number of a digest.
 
     A hash table with open addressing in flat arrays. It needs 23 to 30 bytes per digest, of which 16 are the
-    digest itself. A dictionary needs 200. The hash depends on random numbers, because a manifest may list
-    digests that somebody has chosen so that they collide.
+    digest itself. A dictionary needs 200. The hash depends on random numbers, because an attacker may have
+    chosen the digests in a manifest so that they collide.
 
     Args:
         factors: the two 64-bit numbers that the hash depends on. None: random ones.

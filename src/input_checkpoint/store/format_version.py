@@ -50,7 +50,7 @@ def create_store(backend: Backend) -> None:
 
 
 def _check_version(backend: Backend) -> None:
-    # Read twice before it is refused: a bit may have flipped on its way.
+    # Read twice before it is refused: a bit may have flipped in transit.
     if _version(_read(backend)) == FORMAT_VERSION:
         return
     text = _read(backend)
@@ -58,7 +58,7 @@ def _check_version(backend: Backend) -> None:
     if version is None:
         raise UnsupportedFormatError(
             f"{backend.uri} has a {FORMAT_KEY} that is damaged or not ours. It begins with {text[:60]!r}. If "
-            "this is a checkpoint store, put an intact copy back. Otherwise, choose another URI.",
+            "this is a checkpoint store, restore an intact copy of the file. Otherwise, choose another URI.",
             uri=backend.uri,
             key=FORMAT_KEY,
         )
@@ -76,7 +76,7 @@ def _read(backend: Backend) -> bytes:
 
 
 def _version(text: bytes) -> Optional[int]:
-    """Return the version, or None if this is something else than the version of a store."""
+    """Return the version, or None if the text is not that of a store."""
     if len(text) > MAX_FORMAT_BYTES:
         return None
     try:

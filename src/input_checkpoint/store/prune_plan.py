@@ -92,10 +92,10 @@ def plan_checkpoints(
 
 @dataclass(frozen=True)
 class AnnouncementPlan:
-    """What a prune makes of the announcements that it has found."""
+    """Which of the announcements that a prune has found it respects."""
 
     respected: tuple[str, ...]
-    """Keys of those that may belong to a process that needs any pack."""
+    """Keys of those whose process may be alive and need any pack."""
     dead: tuple[str, ...]
     """Keys of the others. They must be deleted before any pack is."""
 
@@ -197,7 +197,7 @@ def unneeded_packs(
 def unneeded_lineages(
     newest: Lineage, records: Mapping[int, str], committed: Collection[CheckpointRef]
 ) -> list[str]:
-    """Return the keys of lineage records of which no checkpoint is left.
+    """Return the keys of the lineage records that have no checkpoint left.
 
     All records are evidence while the newest one cannot be read.
 

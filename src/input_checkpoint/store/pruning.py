@@ -68,8 +68,8 @@ class PruneReport:
     removed_bytes: int = 0
     """Size of that data."""
     held_back_by: tuple[str, ...] = ()
-    """Keys of the announcements of saves and copies in progress, because of which no data was removed. The
-    next prune removes it."""
+    """Keys of the announcements of saves and copies in progress. If there are any, this prune has left all
+    data in place, and a later prune removes it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values.
@@ -172,8 +172,9 @@ class Pruner:
         except BackendError as error:
             if type(error) is not BackendError:
                 raise
-            # A full disk must not keep anybody from freeing space. Without it, all ages are unknown.
-            logger.warning("%s. So only data whose age does not matter is removed.", error)
+            # A full disk must not keep a prune from freeing space. Without an announcement, ages are unknown.
+            problem = str(error).rstrip(".")
+            logger.warning("%s. This prune removes only data whose age does not matter.", problem)
             return None
         return announcement.key
 
@@ -187,7 +188,8 @@ class Pruner:
             self._released.add(plan.removed)
         view = self._look(dry_run)
         if view.plan.dead and not dry_run:
-            # First of all, so that a process that is alive after all notices. It may have renewed meanwhile.
+            # Before any data is removed, so that a process that is still alive notices. It may have renewed
+            # its announcement in the meantime.
             self._backend.delete(view.plan.dead)
             view = self._look(dry_run)
         held_back_by = view.plan.respected + (() if dry_run else view.plan.dead)
@@ -311,7 +313,7 @@ class Pruner:
             self._backend.uri,
             self._worker,
             ", ".join(keys),
-            "This storage does not tell the age of this announcement. If its process is dead, delete it."
+            "This storage does not report the age of an announcement. If the process is dead, delete it."
             if is_unclear
             else "The next prune removes it.",
         )

@@ -1,4 +1,4 @@
-"""Reads again what seems damaged: a bit may have flipped on its way, while what is stored is intact."""
+"""Reads again what seems damaged: a bit may have flipped in transit, while the stored object is intact."""
 
 from __future__ import annotations
 

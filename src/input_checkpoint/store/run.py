@@ -102,8 +102,8 @@ class Run:
             CheckpointTooLargeError: the state is larger than the format allows. Nothing became visible.
             WriterSupersededError: a newer run of this worker has begun. If it began during the commit itself,
                 the checkpoint exists, but counts only if the newer run has resumed from it.
-            SaveExpiredError: this process was suspended, or the save took so long, that a prune has removed
-                its data. The checkpoint does not exist. The next save is not affected.
+            SaveExpiredError: a prune presumed this save dead, and may have removed its data. The checkpoint
+                does not exist. The next save is not affected.
             BackendError: the storage failed. Nothing became visible, unless it failed after the commit.
         """
         check_step(step)
@@ -226,7 +226,7 @@ def begin_lineage(
 
 
 def _list_after(catalog: Catalog, worker: str, taken: int) -> WorkerListing:
-    """List a worker of which it is known that a lineage has this number.
+    """List a worker that is known to have a lineage of this number.
 
     Raises:
         InconsistentListingError: the listing shows only lower numbers.

@@ -139,7 +139,7 @@ class CheckpointSaver:
         ref = CheckpointRef(self._lineage.worker, self._lineage.number, step)
         write_id = uuid.uuid4().hex
         with (
-            self._naming_what_is_too_large(ref),
+            self._naming_the_checkpoint(ref),
             _start_encoding(iterators) as states,
             self._announced(ref) as announcement,
         ):
@@ -152,7 +152,7 @@ class CheckpointSaver:
         return header
 
     @contextlib.contextmanager
-    def _naming_what_is_too_large(self, ref: CheckpointRef) -> Iterator[None]:
+    def _naming_the_checkpoint(self, ref: CheckpointRef) -> Iterator[None]:
         try:
             yield
         except CheckpointTooLargeError as error:

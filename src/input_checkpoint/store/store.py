@@ -283,8 +283,8 @@ class CheckpointStore:
         worker's newest lineage is damaged, its history is unknown: all of its checkpoints stay until the next
         run has begun, and only data that crashes have left behind is removed.
 
-        Only objects whose names this library has given are removed, and the temporary files of crashed
-        writers. Everything else in the folder or bucket stays.
+        Removes only objects with names of this library, and the temporary files of crashed writers.
+        Everything else in the folder or bucket stays.
 
         Args:
             policy: what to keep.
@@ -340,8 +340,8 @@ class CheckpointStore:
 
         Raises:
             DifferentHistoryError: the target holds another run of the same worker. It was not changed.
-            SaveExpiredError: this process was suspended for so long that a prune of the target has taken the
-                copy for dead. Copy again.
+            SaveExpiredError: a prune of the target presumed this copy dead, because this process was
+                suspended or could not reach the target for a day. Copy again.
             ValueError: ``other`` is this store, under whatever name. It was not changed.
             BackendError: a storage failed. What has been committed stays; copy again.
 

@@ -1,4 +1,4 @@
-"""One dataset operation of a graph: what it is given, and which of that is harmless to change."""
+"""One dataset operation of a graph: its arguments and attributes, and which are harmless to change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DATASET_NAME = re.compile(r"(\w+?)Dataset(V\d+)?")
 
 @dataclass(frozen=True)
 class Argument:
-    """A value that a dataset operation is given: a constant, or the digest of what computes it."""
+    """An argument of a dataset operation: a constant, or the digest of what computes it."""
 
     digest: str
     """`DIGEST_BYTES` bytes in hexadecimal."""

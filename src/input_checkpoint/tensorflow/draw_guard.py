@@ -1,4 +1,4 @@
-"""What follows from draws outside of the hooks: an error, or a save of the input as it was before them."""
+"""Reacts to untracked draws: raises an error, or saves the input as it was before them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ logger = logging.getLogger(__name__)
 
 
 class DrawGuard:
-    """Makes sure that no checkpoint holds draws that the hooks have not seen.
+    """Makes sure that no checkpoint contains untracked draws.
 
     Args:
         source: the iterators, in one session.
         uri: where checkpoints go, for messages.
         settle: called before a run outside of the hooks changes the input. Waits until no save needs the
-            present state any more.
+            current state any longer.
     """
 
     def __init__(self, source: SessionIterators, uri: str, settle: Callable[[], None]) -> None:
@@ -32,7 +32,7 @@ class DrawGuard:
         self._watch = DrawWatch(source.session, self._before_change)
 
     def restored(self) -> None:
-        """From now on, the input is in the state that belongs to the model."""
+        """Note that the input has been restored: its state now belongs to the model."""
         self._is_restored = True
 
     def expect(self, arguments: Any) -> None:
@@ -48,10 +48,10 @@ class DrawGuard:
         return self._watch.draws(arguments)
 
     def check(self, arguments: Any, step: int) -> None:
-        """Raise UntrackedDrawError if the input of the training was drawn from outside of the hooks.
+        """Raise UntrackedDrawError if a run outside of the hooks drew from the input of the training.
 
         Args:
-            arguments: of the run with hooks that comes next, or has just ended.
+            arguments: those of the run with hooks that comes next, or has just ended.
             step: the global step, for the message.
         """
         draw = self._watch.conflict(arguments)
@@ -60,7 +60,7 @@ class DrawGuard:
             raise self._error(draw, step)
 
     def end(self, step: int, reached: int) -> None:
-        """The same at the end of training, where hooks may draw for their last report. That does no harm.
+        """Check at the end of training. Here, hooks may draw for their last report, which does no harm.
 
         Args:
             step: the global step.
@@ -76,7 +76,7 @@ class DrawGuard:
         if self._is_restored:
             logger.warning(
                 "After the last run with hooks, another run drew from the input (fetch %r). The input "
-                "checkpoint of step %d in %s is the state before it. If that run was to train the model, use "
+                "checkpoint of step %d in %s is the state before it. If that run trains the model, use "
                 "session.run or step_context.run_with_hooks.",
                 untracked[0].fetch,
                 step,
@@ -93,7 +93,7 @@ class DrawGuard:
         self._held = None
 
     def close(self) -> None:
-        """Free what is held."""
+        """Release the state that is held."""
         self._forget()
 
     def _before_change(self, use: InputUse) -> None:

@@ -14,8 +14,8 @@ _NOTHING = object()
 class DrawWatch:
     """Watches the raw session beneath a ``MonitoredSession``.
 
-    Hooks do not see what ``run_step_fn`` or another hook runs with the raw session. So everything by which a
-    session runs is wrapped, in this session object alone. A run with hooks costs one comparison.
+    Hooks do not see what ``run_step_fn`` or another hook runs with the raw session. So every method that runs
+    a session is wrapped, in this session object alone. A run with hooks costs one comparison.
 
     Args:
         session: the raw session.
@@ -76,14 +76,14 @@ class DrawWatch:
         A draw from another iterator, such as one for validation, does no harm.
 
         Args:
-            arguments: of the run with hooks that comes next, or has just ended.
+            arguments: those of the run with hooks that comes next, or has just ended.
         """
         if not self._untracked and self._hooked:
             return None
         use = self._reader.read(arguments.fetches, arguments.feed_dict)
         self._hooked = self._joined(self._hooked, use.draws)
         for draw in self._untracked:
-            # While no run with hooks draws at all, this is how the model is trained.
+            # If no run with hooks draws at all, such draws train the model.
             if not self._hooked or any(draw.may_be(hooked) for hooked in self._hooked):
                 return draw
         return None
@@ -111,7 +111,7 @@ class DrawWatch:
         return call
 
     def _watched_partial_run_setup(self, fetches: Any, feeds: Optional[Sequence[Any]] = None) -> Any:
-        # Whatever needs no feed runs as soon as a partial run is set up.
+        # The operations that need no feed run as soon as a partial run is set up.
         self._note(fetches, dict.fromkeys(feeds or ()))
         return self._partial_run_setup(fetches, feeds)
 

@@ -47,10 +47,10 @@ _TO_HANDLE = frozenset(("IteratorToStringHandle", "MultiDeviceIteratorToStringHa
 
 @dataclass(frozen=True)
 class Draw:
-    """An iterator that a run draws from, and on behalf of which fetch."""
+    """An iterator that a run draws from, and the fetch that makes it draw."""
 
     iterator: Union[str, bytes]
-    """Name of the iterator in the graph; or the handle that was fed, if only that tells which one it is."""
+    """Name of the iterator in the graph, or the handle that was fed if the name is unknown."""
     fetch: str
 
     def may_be(self, other: Draw) -> bool:
@@ -162,7 +162,7 @@ def handles(graph: Any) -> dict[str, Any]:
 
 
 def check_queue_runners(graph: Any) -> None:
-    """Raise UnsupportedPipelineError if a queue is filled from an iterator by a thread of its own."""
+    """Raise UnsupportedPipelineError if a queue runner draws from an iterator."""
     reader = InputUseReader(graph)
     for runner in graph.get_collection(tf.compat.v1.GraphKeys.QUEUE_RUNNERS):
         for draw in reader.read(list(runner.enqueue_ops)).draws:
@@ -225,7 +225,7 @@ def _sources(inputs: Iterable[Any]) -> Iterator[Any]:
 
 
 def _identity(source: Any, fed: Mapping[str, Any]) -> Union[str, bytes]:
-    """Return what tells an iterator from others: its name, or the handle that was fed to its alias."""
+    """Return what identifies an iterator: its name, or the handle that was fed in its place."""
     if source.type not in ALIAS_TYPES:
         return str(source.name)
     handle = source.inputs[0]

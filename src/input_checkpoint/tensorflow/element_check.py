@@ -1,6 +1,6 @@
-"""Refuses elements at which TensorFlow would crash, or allocate far more than they hold.
+"""Refuses elements that would crash TensorFlow, or make it allocate far more memory than they need.
 
-TensorFlow believes the shapes and sizes that an element claims. It ends the process if the values do not fit.
+TensorFlow trusts the shapes and sizes in an element. It ends the process if the values do not fit them.
 """
 
 from __future__ import annotations

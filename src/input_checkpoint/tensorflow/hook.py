@@ -75,8 +75,8 @@ class CheckpointInputPipelineHook(SessionHook):
         BackendError: the backend cannot be used.
 
     Training raises `DifferentRunError` if the store holds the input state of another training,
-    `DifferentModelError` if another Estimator is trained, and `UntrackedDrawError` if the input is drawn from
-    outside of the hooks.
+    `DifferentModelError` if another Estimator is trained, and `UntrackedDrawError` if a run outside of the
+    hooks draws from the input.
 
     Example:
         ```python

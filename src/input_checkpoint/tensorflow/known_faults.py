@@ -53,7 +53,7 @@ class KnownFault:
 
 
 def check_known_faults(pipelines: Iterable[Pipeline], policy: int) -> None:
-    """Refuse the pipelines that TensorFlow restores with a loss, and warn of those whose order it changes.
+    """Refuse the pipelines that lose data when TensorFlow restores them. Warn if only the order changes.
 
     Args:
         pipelines: as `read_pipelines` returns them.

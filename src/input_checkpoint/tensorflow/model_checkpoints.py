@@ -77,9 +77,7 @@ def index_digest(path: str) -> Optional[str]:
     try:
         return digest_file(f"{path}.index")
     except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError):
-        return (
-            None  # TensorFlow has just removed it, or it is no file, so TensorFlow cannot restore it either
-        )
+        return None  # just removed, or not a file: then TensorFlow cannot restore it either
 
 
 def latest_model_step(model_dir: str) -> Optional[int]:
@@ -106,8 +104,8 @@ def _reading_state(model_dir: str) -> Iterator[None]:
         yield
     except (ValueError, tf.errors.FailedPreconditionError) as error:
         raise InputCheckpointError(
-            f"{path}, which says which model checkpoint is current, cannot be read: {error}. Put an intact "
-            "copy back, or delete it to train from the beginning."
+            f"{path}, which says which model checkpoint is current, cannot be read: {error}. Restore an "
+            "intact copy of it, or delete it to train from the beginning."
         ) from error
 
 

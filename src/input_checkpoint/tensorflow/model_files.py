@@ -1,4 +1,4 @@
-"""Reads files of the model directory, never more of them than expected, and never from a pipe or a device."""
+"""Reads files of the model directory: a bounded number of bytes, and never from a pipe or a device."""
 
 from __future__ import annotations
 

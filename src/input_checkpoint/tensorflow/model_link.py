@@ -135,7 +135,7 @@ class ModelLink:
         raise DifferentModelError(
             f"The hook was made for the model directory {self._model_dir}, but this session trains another "
             f"model: it is at step {max(steps)}, and has not saved its model to {self._model_dir}, which has "
-            f"{found}. The hook was probably made for another Estimator. Make one for each Estimator, or "
+            f"{found}. The hook was probably made for another Estimator. Make a hook for each Estimator, or "
             f"give SessionHook the session's checkpoint_dir as model_dir. {self._store.uri} was not changed.",
             uri=self._store.uri,
         )

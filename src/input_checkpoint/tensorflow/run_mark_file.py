@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def read_mark(model_dir: str) -> Optional[RunMark]:
     """Return the mark of a model directory, or None if it has none that can be read.
 
-    One that is there but cannot be read is warned about.
+    A mark that exists but cannot be read causes a warning.
     """
     path = _path(model_dir)
     try:
@@ -27,10 +27,17 @@ def read_mark(model_dir: str) -> Optional[RunMark]:
     except tf.errors.NotFoundError:
         return None
     except tf.errors.OpError as error:
-        logger.warning("%s cannot be read (%s), as if it were missing.", path, error.message)
+        logger.warning(
+            "%s cannot be read and is ignored, as if it were missing: %s",
+            redact_uri(path),
+            redact(str(error.message)),
+        )
         return None
     if mark is None:
-        logger.warning("%s is damaged, as if it were missing. It is written again when a run begins.", path)
+        logger.warning(
+            "%s is damaged and is ignored, as if it were missing. It is written again when a run begins.",
+            redact_uri(path),
+        )
     return mark
 
 

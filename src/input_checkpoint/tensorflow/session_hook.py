@@ -293,7 +293,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         elif state.saved_step != step or self._settings.resume == "latest":
             self._save_again(state, step)
         else:
-            self._warn_of_repetition(state, "the hook knows of no model directory")
+            self._warn_of_repetition(state, "the hook has no model directory to write one to")
 
     def _save_unfinished(self, session: Any, state: _SessionState, step: int, model_dir: str) -> None:
         """Save model and input in the middle of a step, so that the runs since it was reached are in both."""
@@ -304,13 +304,13 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         with model_beside(session, model_dir, current) as model:
             digest = index_digest(current)
             if model is None and state.saved_step == step:
-                self._warn_of_repetition(state, "no saver of the graph can write it")
+                self._warn_of_repetition(state, "no saver of the graph can write one")
             elif model is not None and model.digest != digest:
                 # The input first: until its model is current, the earlier pair of this step is used.
                 if self._save_again(state, step, model.digest):
                     add_latest(model_dir, model.path)
             elif state.saved_step == step and digest == self._saved_model_digest():
-                self._warn_of_repetition(state, "they have changed nothing that is saved in it")
+                self._warn_of_repetition(state, "these runs changed nothing that it would contain")
             else:
                 self._save_again(state, step)
 
@@ -341,11 +341,13 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
 
     def _warn_of_repetition(self, state: _SessionState, reason: str) -> None:
         logger.warning(
-            "Training ended in the middle of a step: %d runs after global step %d are in no model "
-            "checkpoint, because %s. Training will resume before them and repeat them.",
-            state.draws - state.saved_draws,
+            "Training ended in the middle of a step: no model checkpoint contains what was run after global "
+            "step %d (runs: %d), because %s. Training will resume before these runs and repeat them. Their "
+            "input is not saved to %s.",
             state.step,
+            state.draws - state.saved_draws,
             reason,
+            self._store.uri,
         )
 
     def _wait_for_snapshot(self) -> None:

@@ -23,7 +23,7 @@ class StateStamp:
 
     @property
     def is_exact(self) -> bool:
-        """Whether two writes shortly after one another differ."""
+        """Whether the stamps of two writes in quick succession differ."""
         return self.inode != 0 or self.mtime_nsec % _SECOND != 0
 
 

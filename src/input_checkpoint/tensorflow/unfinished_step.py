@@ -1,7 +1,7 @@
-"""The model after a step that training has begun and not finished, as when gradients are accumulated.
+"""Saves the model when training ends in the middle of a step, as when gradients are accumulated.
 
-TensorFlow saves a model once at a step. If several runs make up a step, and training ends between them, the
-last runs are in no model checkpoint. This module has TensorFlow's own saver write another one.
+TensorFlow saves the model only once at each step. If several runs make up a step, and training ends between
+them, no model checkpoint contains the last runs. This module has TensorFlow's own saver write another one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ModelBeside:
 
 @contextlib.contextmanager
 def model_beside(session: Any, model_dir: str, current: str) -> Iterator[Optional[ModelBeside]]:
-    """Write the model as it is now, beside the current checkpoint of its step, which stays as it is.
+    """Write the current model beside the checkpoint of the same step, which stays unchanged.
 
     On exit, the new checkpoint is removed unless `add_latest` has made it current.
 
@@ -63,7 +63,7 @@ def model_beside(session: Any, model_dir: str, current: str) -> Iterator[Optiona
 
 
 def remove_leftovers(model_dir: str) -> None:
-    """Remove what crashes have left behind of checkpoints that never became current."""
+    """Remove the files of checkpoints that never became current because of a crash."""
     listed = {os.path.basename(path) for path in listed_paths(model_dir)}
     with contextlib.suppress(tf.errors.NotFoundError):
         for name in map(_without_slash, tf.io.gfile.listdir(model_dir)):
@@ -97,7 +97,7 @@ def _without_slash(name: str) -> str:
 
 
 def _graph_saver(graph: Any) -> Optional[Any]:
-    """Return the saver that TensorFlow uses for the model, or None if it cannot be told which one that is."""
+    """Return the saver that TensorFlow uses for the model, or None if the graph does not have exactly one."""
     savers = graph.get_collection(v1.GraphKeys.SAVERS)
     return savers[0] if len(savers) == 1 else None
 

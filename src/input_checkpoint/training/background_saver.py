@@ -25,9 +25,10 @@ from input_checkpoint.training.source import InputSource, Snapshot
 logger = logging.getLogger(__name__)
 
 EXIT_SECONDS = 10.0
-"""How long a program that ends waits for the saves that are still running."""
+"""How many seconds a program that ends waits for the saves that are still running."""
 
-_running: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+_running: weakref.WeakKeyDictionary[threading.Thread, str] = weakref.WeakKeyDictionary()
+"""What each thread saves, for messages."""
 
 
 class BackgroundSaver:
@@ -38,7 +39,7 @@ class BackgroundSaver:
     beside the saves, which never wait for it.
 
     A program that ends while a save is running waits for it for `EXIT_SECONDS`, and then abandons it with a
-    warning. So a storage that hangs does not keep the process.
+    warning. So a storage that hangs does not keep the program from ending.
 
     Args:
         run: what saves and prunes.
@@ -113,7 +114,7 @@ class BackgroundSaver:
             name=f"input-checkpoint-save-{step}",
             daemon=True,
         )
-        _running.add(self._thread)
+        _running[self._thread] = f"Input checkpoint for step {step} in {self._run.uri}"
         self._thread.start()
         return True
 
@@ -208,13 +209,13 @@ class BackgroundSaver:
 def _finish_saves() -> None:
     """Wait a little for the saves that are running when the program ends."""
     end = time.monotonic() + EXIT_SECONDS
-    for thread in list(_running):
+    for thread, what in list(_running.items()):
         thread.join(max(0.0, end - time.monotonic()))
         if thread.is_alive():
             logger.warning(
-                "The program ends, and %s is abandoned: it is not done after %g s. Earlier checkpoints are "
-                "intact.",
-                thread.name,
+                "%s abandoned: the program ends, and the save was not finished within %g s. Earlier "
+                "checkpoints are intact.",
+                what,
                 EXIT_SECONDS,
             )
 

@@ -1,6 +1,6 @@
-"""Where a model directory really is, and which places lie beside it or inside it.
+"""Where a model directory really is, and which places are beside it or inside it.
 
-TensorFlow reads the name of a model directory in another way than we read the name of a backend. It decodes
+TensorFlow reads the name of a model directory differently from how we read that of a backend. It decodes
 no percent-encoding, expands no ``~`` and ignores the host of a ``file://`` URI. In a path, it resolves ``..``
 before symbolic links; in a URI, the system does, after them (tsl/platform/path.cc, file_system.cc,
 default/posix_file_system.h).
@@ -51,7 +51,7 @@ def locate_model_dir(model_dir: Union[str, os.PathLike[str]]) -> Location:
 
 
 def default_backend_uri(model_dir: Union[str, os.PathLike[str]]) -> str:
-    """Return the URI of the place for input state that is beside a model directory, never in it.
+    """Return the URI of a place for input state beside a model directory, never inside it.
 
     Raises:
         InvalidLocationError: there is none, or it cannot be opened as a backend.
@@ -73,7 +73,7 @@ def default_backend_uri(model_dir: Union[str, os.PathLike[str]]) -> str:
 
 
 def check_outside_model_dir(backend: BackendLocation, model_dir: Union[str, os.PathLike[str]]) -> None:
-    """Raise ValueError if ``backend`` is ``model_dir`` or lies inside it.
+    """Raise ValueError if ``backend`` is ``model_dir`` or is inside it.
 
     Tools that copy, export or clean a model directory would copy, export or remove the input state as well.
 
@@ -83,7 +83,7 @@ def check_outside_model_dir(backend: BackendLocation, model_dir: Union[str, os.P
     outer = locate_model_dir(model_dir)
     if contains(outer, inner):
         raise ValueError(
-            f"the backend {redact_uri(inner.uri)} lies inside the model directory {redact_uri(outer.uri)}. "
+            f"the backend {redact_uri(inner.uri)} is inside the model directory {redact_uri(outer.uri)}. "
             f"Choose a place beside it, such as {redact_uri(outer.uri)}-input."
         )
 

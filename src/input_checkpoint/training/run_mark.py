@@ -44,7 +44,7 @@ def encode_mark(mark: RunMark) -> str:
 
 
 def decode_mark(data: bytes) -> Optional[RunMark]:
-    """Return the mark, or None if the file is damaged: it is then as good as missing.
+    """Return the mark, or None if the file is damaged, which counts as missing.
 
     >>> mark = RunMark("5f0c", "s3://bucket/run-7/input", "main", lineage=3)
     >>> decode_mark(encode_mark(mark).encode()) == mark

@@ -37,7 +37,7 @@ def check_answer(response: Any) -> None:
     if not 200 <= answer.status_code < 400:
         return  # an error, which the client library raises
     if answer.status_code >= 300 or not any(header in headers for header in _HEADERS):
-        raise head.unexpected("an answer of Azure Blob Storage")
+        raise head.unexpected("an answer from Azure Blob Storage")
     if head.request in ("Put Blob", "Put Block List") and "etag" not in headers:
         raise head.unexpected("the ETag of the stored blob")
     if head.request == GET:

@@ -91,7 +91,9 @@ def _explain_answer(failure: RequestFailure, reason: str, operation: Operation) 
         return operation.does_not_exist()
     if reason == _NOT_FOUND_WITHOUT_CODE:
         # A proxy does not know whether the blob exists.
-        return operation.unexpected_answer(AnswerHead("the request", 404, {}).unexpected("an error of Azure"))
+        return operation.unexpected_answer(
+            AnswerHead("the request", 404, {}).unexpected("an error from Azure")
+        )
     if reason in _PAST_END or failure.status == 416:
         return operation.error(RangePastEndError, "the range starts past the end of the blob")
     if reason in _TRANSIENT_CODES or failure.status in _TRANSIENT_STATUS:

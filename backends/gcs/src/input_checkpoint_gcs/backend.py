@@ -123,9 +123,9 @@ class GcsBackend(ObjectStoreBackend):
             self._check_is_gone(name, answer)
 
     def _check_is_gone(self, name: str, answer: Answer) -> None:
-        """Check that a delete was done although its answer is not the one that Cloud Storage gives.
+        """Check that an object is deleted, although the answer is not that of Cloud Storage.
 
-        Emulators give others.
+        Emulators answer differently.
         """
         try:
             self.client.call(json_api.look_up(self._bucket, name))
@@ -133,7 +133,7 @@ class GcsBackend(ObjectStoreBackend):
             if error.status == 404:
                 return
             raise
-        raise answer.head("objects.delete").unexpected("the end of the object")
+        raise answer.head("objects.delete").unexpected("a deletion")
 
     def _call(self, request: Request) -> Answer:
         try:

@@ -92,7 +92,7 @@ def read_answer(status: int, body: bytes) -> Union[GcsError, UnexpectedAnswerErr
     """Return the error that an answer states, as JSON or, after a download, as plain text."""
     if status == 404 and body.lstrip().startswith(b"<"):
         # A page of a proxy, which does not know whether the object exists.
-        return AnswerHead("the request", status, {}).unexpected("an error of Cloud Storage")
+        return AnswerHead("the request", status, {}).unexpected("an error from Cloud Storage")
     reason, message = _reason_and_message(body)
     if status == 404:
         reason = _missing_resource(message)
@@ -201,7 +201,7 @@ def _explain_refusal(failure: RequestFailure, operation: Operation) -> BackendEr
     if status < 400:
         # Only redirects. None of them is followed.
         return operation.unexpected_answer(
-            AnswerHead("the request", status, {}).unexpected("an answer of Cloud Storage")
+            AnswerHead("the request", status, {}).unexpected("an answer from Cloud Storage")
         )
     return operation.error(
         BackendError, f"{answer}. Correct the URI or storage_options.{_option_advice(failure)}"

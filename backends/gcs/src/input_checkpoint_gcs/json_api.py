@@ -79,7 +79,7 @@ def page(bucket: str, prefix: str, token: Optional[str], max_results: Optional[i
         "prefix": prefix or None,
         "pageToken": token,
         "maxResults": str(max_results or PAGE_SIZE),
-        # The kind is in a page without objects too, and in nothing that is no list.
+        # Even a page without objects has the kind, and nothing but a list has it.
         "fields": "kind,items(name,size,timeCreated),nextPageToken",
     }
     return Request("GET", f"/storage/v1/b/{_quoted(bucket)}/o", params)

@@ -131,7 +131,7 @@ class S3Backend(ObjectStoreBackend):
             arguments: of the method.
         """
         with self._limits.start(size).enforced_by_fsspec() as seconds:
-            # fsspec takes the timeout: it is no argument of the request.
+            # fsspec takes the timeout: it is not an argument of the request.
             return self.client.call_s3(method, Bucket=self._bucket, timeout=seconds, **arguments)
 
     def _not_deleted(self, failed: Sequence[Mapping[str, str]]) -> BackendError:

@@ -11,7 +11,7 @@ from input_checkpoint.errors import BackendError
 def check_client_sends_conditions(client: Any, uri: str) -> None:
     """Refuse a client that would store an object without its condition.
 
-    s3fs leaves out parameters that botocore does not know, without a word. Then every writer would believe
+    s3fs silently leaves out parameters that botocore does not know. Then every writer would believe
     that it committed.
 
     Args:

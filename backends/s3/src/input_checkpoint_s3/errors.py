@@ -120,7 +120,7 @@ def translate(error: Exception, operation: Operation) -> BackendError:
     """Return the `BackendError` for an exception of s3fs or botocore."""
     page = _page(error)
     if page:
-        return operation.unexpected_answer(UnexpectedAnswerError("the request", page, "an answer of S3"))
+        return operation.unexpected_answer(UnexpectedAnswerError("the request", page, "an answer from S3"))
     return explain(read_failure(error), operation)
 
 
@@ -182,7 +182,7 @@ def _explain_answer(failure: RequestFailure, reason: str, operation: Operation) 
         return operation.does_not_exist()
     if reason == _NOT_FOUND_WITHOUT_CODE:
         # A proxy does not know whether the object exists.
-        return operation.unexpected_answer(AnswerHead("the request", 404, {}).unexpected("an error of S3"))
+        return operation.unexpected_answer(AnswerHead("the request", 404, {}).unexpected("an error from S3"))
     if reason in _PAST_END:
         return operation.error(RangePastEndError, "the range starts past the end of the object")
     if _QUOTA.search(reason):
@@ -233,9 +233,9 @@ def _answer(failure: RequestFailure) -> str:
 
 
 def _page(error: Exception) -> str:
-    """Return what came if the answer was no XML, and as good as none; otherwise an empty string."""
+    """Return what the server sent if it was not XML, so not from S3; otherwise an empty string."""
     if is_caused_by(error, ResponseParserError):
-        return "a body that is no XML"  # the text of the exception repeats the body
+        return "a body that is not XML"  # the text of the exception repeats the body
     response = _response(error)
     metadata = response.get("ResponseMetadata", {})
     # botocore turns a success whose body it cannot parse into this status.

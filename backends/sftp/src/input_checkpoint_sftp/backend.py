@@ -219,7 +219,7 @@ class SftpBackend(Backend):
                 folder.
         """
         path = f"{self._root}/{folder}".rstrip("/")
-        # Both at the same time. If a link turns up, what was read behind it is dropped.
+        # Both at the same time. If there is a link, what was read behind it is discarded.
         checked, entries = await asyncio.gather(
             check_folders(session, self._root, [folder] if check else []),
             list_folder(session, path),

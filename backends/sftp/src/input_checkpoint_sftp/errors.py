@@ -51,7 +51,7 @@ class LinkError(SftpError):
 
 
 class NotRegularError(SftpError):
-    """What has the name of an object is not a file. The message is what it is."""
+    """The name of an object is not that of a file. The message says what it is."""
 
 
 class NotAFolderError(SftpError):

@@ -45,7 +45,7 @@ async def create_file(session: Session, path: str, data: bytes) -> None:
 
     Raises:
         NameTakenError: the name exists.
-        NotRegularError: it is the name of something else than a file.
+        NotRegularError: the path is not that of a file.
         UnusableServerError: the server cannot make hard links.
     """
     if not await _supports_hard_links(session):
@@ -90,8 +90,8 @@ async def read_file(session: Session, path: str, start: int, end: Optional[int])
 
     Raises:
         asyncssh.SFTPNoSuchFile: the file does not exist.
-        NotRegularError: it is something else than a file. Look it up before: the server may wait forever when
-            it opens a named pipe.
+        NotRegularError: it is not a file. Call `look_up` first: the server may wait forever when it opens a
+            named pipe.
     """
     file = await session.wait_for(session.sftp.open(path, "rb", block_size=0))
     try:

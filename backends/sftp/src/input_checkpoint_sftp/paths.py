@@ -42,7 +42,7 @@ async def look_up(session: Session, root: str, key: str) -> Optional[asyncssh.SF
 
     Raises:
         LinkError: the file, or a folder between it and the root, is a link.
-        NotRegularError: it is something else than a file.
+        NotRegularError: it is not a file.
     """
     paths = [*_folders_of(root, [posixpath.dirname(key)]), f"{root}/{key}"]
     attributes = (await _check_no_links(session, paths))[-1]
@@ -52,7 +52,7 @@ async def look_up(session: Session, root: str, key: str) -> Optional[asyncssh.SF
 
 
 async def check_folders(session: Session, root: str, folders: Iterable[str]) -> None:
-    """Check that neither folders nor those between them and the root are links. They need not exist.
+    """Check that no folder, and none between it and the root, is a link. Folders need not exist.
 
     Raises:
         LinkError: one of them is a link.
@@ -69,12 +69,12 @@ async def lstat_if_exists(session: Session, path: str) -> Optional[asyncssh.SFTP
 
 
 def is_file(attributes: asyncssh.SFTPAttrs) -> bool:
-    """Return whether something is a regular file, as far as the server tells."""
+    """Return whether something is a regular file, as far as the server reports it."""
     return attributes.type in (FILEXFER_TYPE_REGULAR, FILEXFER_TYPE_UNKNOWN)
 
 
 def describe_kind(attributes: asyncssh.SFTPAttrs) -> str:
-    """Return what something is that is not a file, with an article."""
+    """Return the kind of something that is not a file, with an article."""
     return _KINDS.get(attributes.type, "a special file")
 
 
