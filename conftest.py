@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.pauses import remove_pauses
 from tests.support.s3_server import S3Server, running_s3_server
 
 ROOT = Path(__file__).parent
@@ -40,6 +41,14 @@ def s3_server() -> Iterator[S3Server]:
 def _remembered_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the secrets of one test out of the messages of the next: some are words like "second"."""
     monkeypatch.setattr("input_checkpoint.redaction.redactor._remembered", {})
+
+
+@pytest.fixture(scope="class")
+def no_pauses() -> Iterator[None]:
+    """Make no pauses between the attempts of a request. Applies to clients that are opened after it."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        remove_pauses(monkeypatch)
+        yield
 
 
 @pytest.fixture
