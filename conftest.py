@@ -7,7 +7,9 @@ import json
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -35,6 +37,24 @@ def s3_server() -> Iterator[S3Server]:
     """A loopback S3 server for the whole session. Each test uses its own prefix in the bucket."""
     with running_s3_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def s3_client(s3_server: S3Server) -> Any:
+    """A boto3 client of the server, to look at what is stored independently of the library."""
+    return boto3.client(
+        "s3",
+        endpoint_url=s3_server.url,
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+        region_name="us-east-1",
+    )
+
+
+@pytest.fixture
+def small_pages(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the S3 server answer a list with 50 objects at a time instead of 1000."""
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "50")
 
 
 @pytest.fixture(autouse=True)
