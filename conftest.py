@@ -7,10 +7,13 @@ import json
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.pauses import remove_pauses
 from tests.support.s3_server import S3Server, running_s3_server
 
 ROOT = Path(__file__).parent
@@ -36,10 +39,36 @@ def s3_server() -> Iterator[S3Server]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def s3_client(s3_server: S3Server) -> Any:
+    """A boto3 client of the server, to look at what is stored independently of the library."""
+    return boto3.client(
+        "s3",
+        endpoint_url=s3_server.url,
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+        region_name="us-east-1",
+    )
+
+
+@pytest.fixture
+def small_pages(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the S3 server answer a list with 50 objects at a time instead of 1000."""
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "50")
+
+
 @pytest.fixture(autouse=True)
 def _remembered_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the secrets of one test out of the messages of the next: some are words like "second"."""
     monkeypatch.setattr("input_checkpoint.redaction.redactor._remembered", {})
+
+
+@pytest.fixture(scope="class")
+def no_pauses() -> Iterator[None]:
+    """Make no pauses between the attempts of a request. Applies to clients that are opened after it."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        remove_pauses(monkeypatch)
+        yield
 
 
 @pytest.fixture

@@ -18,3 +18,7 @@ def test_a_flipped_bit_is_detected_at_every_position() -> None:
 
 def test_a_truncated_object_is_detected_at_every_length() -> None:
     assert check_that_no_damage_goes_unnoticed(partial(corruption.truncations, most=60)) > 1000
+
+
+def test_swapped_objects_are_detected() -> None:
+    assert check_that_no_damage_goes_unnoticed(corruption.swaps) > 60

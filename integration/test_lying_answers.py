@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 
 from input_checkpoint import Backend, open_backend
 from integration.servers.server import Place, Server
-from tests.support.lying_answers import AlteredAnswers
+from tests.support.lying_answers import LIES, AlteredAnswers
 from tests.support.lying_proxy import LyingProxy, lying_proxy
 
 
@@ -24,7 +25,7 @@ def proxy(server: Server) -> Iterator[LyingProxy]:
 
 
 @pytest.fixture(params=["fsspec", "obstore"])
-def backend(
+def opened(
     request: pytest.FixtureRequest, server: Server, place: Place, proxy: LyingProxy
 ) -> Iterator[Backend]:
     if request.param == "obstore" and (not server.two_engines or sys.version_info < (3, 11)):
@@ -37,4 +38,4 @@ def backend(
 
 
 class TestAlteredAnswers(AlteredAnswers):
-    pass
+    pruned_with = tuple(itertools.product(LIES, (1, 2, 3)))

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from input_checkpoint import open_backend
 from input_checkpoint.backends.object_store import ObjectStoreBackend
 from integration.servers.server import Place, Server
 from integration.servers.sshd import Sshd
-from tests.support.foreign import NEARLY_OURS, check_files_stay, check_objects_stay, files, plant_file
+from tests.support.foreign import (
+    NEARLY_OURS,
+    check_files_stay,
+    check_objects_stay,
+    files,
+    foreign_names,
+    plant_file,
+)
 from tests.support.planted_files import KINDS
 
 MARKS_OF_FOLDERS = ("saves/main/", "packs/main/00000001/")
@@ -25,7 +35,7 @@ def folder_of(place: Place) -> Path:
 def test_objects_with_names_that_are_nearly_ours_stay(server: Server, place: Place) -> None:
     backend = open_backend(place.uri, place.storage_options)
     if isinstance(backend, ObjectStoreBackend):
-        check_stay_in_bucket(backend)
+        check_stay_in_bucket(backend, (*NEARLY_OURS, *MARKS_OF_FOLDERS))
     else:
         root = folder_of(place)
         check_objects_stay(
@@ -37,7 +47,7 @@ def test_objects_with_names_that_are_nearly_ours_stay(server: Server, place: Pla
     backend.close()
 
 
-def check_stay_in_bucket(backend: ObjectStoreBackend) -> None:
+def check_stay_in_bucket(backend: ObjectStoreBackend, names: Sequence[str]) -> None:
     # Its own requests take any name: only `put` and the others insist on keys.
     def plant(name: str, data: bytes) -> None:
         backend.upload(backend.prefix + name, data, if_absent=False)
@@ -46,7 +56,17 @@ def check_stay_in_bucket(backend: ObjectStoreBackend) -> None:
         names = [info.key for info in backend.list_objects(backend.prefix)]
         return {name: backend.download(name, 0, None) for name in names}
 
-    check_objects_stay(lambda: backend, plant, stored, (*NEARLY_OURS, *MARKS_OF_FOLDERS))
+    check_objects_stay(lambda: backend, plant, stored, names)
+
+
+@pytest.mark.timeout(300)
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(names=foreign_names)
+def test_foreign_objects_stay(server: Server, place: Place, names: list[str]) -> None:
+    backend = open_backend(f"{place.uri}/{uuid.uuid4().hex}", place.storage_options)
+    if isinstance(backend, ObjectStoreBackend):
+        check_stay_in_bucket(backend, names)
+    backend.close()
 
 
 @pytest.mark.timeout(300)

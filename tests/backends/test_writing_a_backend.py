@@ -51,6 +51,8 @@ def _installed(tmp_path_factory):
 
 
 class TestContract(BackendContract):
+    listed_keys = 100  # SQLite has no pages
+
     @pytest.fixture
     def backend(self, tmp_path):
         return open_backend(f"sqlite://{tmp_path}/{uuid.uuid4().hex}.db")
@@ -95,8 +97,10 @@ def boto3_options(server: S3Server) -> dict[str, str]:
     }
 
 
+@pytest.mark.usefixtures("small_pages")
 class TestObjectStoreContract(BackendContract):
     race_rounds = 5
+    listed_keys = 120
 
     @pytest.fixture
     def backend(self, boto3_plugin, s3_server) -> Backend:

@@ -47,7 +47,7 @@ def test_an_input_of_the_corpus_says_why_it_is_there_and_changes_the_store(path:
 
 @pytest.mark.timeout(600)
 def test_some_new_inputs_are_survived(tmp_path: Path) -> None:
-    fuzz("--inputs", "30", "--seed", "7", "--keep", str(tmp_path))
+    fuzz("--inputs", "15", "--seed", "7", "--keep", str(tmp_path))
 
 
 def test_the_same_seed_draws_the_same_input() -> None:

@@ -20,7 +20,7 @@ from tests.support.faults import MOMENTS, Delay, Die, Fail, FaultyBackend, Kille
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_nothing_committed_is_lost_if_the_process_dies_at_any_call(moment: str, tmp_path: Path) -> None:
-    cycles.die_everywhere("memory", tmp_path, moment)
+    cycles.die_everywhere("memory", tmp_path, moment, every=3)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

@@ -128,7 +128,9 @@ def test_a_pack_of_gigabytes_is_not_copied():
     store = CheckpointStore.open(backend, retry=None)
     report = store.copy_to(CheckpointStore.open(FuzzedBackend({}), create=True, retry=None))
     assert len(report.problems) == 4
-    assert max(backend.most[key] for key in packs) < MIB
+    # The first pack that is wrong ends the copy of its checkpoint, whose other packs need not be read.
+    read = [backend.most[key] for key in packs if key in backend.most]
+    assert 0 < max(read) < MIB
 
 
 def test_a_range_beyond_the_end_of_a_local_file_needs_no_memory(tmp_path):

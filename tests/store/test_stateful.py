@@ -305,7 +305,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 BRIEF = settings(
-    max_examples=40,
+    max_examples=20,
     stateful_step_count=30,
     deadline=None,
     # Not `explain`: it traces every line, which takes minutes here.

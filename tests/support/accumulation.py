@@ -1,15 +1,9 @@
-"""Training that accumulates gradients: several runs make up a global step.
-
-``python -m tests.support.accumulation MODEL_DIR BACKEND RUNS MOMENT`` trains in a process that kills itself
-at a chosen moment of its end.
-"""
+"""Training that accumulates gradients: several runs make up a global step."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -25,8 +19,6 @@ v1 = tf.compat.v1
 
 MICRO = 4
 """Runs to a global step."""
-
-_ROOT = Path(__file__).parents[2]
 
 
 def accumulate_op(ids: Any, collection: str = v1.GraphKeys.GLOBAL_VARIABLES) -> Any:
@@ -138,19 +130,10 @@ LATER_MOMENTS = ("before the new model is current", "after the new model is curr
 
 
 def train_and_die(model_dir: Path, backend: Path, runs: int, moment: str) -> None:
-    """Train in a process that is killed at a moment of its end."""
-    command = [sys.executable, "-m", "tests.support.accumulation", str(model_dir), str(backend)]
-    finished = subprocess.run(
-        [*command, str(runs), moment], cwd=_ROOT, capture_output=True, text=True, check=False
-    )
-    assert finished.returncode == -signal.SIGKILL, finished.stderr[-4000:]
-
-
-def main() -> None:
-    model_dir, uri, runs, moment = sys.argv[1:]
-    backend = ic.open_backend(uri)
+    """Train, and kill this process at a moment of its end."""
+    opened = ic.open_backend(str(backend))
     if moment in MOMENTS:
-        backend = _DieAt(backend, *MOMENTS[moment])
+        opened = _DieAt(opened, *MOMENTS[moment])
     elif moment == LATER_MOMENTS[0]:
         session_hook.add_latest = die  # type: ignore[assignment]
     else:
@@ -161,8 +144,4 @@ def main() -> None:
             die()
 
         session_hook.add_latest = add_and_die
-    accumulate(Path(model_dir), int(runs), backend=backend)
-
-
-if __name__ == "__main__":
-    main()
+    accumulate(model_dir, runs, backend=opened)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -64,8 +65,12 @@ def truncations(backend: Backend, most: int) -> Iterator[Case]:
         yield Case(f"append to {info.key}", (info.key,), (data + b"\0",))
 
 
-def swaps(backend: Backend) -> Iterator[Case]:
-    """Swap every two objects of the same kind, and replace each by the other."""
+def swaps(backend: Backend, every: int = 1) -> Iterator[Case]:
+    """Swap every two objects of the same kind, and replace each by the other. Yield every n-th case."""
+    return itertools.islice(_all_swaps(backend), 0, None, every)
+
+
+def _all_swaps(backend: Backend) -> Iterator[Case]:
     keys = [info.key for info in backend.list()]
     for first in keys:
         for second in keys:

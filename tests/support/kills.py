@@ -6,6 +6,7 @@ milliseconds.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -13,9 +14,12 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
-from tests.support.train_child import Training, run
+from tests.support import train_child
+from tests.support.train_child import Training
+
+_IMPORTED_ONCE = ["tests.support.train_child", "tests.support.accumulation"]
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,18 @@ class Outcome:
 
 
 class RunningTraining:
-    """A training process. It does not outlive the ``with`` block."""
+    """A training process. It does not outlive the ``with`` block.
 
-    def __init__(self, training: Training) -> None:
+    Args:
+        work: what the process does. It can be pickled.
+    """
+
+    def __init__(self, work: Callable[[], object]) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.support.train_child"])
+        context.set_forkserver_preload(_IMPORTED_ONCE)
         reader, writer = context.Pipe(duplex=False)
-        self._process = context.Process(target=run, args=(training, writer))
+        self._process = context.Process(target=train_child.run, args=(work, writer))
         self._process.start()
         writer.close()
         self._output = os.fdopen(os.dup(reader.fileno()), errors="replace")
@@ -87,7 +95,7 @@ class RunningTraining:
 
 def start(training: Training) -> RunningTraining:
     """Start a training process."""
-    return RunningTraining(training)
+    return RunningTraining(functools.partial(train_child.train, training))
 
 
 def finish(training: Training) -> Outcome:
@@ -103,6 +111,13 @@ def succeed(training: Training) -> Outcome:
     outcome = finish(training)
     assert not outcome.error, outcome.output[-4000:]
     return outcome
+
+
+def end_with_kill(work: Callable[[], object]) -> None:
+    """Do some work in a process that kills itself. Fail if it ends in another way."""
+    with RunningTraining(work) as running:
+        outcome = running.finish()
+    assert outcome.killed, outcome.output[-4000:]
 
 
 def train(

@@ -19,8 +19,8 @@ import pytest
 
 from input_checkpoint import Backend, BackendUnavailableError, open_backend
 
-LIMITS = {"timeout": 1.0, "min_bytes_per_second": 16 << 20}
-"""storage_options for a test: two seconds for `UPLOAD`."""
+LIMITS = {"timeout": 0.5, "min_bytes_per_second": 32 << 20}
+"""storage_options for a test: one second for `UPLOAD`."""
 UPLOAD = bytes(16 << 20)
 """More than the buffers of both sockets hold."""
 _ENDED_BEFORE = 30.0
@@ -41,7 +41,7 @@ uri, options, what_next = sys.argv[1:]
 backend = open_backend(uri, json.loads(options))
 threading.Thread(target=backend.put, args=("stored", bytes(16 << 20)), daemon=True).start()
 threading.Thread(target=backend.get, args=("key",), daemon=True).start()
-time.sleep(1)
+time.sleep(0.5)
 print("sending", flush=True)
 if what_next == "wait":
     backend.get("key")
@@ -167,19 +167,28 @@ class EndsInTime:
         "list": lambda backend: list(backend.list()),
     }
 
-    @pytest.mark.parametrize("behavior", WITHOUT_AN_ANSWER)
-    def test_without_an_answer(self, place_at: PlaceAt, behavior: str) -> None:
-        with misbehaving(WITHOUT_AN_ANSWER[behavior]) as port:
-            self.check_ends(place_at(port), {**self.writes, **self.reads})
+    @pytest.fixture
+    def shared_options(self) -> Mapping[str, Any]:
+        """More storage_options, with what clients in this process share. By default they share nothing."""
+        return {}
 
-    def test_without_a_connection(self, place_at: PlaceAt) -> None:
+    @pytest.mark.parametrize("behavior", WITHOUT_AN_ANSWER)
+    def test_without_an_answer(
+        self, place_at: PlaceAt, shared_options: Mapping[str, Any], behavior: str
+    ) -> None:
+        with misbehaving(WITHOUT_AN_ANSWER[behavior]) as port:
+            self.check_ends(place_at(port), shared_options, {**self.writes, **self.reads})
+
+    def test_without_a_connection(self, place_at: PlaceAt, shared_options: Mapping[str, Any]) -> None:
         with never_accepting() as port:
-            self.check_ends(place_at(port), {**self.writes, **self.reads})
+            self.check_ends(place_at(port), shared_options, {**self.writes, **self.reads})
 
     @pytest.mark.parametrize("behavior", WITH_A_PART_OF_AN_ANSWER)
-    def test_with_a_part_of_an_answer(self, place_at: PlaceAt, behavior: str) -> None:
+    def test_with_a_part_of_an_answer(
+        self, place_at: PlaceAt, shared_options: Mapping[str, Any], behavior: str
+    ) -> None:
         with misbehaving(WITH_A_PART_OF_AN_ANSWER[behavior]) as port:
-            self.check_ends(place_at(port), self.reads)
+            self.check_ends(place_at(port), shared_options, self.reads)
 
     @pytest.mark.parametrize("number", [None, signal.SIGINT, signal.SIGTERM])
     def test_the_process_ends_during_requests(
@@ -200,12 +209,19 @@ class EndsInTime:
                     process.kill()
         assert process.returncode in ((0,) if number is None else (1, -number))
 
-    def check_ends(self, place: Place, operations: Mapping[str, Callable[[Backend], object]]) -> None:
+    def check_ends(
+        self,
+        place: Place,
+        shared_options: Mapping[str, Any],
+        operations: Mapping[str, Callable[[Backend], object]],
+    ) -> None:
         """Run all operations at the same time."""
+        uri, options = place
+        limited = (uri, {**options, **shared_options, **LIMITS})
         started = time.monotonic()
         with ThreadPoolExecutor(len(operations)) as threads:
             outcomes = {
-                name: threads.submit(_outcome, place, operation) for name, operation in operations.items()
+                name: threads.submit(_outcome, limited, operation) for name, operation in operations.items()
             }
         found = {name: outcome.result() for name, outcome in outcomes.items()}
         assert {name: type(error) for name, error in found.items()} == dict.fromkeys(
@@ -217,7 +233,7 @@ class EndsInTime:
 def _outcome(place: Place, operation: Callable[[Backend], object]) -> object:
     uri, options = place
     try:
-        return operation(open_backend(uri, {**options, **LIMITS}))
+        return operation(open_backend(uri, options))
     except Exception as error:
         return error
 

@@ -62,11 +62,18 @@ def uninterrupted(build: Callable[[], Any], count: int) -> list[Any]:
         return iterator.draw(count)
 
 
-def resumed(build: Callable[[], Any], saved_at: int, count: int, then: Any = None) -> list[Any]:
+def resumed(
+    build: Callable[[], Any],
+    saved_at: int,
+    count: int,
+    then: Any = None,
+    restored: Callable[[], object] = lambda: None,
+) -> list[Any]:
     """The elements after ``saved_at``, from an iterator that was restored there.
 
     Args:
         then: the pipeline to restore into; the same one by default.
+        restored: called when the iterator is restored, before anything is drawn from it.
     """
     with plain_iterator(build) as iterator:
         iterator.draw(saved_at)
@@ -74,6 +81,7 @@ def resumed(build: Callable[[], Any], saved_at: int, count: int, then: Any = Non
         state = iterator.save()
     with plain_iterator(then or build) as iterator:
         iterator.restore(state)
+        restored()
         return iterator.draw(count - saved_at)
 
 
@@ -96,7 +104,7 @@ def interleaved(cycle: int, parallel: Optional[int] = None) -> Any:
 
 # What ends the process or never ends: for a process of its own, which prints what it draws.
 DANGEROUS: dict[str, Callable[[], list[Any]]] = {
-    "mixture": lambda: resumed(mixture, 30, 60),
+    "mixture": lambda: resumed(mixture, 30, 60, restored=lambda: print("restored", flush=True)),
     "shuffle": lambda: resumed(lambda: shuffled(1000), 10, 30, then=lambda: shuffled(500)),
     "map and batch": lambda: resumed(lambda: mapped(3), 10, 60, then=lambda: mapped(16)),
 }

@@ -111,8 +111,8 @@ class BeforeModelSave(tf.estimator.CheckpointSaverListener):
         self._action(int(global_step_value))
 
 
-def run(training: Training, output: Connection) -> None:
-    """Train, with everything that is printed going to ``output``. The target of a process."""
+def run(work: Callable[[], object], output: Connection) -> None:
+    """Do some work, with everything that is printed going to ``output``. The target of a process."""
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)
     output.close()
@@ -120,7 +120,7 @@ def run(training: Training, output: Connection) -> None:
     tf.get_logger().setLevel("ERROR")
     tf.get_logger().propagate = False
     try:
-        _train(training)
+        work()
     except Exception as error:
         traceback.print_exc()
         sys.exit(f"error {type(error).__name__}: {error}")
@@ -128,7 +128,8 @@ def run(training: Training, output: Connection) -> None:
         sys.stdout.flush()
 
 
-def _train(training: Training) -> None:
+def train(training: Training) -> None:
+    """Train, and end or stop the process as the training says."""
     estimator = make_estimator(training.model_dir, save_checkpoints_steps=training.model_every)
     hooks: list[Any] = [EachStep(lambda step: print("step", step, flush=True))]
     listeners = []

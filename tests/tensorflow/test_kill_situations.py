@@ -182,10 +182,10 @@ class TestSavesAtOtherSteps:
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="/proc says whether a process is stopped")
 class TestAStoppedWriter:
-    """It is stopped while it saves its model of step 20, and wakes when its successor is at step 30."""
+    """It is stopped while it saves its last model, of step 20, and wakes when its successor is at step 30."""
 
     def train_past_a_stopped_writer(self, model: Path, store: Path, **options: Any) -> None:
-        with start(training(model, store, stopped=InModelSave(20))) as writer:
+        with start(training(model, store, 20, stopped=InModelSave(20))) as writer:
             writer.wait_until_stopped()
             succeed(training(model, store, 30, options=options))
             writer.wake()

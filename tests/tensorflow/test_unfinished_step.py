@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.support.accumulation import (
     train_and_die,
 )
 from tests.support.hooked_training import Steps
+from tests.support.kills import end_with_kill
 from tests.support.training import shuffled_ids
 from tests.support.wrappers import Failing
 
@@ -231,7 +233,7 @@ def test_a_run_that_was_superseded_does_not_take_over_again(tmp_path: Path, memo
 def test_a_kill_at_the_end_leaves_the_old_pair_or_the_new_one(
     moment: str, tmp_path: Path, reference: Steps
 ) -> None:
-    train_and_die(tmp_path / "model", tmp_path / "store", 27, moment)
+    end_with_kill(functools.partial(train_and_die, tmp_path / "model", tmp_path / "store", 27, moment))
     runs = len(accumulated(tmp_path / "model"))
     assert runs == (27 if moment == LATER_MOMENTS[1] else 24)
     accumulate(tmp_path / "model", 40 - runs, backend=tmp_path / "store", resume="exact")

@@ -11,31 +11,36 @@ import pytest
 from azure_blob_server import BlobServer, blob_server
 
 from input_checkpoint import Backend, BackendError, BackendUnavailableError, open_backend
-from tests.support.lying_answers import LyingAnswers
+from tests.support.lying_answers import LyingAnswers, emptied
 from tests.support.lying_proxy import LyingProxy, Reply, lying_proxy
 
 NEEDS_OBSTORE = pytest.mark.skipif(sys.version_info < (3, 11), reason="obstore needs Python 3.11")
 
 
-@pytest.fixture
+@pytest.fixture(scope="class")
 def server() -> Iterator[BlobServer]:
     with blob_server() as server:
         yield server
 
 
-@pytest.fixture
+@pytest.fixture(scope="class")
 def proxy(server) -> Iterator[LyingProxy]:
     with lying_proxy(server.url) as proxy:
         yield proxy
 
 
-@pytest.fixture(params=["fsspec", pytest.param("obstore", marks=NEEDS_OBSTORE)])
-def backend(request, proxy, server) -> Iterator[Backend]:
+@pytest.fixture(params=["fsspec", pytest.param("obstore", marks=NEEDS_OBSTORE)], scope="class")
+def opened(request, proxy, server) -> Iterator[Backend]:
     connection = server.connection_string(server.signature).replace(server.url, proxy.url)
     options = {"connection_string": connection, "engine": request.param}
     backend = open_backend(f"abfs://container/{uuid.uuid4().hex}", options)
     yield backend
     backend.close()
+
+
+@pytest.fixture
+def backend(opened, proxy) -> Backend:
+    return emptied(opened, proxy)
 
 
 class TestLyingAnswers(LyingAnswers):

@@ -19,21 +19,23 @@ from tests.support.lying_proxy import LyingProxy, lying_proxy
 pytestmark = pytest.mark.usefixtures("hasty")
 
 
+@pytest.fixture(scope="class")
+def proxy(fake_gcs) -> Iterator[LyingProxy]:
+    with lying_proxy(fake_gcs.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="class")
+def opened(fake_gcs, proxy) -> Iterator[Backend]:
+    place = fake_gcs.place(uuid.uuid4().hex)
+    backend = open_backend(place.uri, {**place.storage_options, "endpoint_url": proxy.url})
+    yield backend
+    backend.close()
+
+
 class TestLyingAnswers(LyingAnswers):
     # https://cloud.google.com/storage/docs/json_api/v1/objects/delete
     undetectable = frozenset({("204", "delete of one"), ("204", "delete of several")})
-
-    @pytest.fixture
-    def proxy(self, fake_gcs) -> Iterator[LyingProxy]:
-        with lying_proxy(fake_gcs.url) as proxy:
-            yield proxy
-
-    @pytest.fixture
-    def backend(self, fake_gcs, proxy) -> Iterator[Backend]:
-        place = fake_gcs.place(uuid.uuid4().hex)
-        backend = open_backend(place.uri, {**place.storage_options, "endpoint_url": proxy.url})
-        yield backend
-        backend.close()
 
 
 def page(*names: str, **fields: Any) -> Reply:

@@ -15,24 +15,29 @@ import botocore.session
 import pytest
 
 from input_checkpoint import Backend, BackendError, BackendUnavailableError, open_backend
-from tests.support.lying_answers import LyingAnswers, in_listings
+from tests.support.lying_answers import LyingAnswers, emptied, in_listings
 from tests.support.lying_proxy import LyingProxy, Reply, Request, lying_proxy
 
 NEEDS_OBSTORE = pytest.mark.skipif(sys.version_info < (3, 11), reason="obstore needs Python 3.11")
 
 
-@pytest.fixture
+@pytest.fixture(scope="class")
 def proxy(s3_server) -> Iterator[LyingProxy]:
     with lying_proxy(s3_server.url) as proxy:
         yield proxy
 
 
-@pytest.fixture(params=["fsspec", pytest.param("obstore", marks=NEEDS_OBSTORE)])
-def backend(request, proxy, s3_server) -> Iterator[Backend]:
+@pytest.fixture(params=["fsspec", pytest.param("obstore", marks=NEEDS_OBSTORE)], scope="class")
+def opened(request, proxy, s3_server) -> Iterator[Backend]:
     options = {**s3_server.options, "endpoint_url": proxy.url, "engine": request.param}
     backend = open_backend(f"s3://{s3_server.bucket}/{uuid.uuid4().hex}", options)
     yield backend
     backend.close()
+
+
+@pytest.fixture
+def backend(opened, proxy) -> Backend:
+    return emptied(opened, proxy)
 
 
 class TestLyingAnswers(LyingAnswers):

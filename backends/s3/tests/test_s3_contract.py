@@ -7,7 +7,6 @@ import time
 import uuid
 from typing import Optional
 
-import boto3
 import pytest
 import s3fs
 from aiobotocore.session import AioSession
@@ -22,20 +21,16 @@ from input_checkpoint_s3 import S3Backend
 SESSION = AioSession()  # shared: a session reads megabytes of API descriptions before its first call
 
 
+@pytest.mark.usefixtures("small_pages")
 class S3Contract(BackendContract):
     """Checks what is stored through boto3, independently of the backend."""
 
     race_rounds = 5
+    listed_keys = 120
 
     @pytest.fixture(autouse=True)
-    def _client(self, s3_server):
-        self.client = boto3.client(
-            "s3",
-            endpoint_url=s3_server.url,
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-            region_name="us-east-1",
-        )
+    def _client(self, s3_server, s3_client):
+        self.client = s3_client
         self.bucket = s3_server.bucket
         self.prefix = uuid.uuid4().hex
 
@@ -119,8 +114,6 @@ class TestObstoreEngine(S3Contract):
 
 
 class TestGenericBackendOverS3fs(S3Contract):
-    listed_keys = 50  # s3fs itself handles pages
-
     @pytest.fixture
     def backend(self, s3_server, _client) -> GenericBackend:
         filesystem = s3fs.S3FileSystem(skip_instance_cache=True, session=SESSION, **s3_server.options)

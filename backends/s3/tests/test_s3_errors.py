@@ -216,6 +216,7 @@ def backend_at(engine: str, answer: Optional[Answer], **more: Any) -> Iterator[B
         yield opened(engine, "s3://bucket/run", options_for(url, config_kwargs=short_timeouts, **more))
 
 
+@pytest.mark.usefixtures("no_pauses")
 class TestErrorAnswer:
     @every_operation
     def test_throttling_is_unavailable(self, engine, operation):

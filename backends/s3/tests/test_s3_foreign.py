@@ -5,12 +5,10 @@ from __future__ import annotations
 import sys
 import uuid
 
-import boto3
 import pytest
-from hypothesis import HealthCheck, given, settings
 
 from input_checkpoint import open_backend
-from tests.support.foreign import NEARLY_OURS, check_objects_stay, foreign_names
+from tests.support.foreign import NEARLY_OURS, check_objects_stay
 
 ENGINES = [
     "fsspec",
@@ -26,14 +24,8 @@ ONLY_IN_BUCKETS = ("", "saves/", "saves/main/", "packs/main/00000001/", "packs//
 class Bucket:
     """A new prefix, read and written through boto3."""
 
-    def __init__(self, s3_server, engine: str) -> None:
-        self.client = boto3.client(
-            "s3",
-            endpoint_url=s3_server.url,
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-            region_name="us-east-1",
-        )
+    def __init__(self, s3_server, client, engine: str) -> None:
+        self.client = client
         self.bucket = s3_server.bucket
         self.prefix = uuid.uuid4().hex
         self.options = {**s3_server.options, "engine": engine}
@@ -52,14 +44,6 @@ class Bucket:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("names", [NEARLY_OURS, ONLY_IN_BUCKETS])
-def test_objects_with_names_that_are_nearly_ours_stay(s3_server, engine, names):
-    bucket = Bucket(s3_server, engine)
-    check_objects_stay(bucket.open, bucket.plant, bucket.stored, names)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-@settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(names=foreign_names)
-def test_foreign_objects_stay(s3_server, engine, names):
-    bucket = Bucket(s3_server, engine)
+def test_objects_with_names_that_are_nearly_ours_stay(s3_server, s3_client, engine, names):
+    bucket = Bucket(s3_server, s3_client, engine)
     check_objects_stay(bucket.open, bucket.plant, bucket.stored, names)

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import pytest
+from aiobotocore.session import AioSession
 
 from input_checkpoint import BackendError, open_backend
 from tests.support.misbehaving_server import EndsInTime
 
+SESSION = AioSession()  # shared: a session reads megabytes of API descriptions before its first call
+
 
 @pytest.fixture(params=["fsspec", "obstore"])
-def place_at(request):
+def engine(request):
+    return request.param
+
+
+@pytest.fixture
+def place_at(engine):
     def place(port):
-        if request.param == "obstore":
+        if engine == "obstore":
             pytest.importorskip("obstore")
         login = {"key": "key", "secret": "secret", "client_kwargs": {"region_name": "us-east-1"}}
         return "s3://bucket/run", {
             **login,
             "endpoint_url": f"http://127.0.0.1:{port}",
-            "engine": request.param,
+            "engine": engine,
         }
 
     return place
 
 
 class TestS3(EndsInTime):
-    pass
+    @pytest.fixture
+    def shared_options(self, engine):
+        return {"session": SESSION} if engine == "fsspec" else {}
 
 
 @pytest.mark.parametrize("engine", ["fsspec", "obstore"])

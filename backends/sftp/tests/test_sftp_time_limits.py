@@ -27,11 +27,11 @@ class TestLogin(EndsInTime):
 def test_data_that_moves_too_slowly_is_an_error_although_every_answer_comes_in_time(
     server, folder_name, slow
 ):
-    options = {**server.options(), "timeout": 2, "min_bytes_per_second": 10**9}
+    options = {**server.options(), "timeout": 1, "min_bytes_per_second": 10**9}
     backend = open_backend(server.uri(folder_name), options)
     if slow == "read":
         backend.put("key", bytes(100 * 32_000))
-    server.script = lambda request, path: time.sleep(0.2) if request == slow else None
+    server.script = lambda request, path: time.sleep(0.1) if request == slow else None
     operations = {
         "write": lambda: backend.put("key", bytes(100 * 32_000)),
         "read": lambda: backend.get("key"),

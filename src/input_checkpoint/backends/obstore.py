@@ -50,6 +50,8 @@ _REDIRECTS = range(300, 400)
 _SMALL_TRANSFER = 1 << 20
 _NO_LIMIT = timedelta(days=1)
 _LONGEST_RETRY = 5.0
+_FIRST_PAUSE = timedelta(seconds=0.25)
+_LONGEST_PAUSE = timedelta(seconds=2)
 _IDLE_CONNECTION = timedelta(seconds=4)  # https://nodejs.org/api/http.html#serverkeepalivetimeout: 5 s
 
 # obstore's exceptions carry nothing but text: the error of the Rust crate object_store, then a dump of it.
@@ -127,7 +129,7 @@ class RequestLimits:
 
     def retry_config(self) -> dict[str, Any]:
         """Return the retries as obstore's ``retry_config``."""
-        pauses = {"init_backoff": timedelta(seconds=0.25), "max_backoff": timedelta(seconds=2), "base": 2}
+        pauses = {"init_backoff": _FIRST_PAUSE, "max_backoff": _LONGEST_PAUSE, "base": 2}
         # A request that ran into a time limit is not repeated: it has taken long enough.
         limit = timedelta(seconds=min(_LONGEST_RETRY, self.limits.timeout / 2))
         return {"max_retries": self.retries, "retry_timeout": limit, "backoff": pauses}
