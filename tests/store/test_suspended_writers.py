@@ -295,7 +295,7 @@ class TestUnknownTimes:
         report = timeless.prune(ic.KeepAll())
         assert list(report.held_back_by) == announcements(any_backend)
         assert report.held_back_by[0] in caplog.text
-        assert "If its process is dead, delete it." in caplog.text
+        assert "If the process is dead, delete it." in caplog.text
 
     def test_data_of_a_crash_stays_while_the_run_is_the_newest(self, any_backend, any_store):
         run = any_store.begin_run("main")
