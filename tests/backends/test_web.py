@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from input_checkpoint import (
     open_backend,
 )
 from tests.support.answering_server import Answer, answering, unused_port
+from tests.support.serving import serving
 
 ELEMENTS = [(b"slot %d" % slot, os.urandom(50_000)) for slot in range(40)]
 CONTENT = bytes(range(10))
@@ -78,20 +79,16 @@ class WithoutSizes(WholeFiles):
 
 @pytest.fixture
 def serve(tmp_path):
-    servers = []
+    with contextlib.ExitStack() as servers:
 
-    def start(handler) -> str:
-        server = http.server.ThreadingHTTPServer(
-            ("127.0.0.1", 0), functools.partial(handler, directory=str(tmp_path))
-        )
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}"
+        def start(handler) -> str:
+            server = http.server.ThreadingHTTPServer(
+                ("127.0.0.1", 0), functools.partial(handler, directory=str(tmp_path))
+            )
+            servers.enter_context(serving(server))
+            return f"http://127.0.0.1:{server.server_port}"
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        yield start
 
 
 @pytest.mark.parametrize("handler", [WholeFiles, WithRanges])

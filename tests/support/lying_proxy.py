@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Callable, Optional
 from urllib.parse import urlsplit
+
+from tests.support.serving import serving
 
 _HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "keep-alive"}
 
@@ -80,14 +81,8 @@ def lying_proxy(server_url: str) -> Iterator[LyingProxy]:
     server = _Server(("127.0.0.1", 0), _Handler)
     server.upstream = urlsplit(server_url).netloc
     server.proxy = LyingProxy(server.server_port)
-    serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    serving.start()
-    try:
+    with serving(server):
         yield server.proxy
-    finally:
-        server.shutdown()
-        serving.join()
-        server.server_close()
 
 
 class _Server(ThreadingHTTPServer):

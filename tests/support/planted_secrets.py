@@ -7,12 +7,13 @@ import html
 import json
 import logging
 import pickle
-import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Callable, Optional
 from urllib.parse import parse_qsl, urlsplit
+
+from tests.support.serving import serving
 
 PRESIGNED = "http://127.0.0.1:1/run?X-Amz-Credential=AKIAELSEWHERE&X-Amz-Signature=signedELSEWHERE1"
 
@@ -77,14 +78,8 @@ def echoing(style: str, status: int) -> Iterator[EchoServer]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     echo.url = f"http://127.0.0.1:{server.server_port}"
-    serving = threading.Thread(target=server.serve_forever, daemon=True)
-    serving.start()
-    try:
+    with serving(server):
         yield echo
-    finally:
-        server.shutdown()
-        serving.join()
-        server.server_close()
 
 
 def everything_shown(error: BaseException) -> str:

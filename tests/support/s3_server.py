@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import boto3
 
 from tests.support.moto_app import make_moto_server
+from tests.support.serving import serving
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,7 @@ class S3Server:
 def running_s3_server() -> Iterator[S3Server]:
     """Run a server with one empty bucket."""
     server = make_moto_server()
-    serving = threading.Thread(target=server.serve_forever, daemon=True)
-    serving.start()
-    try:
+    with serving(server):
         found = S3Server(f"http://127.0.0.1:{server.port}", "bucket")
         boto3.client(
             "s3",
@@ -47,7 +45,3 @@ def running_s3_server() -> Iterator[S3Server]:
             region_name="us-east-1",
         ).create_bucket(Bucket=found.bucket)
         yield found
-    finally:
-        server.shutdown()
-        serving.join()
-        server.server_close()

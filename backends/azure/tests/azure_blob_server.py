@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.support.serving import serving
 
 _MODIFIED = "Tue, 24 Nov 2026 12:00:00 GMT"
 _PATH = "/account/container"
@@ -36,14 +37,8 @@ class BlobServer:
 def blob_server() -> Iterator[BlobServer]:
     """Run a server."""
     server = _Server(("127.0.0.1", 0), _Handler)
-    serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    serving.start()
-    try:
+    with serving(server):
         yield server.state
-    finally:
-        server.shutdown()
-        serving.join()
-        server.server_close()
 
 
 class _Server(ThreadingHTTPServer):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from azure.core.exceptions import ClientAuthenticationError
 
 from input_checkpoint import Backend, BackendError, BackendPermissionError, open_backend
 from input_checkpoint_azure import obstore_engine
+from tests.support.serving import serving
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="obstore needs Python 3.11")
 
@@ -67,12 +67,8 @@ def recorder() -> Iterator[Recorder]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    serving = threading.Thread(target=server.serve_forever, daemon=True)
-    serving.start()
-    yield Recorder(server.server_port, requests)
-    server.shutdown()
-    serving.join()
-    server.server_close()
+    with serving(server):
+        yield Recorder(server.server_port, requests)
 
 
 class Tokens:

@@ -7,13 +7,14 @@ import dataclasses
 import json
 import re
 import ssl
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Callable, Optional
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.support.serving import serving
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,10 @@ def scripted_server(script: Script, certificate: Optional[Path] = None) -> Itera
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     scripted = ScriptedServer(f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}")
     _Handler.scripts[server.server_port] = (script, scripted.received)
-    serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    serving.start()
     try:
-        yield scripted
+        with serving(server):
+            yield scripted
     finally:
-        server.shutdown()
-        serving.join()
-        server.server_close()
         del _Handler.scripts[server.server_port]
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 
 import pytest
 
 from input_checkpoint import Backend, BackendError, BackendNotFoundError, open_backend
 from input_checkpoint_s3.uri import parse_s3_uri
 from tests.support.operations import OPERATIONS
+from tests.support.serving import serving
 
 NEEDS_OBSTORE = pytest.mark.skipif(sys.version_info < (3, 11), reason="obstore needs Python 3.11")
 ARN = "arn:aws:s3:eu-north-1:123456789012:accesspoint/training"
@@ -59,12 +59,8 @@ def proxy() -> Iterator[Proxy]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     recorder = Proxy(server.server_port)
-    serving = Thread(target=server.serve_forever, daemon=True)
-    serving.start()
-    yield recorder
-    server.shutdown()
-    serving.join()
-    server.server_close()
+    with serving(server):
+        yield recorder
 
 
 @pytest.fixture

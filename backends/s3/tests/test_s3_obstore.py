@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from input_checkpoint import (
     open_backend,
 )
 from tests.support.answering_server import Answer, answering, write_self_signed_certificate
+from tests.support.serving import serving
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="obstore needs Python 3.11")
 
@@ -71,12 +71,8 @@ def recording() -> Iterator[Recorder]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     recorder.url = f"http://127.0.0.1:{server.server_port}"
-    serving = threading.Thread(target=server.serve_forever, daemon=True)
-    serving.start()
-    yield recorder
-    server.shutdown()
-    serving.join()
-    server.server_close()
+    with serving(server):
+        yield recorder
 
 
 @pytest.fixture
