@@ -171,9 +171,11 @@ def killed_at_change(backend: Backend, number: int) -> Backend:
     def watch(event: str, arguments: tuple[object, ...]) -> None:
         nonlocal changes
         changing = event in ("os.link", "os.rename", "os.remove", "os.rmdir", "os.mkdir") or (
-            event == "open" and isinstance(arguments[1], str) and "w" in arguments[1]
+            event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_CREAT
         )
-        if changing and os.fspath(arguments[0]).startswith(folder):
+        # The backend names files relative to an open folder.
+        path = arguments[0]
+        if changing and isinstance(path, str) and (path.startswith(folder) or not os.path.isabs(path)):
             changes += 1
             if changes == number:
                 os.kill(os.getpid(), signal.SIGKILL)

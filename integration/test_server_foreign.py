@@ -50,7 +50,8 @@ def test_objects_with_names_that_are_nearly_ours_stay(server: Server, place: Pla
 def check_stay_in_bucket(backend: ObjectStoreBackend, names: Sequence[str]) -> None:
     # Its own requests take any name: only `put` and the others insist on keys.
     def plant(name: str, data: bytes) -> None:
-        backend.upload(backend.prefix + name, data, if_absent=False)
+        # The mark of a folder has no content. The emulator of Cloud Storage drops it.
+        backend.upload(backend.prefix + name, b"" if name.endswith("/") else data, if_absent=False)
 
     def stored() -> dict[str, object]:
         names = [info.key for info in backend.list_objects(backend.prefix)]

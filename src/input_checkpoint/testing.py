@@ -115,6 +115,7 @@ class BackendContract:
     def test_an_empty_object_is_an_object(self, backend: Backend) -> None:
         backend.put("empty", b"")
         assert backend.get("empty") == b""
+        assert backend.get("empty", 0, 1) == b""
         assert [(info.key, info.size) for info in backend.list()] == [("empty", 0)]
 
     def test_a_large_object_is_stored_and_returned_unchanged(self, backend: Backend) -> None:

@@ -18,6 +18,8 @@ _NO_CONTENT = 204
 _REDIRECTS = range(300, 400)
 _MAX_EMPTY_PAGES = 1000
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_RANGE_OF_NOTHING = "bytes 0--1/0"
+"""What the emulator Azurite answers about an empty object. The services answer with status 416."""
 
 
 class UnexpectedAnswerError(Exception):
@@ -131,6 +133,8 @@ def range_length(head: AnswerHead, start: int, end: Optional[int]) -> int:
         UnexpectedAnswerError: it is not the requested range.
     """
     received = head.headers.get("content-range", "").strip()
+    if received == _RANGE_OF_NOTHING:
+        return 0
     match = _CONTENT_RANGE.fullmatch(received)
     if match:
         first, last, size = match.groups()
