@@ -1,9 +1,9 @@
-"""moto's S3 server with atomic conditional writes.
+"""moto's S3 server with atomic conditional writes, lists and deletes.
 
 moto checks whether a key exists and then stores the object, so two of its threads can both report that they
 created it. S3 makes conditional writes atomic
 (https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html). The tests in
-``integration/`` race writers on real servers.
+``integration/`` race writers on real servers. A list also fails with 500 if an object is deleted meanwhile.
 
 ``python -m tests.support.moto_app PORT`` runs the server as a process.
 """
@@ -23,8 +23,8 @@ _THREADS = 16
 _MAX_BODY_BYTES = 8 << 30
 
 
-class SerializeConditionalWrites:
-    """WSGI middleware that serializes conditional writes. All other requests run in parallel."""
+class SerializeWhatRaces:
+    """WSGI middleware that serializes conditional writes, lists and deletes. The rest runs in parallel."""
 
     def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
         self._app = app
@@ -32,10 +32,17 @@ class SerializeConditionalWrites:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer one request."""
-        if "HTTP_IF_NONE_MATCH" not in environ or environ["REQUEST_METHOD"] != "PUT":
+        if not _races(environ):
             return self._app(environ, start_response)
         with self._lock:
             return self._app(environ, start_response)
+
+
+def _races(environ: dict[str, Any]) -> bool:
+    method, query = environ["REQUEST_METHOD"], environ.get("QUERY_STRING", "")
+    if method == "PUT":
+        return "HTTP_IF_NONE_MATCH" in environ
+    return method == "DELETE" or "list-type=2" in query or (method == "POST" and query.startswith("delete"))
 
 
 def make_moto_server(port: int = 0) -> BaseWSGIServer:
@@ -57,8 +64,8 @@ def serve(port: int) -> None:
     )
 
 
-def _app() -> SerializeConditionalWrites:
-    return SerializeConditionalWrites(DomainDispatcherApplication(create_backend_app))
+def _app() -> SerializeWhatRaces:
+    return SerializeWhatRaces(DomainDispatcherApplication(create_backend_app))
 
 
 if __name__ == "__main__":
