@@ -54,8 +54,8 @@ def check_stay_in_bucket(backend: ObjectStoreBackend, names: Sequence[str]) -> N
         backend.upload(backend.prefix + name, b"" if name.endswith("/") else data, if_absent=False)
 
     def stored() -> dict[str, object]:
-        names = [info.key for info in backend.list_objects(backend.prefix)]
-        return {name: backend.download(name, 0, None) for name in names}
+        found = list(backend.list_objects(backend.prefix))
+        return {info.key: backend.download(info.key, 0, None) if info.size else b"" for info in found}
 
     check_objects_stay(lambda: backend, plant, stored, names)
 
