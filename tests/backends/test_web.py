@@ -20,6 +20,7 @@ from input_checkpoint import (
     open_backend,
 )
 from tests.support.answering_server import Answer, answering, unused_port
+from tests.support.misbehaving_server import misbehaving
 from tests.support.serving import serving
 
 ELEMENTS = [(b"slot %d" % slot, os.urandom(50_000)) for slot in range(40)]
@@ -136,6 +137,14 @@ class TestErrors:
         with answering(Answer(status)) as url, pytest.raises(BackendError) as raised:
             open_backend(url).get("key", start, end)
         assert type(raised.value) is error
+
+    def test_an_answer_that_is_not_http_is_no_refusal(self, start, end):
+        def answer(connection):
+            connection.recv(65536)
+            connection.sendall(b"not a status line\r\n\r\n")
+
+        with misbehaving(answer) as port, pytest.raises(BackendUnavailableError):
+            open_backend(f"http://127.0.0.1:{port}").get("key", start, end)
 
     def test_a_server_that_is_down_does_not_mean_that_the_object_is_missing(self, start, end):
         with pytest.raises(BackendUnavailableError):

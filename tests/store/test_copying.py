@@ -161,6 +161,11 @@ class TestCompleteCopy:
             packs = [pack.key for pack in source._catalog.header(info.ref).packs]
             assert max(map(writes.index, packs)) < writes.index(manifest_key(info.ref))
 
+    def test_a_source_that_is_down_is_no_read_only_source(self, source, source_backend, target_backend):
+        down = Failing(source_backend, "put", "", ic.BackendUnavailableError("down"))
+        with pytest.raises(ic.BackendUnavailableError):
+            open_store(down).copy_to(open_store(target_backend))
+
     def test_a_read_only_source_can_be_copied(self, source, source_backend, target_backend):
         read_only = Failing(source_backend, "put", "", ic.BackendPermissionError("read only"))
         assert open_store(read_only).copy_to(open_store(target_backend)).ok

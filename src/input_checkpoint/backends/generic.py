@@ -52,6 +52,8 @@ _SIZES_AT_ONCE = 64
 _PERMISSION_STATUS = {401, 403}
 _NOT_FOUND_STATUS = {404, 410}
 _TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
+_UNREADABLE_HTTP = "aiohttp.http_exceptions"
+"""Where the causes of errors are defined that say that an answer is not HTTP."""
 _BROKEN_ARCHIVE = (zipfile.BadZipFile, tarfile.TarError, zlib.error)
 
 _UNSAFE_WRITES = {
@@ -449,6 +451,8 @@ def _diagnose(error: Exception) -> tuple[type[BackendError], str]:
 
 def _http_status(error: Exception) -> Optional[int]:
     """Return the HTTP status in an exception of aiohttp or requests."""
+    if type(error.__cause__).__module__ == _UNREADABLE_HTTP:
+        return None  # aiohttp calls it status 400, which no server has sent
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None
 

@@ -21,6 +21,7 @@ from input_checkpoint.backends.probe_keys import PROBE_PREFIX
 from input_checkpoint.checkpoint import CheckpointRef, problems_to_list
 from input_checkpoint.errors import (
     BackendError,
+    BackendUnavailableError,
     CheckpointNotFoundError,
     CorruptCheckpointError,
     DifferentHistoryError,
@@ -238,13 +239,19 @@ class _WorkerCopier:
 
     @contextlib.contextmanager
     def _announced(self) -> Iterator[None]:
-        """Announce the copy in both stores. A source that cannot be written to is copied without it."""
+        """Announce the copy in both stores. A source that cannot be written to is copied without it.
+
+        Raises:
+            BackendUnavailableError: one of the storages failed.
+        """
         with contextlib.ExitStack() as announcements:
             announcements.enter_context(self._at_target.in_force())
             self._delete_earlier_announcements(self._target, self._at_target)
             try:
                 announcements.enter_context(self._at_source.in_force())
                 self._delete_earlier_announcements(self._source, self._at_source)
+            except BackendUnavailableError:
+                raise
             except BackendError as error:
                 logger.info(
                     "%s cannot be written to, so a prune there may remove checkpoints during the copy. These "
