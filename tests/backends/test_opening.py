@@ -417,7 +417,7 @@ class TestGeneric:
     @pytest.mark.parametrize("kind", ["zip", "tar"])
     def test_an_archive_that_is_none_is_refused(self, tmp_path, kind):
         (tmp_path / "text").write_text("no archive")
-        with pytest.raises(BackendError, match="the archive is damaged, or is no archive") as raised:
+        with pytest.raises(BackendError, match="the archive is damaged, or not an archive") as raised:
             open_backend(f"{kind}::file://{tmp_path}/text")
         assert not isinstance(raised.value, BackendUnavailableError)
 

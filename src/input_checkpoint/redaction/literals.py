@@ -35,6 +35,7 @@ _PARAMETER = re.compile(r"[a-z]{2,6}=.")
 """The start of the value of SharedAccessSignature, which has names of its own."""
 _AFTER_SCHEME_WORD = re.compile(r"[A-Za-z0-9-]+ (\S+)\Z")
 _SEPARATOR = re.compile(r"[\s/'\"@:?#]+")
+_WORD = re.compile("[a-z]{6,9}")
 _RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Z])\S{16,}")
 
 
@@ -83,12 +84,20 @@ def redact_literals(text: str, secrets: Iterable[str]) -> str:
     Example:
         >>> redact_literals("GET /?pw=p%40ssw%C3%B6rd, Basic am9lOnBAc3N3w7ZyZA==", ["p@sswörd"])
         'GET /?pw=***, Basic am9lOn***A=='
+        >>> redact_literals("bytes_per_second=1 joe:second@host", ["second"])
+        'bytes_per_second=1 joe:***@host'
     """
     lowered = text.lower()
     found = {form for secret in secrets for form, lower in _spellings(secret) if lower in lowered}
     for form in sorted(found, key=len, reverse=True):
-        text = re.sub(re.escape(form), HIDDEN, text, flags=re.IGNORECASE)
+        text = re.sub(_pattern(form), HIDDEN, text, flags=re.IGNORECASE)
     return text
+
+
+def _pattern(form: str) -> str:
+    if _WORD.fullmatch(form):  # part of a longer word, it is no password
+        return rf"(?<![a-z0-9_]){form}(?![a-z0-9_])"
+    return re.escape(form)
 
 
 def _secrets_in_text(name: str, text: str) -> Iterator[str]:
