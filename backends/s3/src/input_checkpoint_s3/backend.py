@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Optional
 
 import s3fs
@@ -29,8 +30,10 @@ from input_checkpoint_s3.obstore_engine import open_with_obstore
 from input_checkpoint_s3.time_limits import read_options
 from input_checkpoint_s3.uri import parse_s3_uri
 
-_RETRIES = 2
+_OPENING_SECONDS = 10.0
+"""Time to open a client, if `timeout` is shorter: botocore reads its models, however little is sent."""
 
+_RETRIES = 2
 _CONNECTION = {"max_pool_connections": 32, "retries": {"mode": "standard", "max_attempts": 2}}
 """The user's config_kwargs take precedence."""
 _RECEIVED_BLOCK = 1 << 20
@@ -71,7 +74,8 @@ class S3Backend(ObjectStoreBackend):
         # Read again, because fsspec's configuration may hold renewed credentials.
         limits, options = read_options(self.uri, self._storage_options)
         filesystem = s3fs.S3FileSystem(**_filesystem_options(options, limits))
-        with limits.start().enforced_by_fsspec() as seconds:
+        opening = replace(limits, timeout=max(limits.timeout, _OPENING_SECONDS))
+        with opening.start().enforced_by_fsspec() as seconds:
             filesystem.connect(timeout=seconds)
         check_client_sends_conditions(filesystem.s3, self.uri)
         _disable_expect_header(filesystem.s3)
