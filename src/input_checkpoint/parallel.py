@@ -96,7 +96,7 @@ class DaemonExecutor(Executor):
                 if not self._waiting:
                     return
                 future, work = self._waiting.popleft()
-            _run_into(future, work)
+            run_into(future, work)
             # An idle thread must not keep the last result in memory.
             del future, work
 
@@ -111,7 +111,8 @@ def is_interrupt(error: Optional[BaseException]) -> bool:
     return error is not None and not isinstance(error, (Exception, GeneratorExit))
 
 
-def _run_into(future: Future[Any], work: Callable[[], Any]) -> None:
+def run_into(future: Future[Any], work: Callable[[], Any]) -> None:
+    """Let a future have the result of a function, or its exception. The target of a thread."""
     if not future.set_running_or_notify_cancel():
         return
     try:

@@ -200,3 +200,13 @@ def may_begin_keys(prefix: str) -> bool:
     """
     folder, slash, _ = prefix.rpartition("/")
     return not slash or is_key(folder)
+
+
+def may_hold_keys(folder: str, prefix: str) -> bool:
+    """Return whether valid keys below a folder may start with a prefix.
+
+    Example:
+        >>> may_hold_keys("packs", "packs/ma"), may_hold_keys("pins", "packs/ma")
+        (True, False)
+    """
+    return is_key(folder) and (f"{folder}/".startswith(prefix) or prefix.startswith(f"{folder}/"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import logging
 import math
 import os
 import stat
@@ -14,8 +13,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Optional
 
-from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key, is_key, may_begin_keys
+from input_checkpoint.backends.base import (
+    Backend,
+    Data,
+    ObjectInfo,
+    check_key,
+    is_key,
+    may_begin_keys,
+    may_hold_keys,
+)
 from input_checkpoint.backends.folder_permissions import warn_if_anybody_may_write
+from input_checkpoint.backends.ignored_files import IgnoredFiles
 from input_checkpoint.backends.leftovers import (
     FolderPatterns,
     is_temporary,
@@ -45,10 +53,7 @@ from input_checkpoint.errors import (
     ObjectNotFoundError,
 )
 
-logger = logging.getLogger(__name__)
-
 _FOLDER_ATTEMPTS = 20
-_MAX_WARNINGS = 20
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _PERMISSION_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _BAD_PATH_ERRORS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
@@ -119,7 +124,7 @@ class LocalBackend(Backend):
         super().__init__(location.uri)
         self._root = Path(location.path)
         self._durable_folders: set[str] = set()
-        self._warned: set[str] = set()
+        self._ignored = IgnoredFiles()
         with self._errors("open"):
             is_file = self._root.exists() and not self._root.is_dir()
         if is_file:
@@ -165,7 +170,7 @@ class LocalBackend(Backend):
         top = prefix.rpartition("/")[0]
         found: dict[str, ObjectInfo] = {}
         with self._errors("list", prefix=top):
-            for folder, entries in self._walk(top, lambda key: is_key(key) and _overlap(key, prefix)):
+            for folder, entries in self._walk(top, lambda below: may_hold_keys(below, prefix)):
                 for name, status in entries:
                     key = f"{folder}/{name}" if folder else name
                     if key.startswith(prefix) and is_key(key) and self._is_object(key, status):
@@ -318,13 +323,8 @@ class LocalBackend(Backend):
         """Return whether something is a file. Log a warning about links and special files."""
         if stat.S_ISREG(status.st_mode):
             return True
-        if not stat.S_ISDIR(status.st_mode) and key not in self._warned and len(self._warned) < _MAX_WARNINGS:
-            self._warned.add(key)
-            logger.warning(
-                "%s is %s, not a regular file. It is ignored, and links are not followed.",
-                self._root / key,
-                describe_kind(status.st_mode),
-            )
+        if not stat.S_ISDIR(status.st_mode):
+            self._ignored.warn_of(str(self._root / key), describe_kind(status.st_mode))
         return False
 
     def _remove_empty_folders(self, names: Sequence[str]) -> None:
@@ -392,11 +392,6 @@ def _split(path: str) -> tuple[Sequence[str], str]:
     """Return the names of the folders above a file, and its own name."""
     *names, name = path.split("/")
     return names, name
-
-
-def _overlap(folder: str, prefix: str) -> bool:
-    """Return whether keys below a folder may start with a prefix."""
-    return f"{folder}/".startswith(prefix) or prefix.startswith(f"{folder}/")
 
 
 def _open_or_make(above: int, name: str, path: str) -> tuple[int, bool]:

@@ -26,6 +26,7 @@ from fsspec.exceptions import FSTimeoutError
 from input_checkpoint.backends.causes import raise_from
 from input_checkpoint.backends.redaction import redact_uri
 from input_checkpoint.errors import BackendError
+from input_checkpoint.parallel import run_into
 
 OPTIONS = ("timeout", "min_bytes_per_second")
 """The storage_options that set time limits."""
@@ -269,15 +270,10 @@ def run_in_thread(work: Callable[[], _Result], deadline: Deadline) -> _Result:
         TimeLimitExceededError: the time is up, or too many requests hang.
     """
     outcome: concurrent.futures.Future[_Result] = concurrent.futures.Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:
-            outcome.set_exception(error)
-
     _check_abandoned()
-    thread = threading.Thread(target=run, name="input-checkpoint-request", daemon=True)
+    thread = threading.Thread(
+        target=run_into, args=(outcome, work), name="input-checkpoint-request", daemon=True
+    )
     thread.start()
     while not outcome.done():
         left = deadline.left

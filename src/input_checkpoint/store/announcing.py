@@ -12,9 +12,9 @@ from input_checkpoint.backends.base import Backend
 from input_checkpoint.errors import (
     BackendError,
     BackendUnavailableError,
-    ObjectNotFoundError,
     SaveExpiredError,
 )
+from input_checkpoint.store.bounded_reads import exists
 
 STALE_ANNOUNCEMENT_SECONDS = 24 * 3600.0
 """Age at which a prune presumes that the process behind an announcement is dead, and deletes the
@@ -81,7 +81,7 @@ class Announcement:
         old, self._key = self._key, self._new_key(uuid.uuid4().hex)
         self.keys = frozenset({old, self._key})
         self._write()
-        if not self._exists(old):
+        if not exists(self._backend, old):
             raise self.expired_error("Nothing was committed.")
         self._backend.delete([old])
         self.keys = frozenset({self._key})
@@ -92,7 +92,7 @@ class Announcement:
         Args:
             listed: keys from a listing. If the announcement is among them, nothing is requested.
         """
-        return self._key in listed or self._exists(self._key)
+        return self._key in listed or exists(self._backend, self._key)
 
     def expired_error(self, outcome: str) -> SaveExpiredError:
         """Return the error for an announcement that is not in force any more."""
@@ -108,13 +108,6 @@ class Announcement:
     def _write(self) -> None:
         self._backend.put(self._key, b"")
         self._written = _now()
-
-    def _exists(self, key: str) -> bool:
-        try:
-            self._backend.get(key, 0, 1)
-        except ObjectNotFoundError:
-            return False
-        return True
 
 
 def _now() -> tuple[float, float]:

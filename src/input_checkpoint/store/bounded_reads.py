@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass
 
 from input_checkpoint.backends.base import Backend, Data
+from input_checkpoint.errors import ObjectNotFoundError
 from input_checkpoint.format.manifest import (
     HEAD_BYTES,
     Header,
@@ -33,6 +34,15 @@ def read_at_most(backend: Backend, key: str, size: int) -> bytes:
         BackendError: the storage failed.
     """
     return backend.get(key, 0, size + 1)
+
+
+def exists(backend: Backend, key: str) -> bool:
+    """Return whether an object is there now. Reads its first byte."""
+    try:
+        backend.get(key, 0, 1)
+    except ObjectNotFoundError:
+        return False
+    return True
 
 
 def read_header(backend: Backend, key: str) -> Header:

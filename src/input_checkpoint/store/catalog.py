@@ -14,7 +14,6 @@ from input_checkpoint.errors import (
     BackendError,
     CheckpointNotFoundError,
     CorruptCheckpointError,
-    InconsistentListingError,
     ObjectNotFoundError,
 )
 from input_checkpoint.format.keys import (
@@ -37,7 +36,14 @@ from input_checkpoint.format.manifest import (
 )
 from input_checkpoint.parallel import map_ordered, run_both
 from input_checkpoint.state import ElementBatch
-from input_checkpoint.store.bounded_reads import StoredManifest, read_at_most, read_header, read_manifest
+from input_checkpoint.store.bounded_reads import (
+    StoredManifest,
+    exists,
+    read_at_most,
+    read_header,
+    read_manifest,
+)
+from input_checkpoint.store.contradictions import inconsistent_listing
 from input_checkpoint.store.reading import read_batches
 from input_checkpoint.store.rereading import read_again_if_damaged
 
@@ -114,28 +120,24 @@ class Catalog:
             concurrency: how many are read at once.
         """
 
-        def exists(key: str) -> bool:
+        def is_whole(key: str) -> bool:
             last = max(sizes[key], 1) - 1
             try:
                 return len(self.backend.get(key, last, last + 1)) == 1
             except ObjectNotFoundError:
                 return False
 
-        return {key for key, found in zip(sizes, map_ordered(exists, sizes, concurrency)) if found}
+        return {key for key, found in zip(sizes, map_ordered(is_whole, sizes, concurrency)) if found}
 
     def committed(self, refs: Collection[CheckpointRef]) -> set[CheckpointRef]:
         """Return which checkpoints are there now, damaged or not. Requests each manifest, and no listing."""
         keys = {manifest_key(ref): ref for ref in sorted(refs)}
         found = map_ordered(self.exists, keys, _HEADERS_AT_ONCE)
-        return {ref for ref, exists in zip(keys.values(), found) if exists}
+        return {ref for ref, is_there in zip(keys.values(), found) if is_there}
 
     def exists(self, key: str) -> bool:
         """Whether an object is there now. Reads its first byte."""
-        try:
-            self.backend.get(key, 0, 1)
-        except ObjectNotFoundError:
-            return False
-        return True
+        return exists(self.backend, key)
 
     def header(self, ref: CheckpointRef) -> Header:
         """Return the header of a manifest. Reads it once: a manifest never changes."""
@@ -231,9 +233,8 @@ class Catalog:
             if listing is not None:
                 return listing
         prefix = lineages_prefix(worker)
-        raise InconsistentListingError(
-            f"{self.backend.uri}: the listings of {prefix} contradict each other. The storage, or a proxy in "
-            "front of it, gives wrong answers. Check what answers at this URI, then try again.",
+        raise inconsistent_listing(
+            f"{self.backend.uri}: the listings of {prefix} contradict each other",
             uri=self.backend.uri,
             key=prefix,
         )

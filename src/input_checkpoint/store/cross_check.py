@@ -14,6 +14,7 @@ from input_checkpoint.checkpoint import CheckpointRef
 from input_checkpoint.errors import InconsistentListingError
 from input_checkpoint.format.keys import checkpoints_prefix, manifest_key, parse_pack_key
 from input_checkpoint.store.catalog import Catalog
+from input_checkpoint.store.contradictions import inconsistent_listing
 
 _ATTEMPTS = 10
 
@@ -49,10 +50,10 @@ def owners(packs: Iterable[str]) -> set[CheckpointRef]:
 
 def _error(catalog: Catalog, worker: str, ref: CheckpointRef) -> InconsistentListingError:
     uri, key = catalog.backend.uri, manifest_key(ref)
-    return InconsistentListingError(
+    return inconsistent_listing(
         f"{uri}: the listing of {checkpoints_prefix(worker)} does not contain {key}, although this object "
-        "exists. The storage, or a proxy in front of it, gives wrong answers. No data was removed because of "
-        "this listing. Check what answers at this URI, then try again.",
+        "exists",
+        "No data was removed because of this listing.",
         uri=uri,
         key=key,
         ref=ref,

@@ -13,6 +13,7 @@ from input_checkpoint.errors import (
 )
 from input_checkpoint.format.keys import lineage_key, lineages_prefix
 from input_checkpoint.store.catalog import Catalog, RunListing
+from input_checkpoint.store.contradictions import inconsistent_listing
 
 _STOP = "Stop it, or give it a URI of its own."
 
@@ -105,11 +106,10 @@ class Fence:
             raise self._incomplete_listing(key, "although this object exists")
 
     def _incomplete_listing(self, key: str, evidence: str) -> InconsistentListingError:
-        return InconsistentListingError(
-            f"{self._uri}: the listing of {lineages_prefix(self._worker)} does not contain {key}, "
-            f"{evidence}. The storage, or a proxy in front of it, gives wrong answers. So it is not known "
-            "whether a newer run has begun, and nothing was committed or removed because of this listing. "
-            "Check what answers at this URI, then try again.",
+        return inconsistent_listing(
+            f"{self._uri}: the listing of {lineages_prefix(self._worker)} does not contain {key}, {evidence}",
+            "So it is not known whether a newer run has begun, and nothing was committed or removed because "
+            "of this listing.",
             uri=self._uri,
             key=key,
         )

@@ -15,7 +15,6 @@ from input_checkpoint.errors import (
     BackendError,
     CheckpointNotFoundError,
     CorruptCheckpointError,
-    InconsistentListingError,
 )
 from input_checkpoint.format.keys import (
     manifest_key,
@@ -29,6 +28,7 @@ from input_checkpoint.parallel import map_ordered
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.store.announcing import Announcement
 from input_checkpoint.store.catalog import Catalog, RunListing
+from input_checkpoint.store.contradictions import inconsistent_listing
 from input_checkpoint.store.cross_check import checked_refs, owners
 from input_checkpoint.store.fencing import Fence
 from input_checkpoint.store.pins import read_pin, read_pins
@@ -290,10 +290,9 @@ class Pruner:
             except CheckpointNotFoundError as error:
                 # Another process may have just removed it.
                 if self._catalog.holds(ref):
-                    raise InconsistentListingError(
-                        f"{error}, although it is listed. The storage, or a proxy in front of it, gives "
-                        "wrong answers. No data was removed because of this. Check what answers at this URI, "
-                        "then try again.",
+                    raise inconsistent_listing(
+                        f"{error}, although it is listed",
+                        "No data was removed because of this.",
                         uri=error.uri,
                         key=error.key,
                         ref=ref,

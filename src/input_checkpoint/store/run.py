@@ -27,6 +27,7 @@ from input_checkpoint.format.lineage import Lineage, encode_lineage, next_lineag
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.state import IteratorState
 from input_checkpoint.store.catalog import Catalog, WorkerListing
+from input_checkpoint.store.contradictions import inconsistent_listing
 from input_checkpoint.store.fencing import Fence
 from input_checkpoint.store.leftovers import remove_leftovers
 from input_checkpoint.store.pruning import ORPHAN_AGE_SECONDS, Pruner, PruneReport, ReleasedPacks
@@ -240,10 +241,10 @@ def _list_after(catalog: Catalog, worker: str, taken: int) -> WorkerListing:
 
 def _unlisted(catalog: Catalog, worker: str, taken: int) -> InconsistentListingError:
     uri, key = catalog.backend.uri, lineage_key(worker, taken)
-    return InconsistentListingError(
+    return inconsistent_listing(
         f"{uri}: {key} could not be created because it exists, but the listing of {lineages_prefix(worker)} "
-        "does not contain it. The storage, or a proxy in front of it, gives wrong answers. No run was begun. "
-        "Check what answers at this URI, then try again.",
+        "does not contain it",
+        "No run was begun.",
         uri=uri,
         key=key,
     )

@@ -118,6 +118,3 @@ class DrawGuard:
             "before_run, in SessionRunArgs.",
             uri=self._uri,
         )
-
-
-__all__ = ["DrawGuard"]

@@ -142,6 +142,3 @@ class DrawWatch:
             values = self._run(list(tensors.values()))
             self._names = dict(zip(values, tensors))
         return replace(draw, iterator=self._names.get(draw.iterator, draw.iterator))
-
-
-__all__ = ["DrawWatch"]

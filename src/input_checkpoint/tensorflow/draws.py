@@ -236,6 +236,3 @@ def _identity(source: Any, fed: Mapping[str, Any]) -> Union[str, bytes]:
         for real in _sources(handle.op.inputs):
             return str(real.name)
     return str(source.name)
-
-
-__all__ = ["Draw", "InputUse", "InputUseReader", "check_queue_runners", "handles"]

@@ -15,7 +15,6 @@ from google.protobuf import text_format
 
 from input_checkpoint.errors import InputCheckpointError
 from input_checkpoint.tensorflow.model_files import check_regular, digest_file
-from input_checkpoint.training.model_directory import default_backend_uri as default_backend_uri
 from input_checkpoint.training.model_directory import is_uri
 
 _STEP = re.compile(r"-([0-9]{1,18})$")

@@ -23,13 +23,13 @@ from input_checkpoint.tensorflow.iterators import (
 )
 from input_checkpoint.tensorflow.model_checkpoints import (
     add_latest,
-    default_backend_uri,
     index_digest,
     latest_model_step,
 )
 from input_checkpoint.tensorflow.model_link import ModelLink
 from input_checkpoint.tensorflow.unfinished_step import model_beside
 from input_checkpoint.training.background_saver import BackgroundSaver
+from input_checkpoint.training.model_directory import default_backend_uri
 from input_checkpoint.training.pipeline_check import PipelineCheck
 from input_checkpoint.training.progress import Progress
 from input_checkpoint.training.resuming import Resumer

@@ -69,6 +69,3 @@ def is_session_model(
     if saves_first and (after is None or after.is_exact):
         return False
     return latest is None or latest in steps
-
-
-__all__ = ["StateStamp", "is_session_model", "read_stamp"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import os
 import posixpath
@@ -17,9 +16,18 @@ import asyncssh
 from asyncssh.constants import FILEXFER_TYPE_DIRECTORY, FILEXFER_TYPE_REGULAR
 from fsspec.config import apply_config
 
-from input_checkpoint.backends.base import Backend, Data, ObjectInfo, check_key, is_key, may_begin_keys
+from input_checkpoint.backends.base import (
+    Backend,
+    Data,
+    ObjectInfo,
+    check_key,
+    is_key,
+    may_begin_keys,
+    may_hold_keys,
+)
 from input_checkpoint.backends.causes import raise_from
 from input_checkpoint.backends.configuration import update_configuration
+from input_checkpoint.backends.ignored_files import IgnoredFiles
 from input_checkpoint.backends.leftovers import FolderPatterns, is_temporary, stale_files
 from input_checkpoint.backends.reopening import ReopeningClient
 from input_checkpoint.backends.time_limits import TimeLimitExceededError, split_time_limits
@@ -39,9 +47,6 @@ from input_checkpoint_sftp.files import (
 from input_checkpoint_sftp.login import Login
 from input_checkpoint_sftp.paths import check_folders, describe_kind, is_file, look_up
 
-logger = logging.getLogger(__name__)
-
-_MAX_WARNINGS = 20
 _LOGIN_FIELDS = ("known_hosts", "host_key_policy")
 _FSSPEC_ONLY_OPTIONS = ("temppath", "skip_instance_cache", "use_listings_cache")
 _NONE_MEANS_UNSET = ("username", "password", "port", "key_filename", "passphrase")
@@ -94,7 +99,7 @@ class SftpBackend(Backend):
                 uri=self.uri,
             )
         self._root = posixpath.normpath("/" + address.path.strip("/"))
-        self._warned: set[str] = set()
+        self._ignored = IgnoredFiles()
 
         def login() -> Login:
             update_configuration()
@@ -133,7 +138,7 @@ class SftpBackend(Backend):
             return [
                 ObjectInfo(key, attributes.size or 0, _modified(attributes))
                 async for folder, entries in self._walk(
-                    session, top, lambda folder: is_key(folder) and _overlap(folder, prefix)
+                    session, top, lambda below: may_hold_keys(below, prefix)
                 )
                 for key, attributes in _named(folder, entries)
                 if key.startswith(prefix) and is_key(key) and self._is_object(key, attributes)
@@ -245,16 +250,8 @@ class SftpBackend(Backend):
         """Return whether something is a file. Log a warning about links and special files."""
         if is_file(attributes):
             return True
-        is_folder = attributes.type == FILEXFER_TYPE_DIRECTORY
-        if not is_folder and key not in self._warned and len(self._warned) < _MAX_WARNINGS:
-            self._warned.add(key)
-            kind = describe_kind(attributes)
-            logger.warning(
-                "%s/%s is %s, not a regular file. It is ignored, and links are not followed.",
-                self.uri,
-                key,
-                kind,
-            )
+        if attributes.type != FILEXFER_TYPE_DIRECTORY:
+            self._ignored.warn_of(f"{self.uri}/{key}", describe_kind(attributes))
         return False
 
     def _path(self, key: str) -> str:
@@ -329,11 +326,6 @@ class _FsspecProtocols:
 def _named(folder: str, entries: Iterable[asyncssh.SFTPName]) -> Iterator[tuple[str, asyncssh.SFTPAttrs]]:
     """Return the path of each entry below the root, and its attributes."""
     return ((f"{folder}/{entry.filename!s}".lstrip("/"), entry.attrs) for entry in entries)
-
-
-def _overlap(folder: str, prefix: str) -> bool:
-    """Return whether keys below a folder may start with a prefix."""
-    return f"{folder}/".startswith(prefix) or prefix.startswith(f"{folder}/")
 
 
 def _modified(attributes: asyncssh.SFTPAttrs) -> Optional[float]:
