@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -42,13 +41,7 @@ def s3_server() -> Iterator[S3Server]:
 @pytest.fixture(scope="session")
 def s3_client(s3_server: S3Server) -> Any:
     """A boto3 client of the server, to look at what is stored independently of the library."""
-    return boto3.client(
-        "s3",
-        endpoint_url=s3_server.url,
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-        region_name="us-east-1",
-    )
+    return s3_server.client()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import socket
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 
 import input_checkpoint as ic
 from input_checkpoint.backends.retrying import RetryingBackend
+from tests.support.misbehaving_server import misbehaving
 from tests.support.operations import OPERATIONS, every_operation
 from tests.support.planted_secrets import EchoServer, attempt, echoing
 
@@ -121,27 +121,14 @@ class TestFtp:
     @pytest.fixture
     def port(self) -> Iterator[int]:
         def answer(connection: socket.socket) -> None:
-            with connection:
-                connection.sendall(b"220 ready\r\n")
-                for line in connection.makefile("rb"):
-                    said = line.decode().strip()
-                    reply = "331 password" if said.startswith("USER") else f"530 refused: {said}"
-                    connection.sendall(f"{reply}\r\n".encode())
+            connection.sendall(b"220 ready\r\n")
+            for line in connection.makefile("rb"):
+                said = line.decode().strip()
+                reply = "331 password" if said.startswith("USER") else f"530 refused: {said}"
+                connection.sendall(f"{reply}\r\n".encode())
 
-        def accept(listener: socket.socket) -> None:
-            while True:
-                try:
-                    connection = listener.accept()[0]
-                except OSError:
-                    return
-                threading.Thread(target=answer, args=(connection,), daemon=True).start()
-
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(5)
-            threading.Thread(target=accept, args=(listener,), daemon=True).start()
-            yield listener.getsockname()[1]
-            listener.shutdown(socket.SHUT_RDWR)
+        with misbehaving(answer) as port:
+            yield port
 
     def test_a_refused_login_shows_no_password(self, port: int) -> None:
         error, shown = attempt(lambda: ic.CheckpointStore.open(f"{self.URI}:{port}/run"))

@@ -164,12 +164,13 @@ class TestAnnouncements:
         assert max([*others, *copies]) < prune_announcement_key("main", 1, "0" * 8)
 
 
-class TestLineages:
-    RECORDS = {number: lineage_key("main", number) for number in (1, 2, 3)}  # noqa: RUF012
+RECORDS = {number: lineage_key("main", number) for number in (1, 2, 3)}
 
+
+class TestLineages:
     def test_a_record_is_removed_with_the_last_checkpoint_of_its_lineage(self):
-        assert unneeded_lineages(NEWEST, self.RECORDS, SECOND) == [self.RECORDS[1]]
-        assert unneeded_lineages(NEWEST, self.RECORDS, [FIRST[0], *SECOND]) == []
+        assert unneeded_lineages(NEWEST, RECORDS, SECOND) == [RECORDS[1]]
+        assert unneeded_lineages(NEWEST, RECORDS, [FIRST[0], *SECOND]) == []
 
     def test_no_record_is_removed_while_the_newest_one_is_damaged(self):
-        assert unneeded_lineages(InferredLineage("main", 2, ()), self.RECORDS, SECOND) == []
+        assert unneeded_lineages(InferredLineage("main", 2, ()), RECORDS, SECOND) == []

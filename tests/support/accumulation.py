@@ -135,7 +135,7 @@ def train_and_die(model_dir: Path, backend: Path, runs: int, moment: str) -> Non
     if moment in MOMENTS:
         opened = _DieAt(opened, *MOMENTS[moment])
     elif moment == LATER_MOMENTS[0]:
-        session_hook.add_latest = die  # type: ignore[assignment]
+        session_hook.add_latest = die
     else:
         add_latest = session_hook.add_latest
 

@@ -196,7 +196,7 @@ class AlteredAnswers:
     @staticmethod
     def _listing(proxy: LyingProxy, backend: Backend) -> bytes:
         bodies: list[bytes] = []
-        with proxy.lying(in_listings(lambda body: bodies.append(body) or body)):  # type: ignore[func-returns-value]
+        with proxy.lying(in_listings(lambda body: bodies.append(body) or body)):
             list(backend.list())
         return bodies[-1]
 

@@ -30,6 +30,16 @@ class S3Server:
             "client_kwargs": {"region_name": "us-east-1"},
         }
 
+    def client(self) -> Any:
+        """Return a boto3 client of the server."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.url,
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+            region_name="us-east-1",
+        )
+
 
 @contextlib.contextmanager
 def running_s3_server() -> Iterator[S3Server]:
@@ -37,11 +47,5 @@ def running_s3_server() -> Iterator[S3Server]:
     server = make_moto_server()
     with serving(server):
         found = S3Server(f"http://127.0.0.1:{server.port}", "bucket")
-        boto3.client(
-            "s3",
-            endpoint_url=found.url,
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-            region_name="us-east-1",
-        ).create_bucket(Bucket=found.bucket)
+        found.client().create_bucket(Bucket=found.bucket)
         yield found

@@ -35,7 +35,7 @@ def disturb_every_call(
     for number, moment in cycles.moments(calls)[::every]:
         inner = cycles.new_backend(kind, folder)
         cycles.open_store(inner)
-        action = Meanwhile(lambda inner=inner: disturb(inner), moment)  # type: ignore[misc]
+        action = Meanwhile(lambda inner=inner: disturb(inner), moment)
         with contextlib.suppress(ic.SaveExpiredError, ic.WriterSupersededError):
             _save_twice(FaultyBackend(inner, {number: action}))
         where = f"{kind}, {disturb.__name__} {moment} call {number}: {calls[number - 1]}"

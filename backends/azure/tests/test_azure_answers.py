@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import uuid
 from collections.abc import Iterator
 
@@ -11,10 +10,9 @@ import pytest
 from azure_blob_server import BlobServer, blob_server
 
 from input_checkpoint import Backend, BackendError, BackendUnavailableError, open_backend
+from tests.support.engines import NEEDS_OBSTORE
 from tests.support.lying_answers import LyingAnswers, emptied
 from tests.support.lying_proxy import LyingProxy, Reply, lying_proxy
-
-NEEDS_OBSTORE = pytest.mark.skipif(sys.version_info < (3, 11), reason="obstore needs Python 3.11")
 
 
 @pytest.fixture(scope="class")

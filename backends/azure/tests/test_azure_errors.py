@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional
@@ -32,11 +31,11 @@ from tests.support.answering_server import (
     unused_port,
     write_self_signed_certificate,
 )
+from tests.support.engines import NEEDS_OBSTORE
 from tests.support.operations import OPERATIONS, every_operation, outcome
 
 SECRET = base64.b64encode(b"hunter2" * 8).decode()
 URI = "abfs://container/run"
-NEEDS_OBSTORE = pytest.mark.skipif(sys.version_info < (3, 11), reason="obstore needs Python 3.11")
 CLASSES = {"fsspec": AzureBackend, "obstore": ObstoreBackend}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import fsspec.config
 import pytest
@@ -11,10 +10,10 @@ from azure_blob_server import blob_server
 
 from input_checkpoint import BackendPermissionError, open_backend
 from input_checkpoint.backends import configuration
+from tests.support.engines import NEEDS_OBSTORE
 from tests.support.forking import WAYS, needs_fork, run_forking
 from tests.support.operations import OPERATIONS, every_operation
 
-NEEDS_OBSTORE = pytest.mark.skipif(sys.version_info < (3, 11), reason="obstore needs Python 3.11")
 URI = "abfs://container/run"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -10,10 +9,10 @@ import pytest
 
 from input_checkpoint import Backend, BackendError, BackendNotFoundError, open_backend
 from input_checkpoint_s3.uri import parse_s3_uri
+from tests.support.engines import NEEDS_OBSTORE
 from tests.support.operations import OPERATIONS
 from tests.support.serving import serving
 
-NEEDS_OBSTORE = pytest.mark.skipif(sys.version_info < (3, 11), reason="obstore needs Python 3.11")
 ARN = "arn:aws:s3:eu-north-1:123456789012:accesspoint/training"
 OUTPOST = "arn:aws:s3-outposts:eu-north-1:123456789012:outpost/op-01ac5d28a6a232904/accesspoint/training"
 HOST = "training-123456789012.s3.example.org"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +14,9 @@ import botocore.session
 import pytest
 
 from input_checkpoint import Backend, BackendError, BackendUnavailableError, open_backend
+from tests.support.engines import NEEDS_OBSTORE
 from tests.support.lying_answers import LyingAnswers, emptied, in_listings
 from tests.support.lying_proxy import LyingProxy, Reply, Request, lying_proxy
-
-NEEDS_OBSTORE = pytest.mark.skipif(sys.version_info < (3, 11), reason="obstore needs Python 3.11")
 
 
 @pytest.fixture(scope="class")

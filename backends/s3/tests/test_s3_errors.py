@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
-import boto3
 import fsspec.config
 import pytest
 from aiobotocore.session import AioSession
@@ -33,10 +31,10 @@ from tests.support.answering_server import (
     unused_port,
     write_self_signed_certificate,
 )
+from tests.support.engines import NEEDS_OBSTORE
 from tests.support.operations import OPERATIONS, every_operation, outcome
 
 SECRET = "hunter2"
-NEEDS_OBSTORE = pytest.mark.skipif(sys.version_info < (3, 11), reason="obstore needs Python 3.11")
 SESSION = AioSession()  # shared: a session reads megabytes of API descriptions before its first call
 
 
@@ -69,17 +67,6 @@ def closed_port() -> int:
 def mute_port() -> Iterator[int]:
     with mute_server() as port:
         yield port
-
-
-@pytest.fixture
-def client(s3_server):
-    return boto3.client(
-        "s3",
-        endpoint_url=s3_server.url,
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-        region_name="us-east-1",
-    )
 
 
 class TestServerThatIsDown:
@@ -161,10 +148,10 @@ class TestWrongCredentials:
 
 class TestDeniedDelete:
     @pytest.fixture
-    def backend(self, engine, s3_server, client) -> Iterator[Backend]:
+    def backend(self, engine, s3_server, s3_client) -> Iterator[Backend]:
         """A backend whose objects below ``locked/`` the server refuses to delete."""
         prefix = uuid.uuid4().hex
-        client.put_bucket_policy(
+        s3_client.put_bucket_policy(
             Bucket=s3_server.bucket,
             Policy=json.dumps(
                 {
@@ -184,7 +171,7 @@ class TestDeniedDelete:
         for key in ("free/1", "locked/1", "locked/2"):
             backend.put(key, b"data")
         yield backend
-        client.delete_bucket_policy(Bucket=s3_server.bucket)
+        s3_client.delete_bucket_policy(Bucket=s3_server.bucket)
 
     def test_it_raises_although_a_bulk_delete_answers_200(self, backend):
         named = r"2 objects.*/locked/1 .*AccessDenied.*s3:DeleteObject"
@@ -362,14 +349,16 @@ class TestCertificate:
 
 class TestOptions:
     @pytest.mark.parametrize("write", ["put", "create"])
-    def test_encryption_and_storage_class_are_sent_with_every_write(self, engine, s3_server, client, write):
+    def test_encryption_and_storage_class_are_sent_with_every_write(
+        self, engine, s3_server, s3_client, write
+    ):
         more = {"ServerSideEncryption": "AES256", "StorageClass": "STANDARD_IA"}
         prefix = uuid.uuid4().hex
         backend = opened(
             engine, f"s3://{s3_server.bucket}/{prefix}", {**s3_server.options, "s3_additional_kwargs": more}
         )
         OPERATIONS[write](backend)
-        head = client.head_object(Bucket=s3_server.bucket, Key=f"{prefix}/key")
+        head = s3_client.head_object(Bucket=s3_server.bucket, Key=f"{prefix}/key")
         assert {name: head[name] for name in more} == more
 
     @pytest.mark.parametrize(
@@ -406,11 +395,11 @@ class TestOptions:
         monkeypatch.setitem(fsspec.config.conf, "s3", conf)
         opened(engine, f"s3://{s3_server.bucket}/{uuid.uuid4().hex}", {}).put("key", b"data")
 
-    def test_even_a_large_object_is_not_a_multipart_upload(self, engine, s3_server, client):
+    def test_even_a_large_object_is_not_a_multipart_upload(self, engine, s3_server, s3_client):
         prefix = uuid.uuid4().hex
         backend = opened(engine, f"s3://{s3_server.bucket}/{prefix}", s3_server.options)
         backend.put("key", bytes(120 << 20))
-        etag = client.head_object(Bucket=s3_server.bucket, Key=f"{prefix}/key")["ETag"]
+        etag = s3_client.head_object(Bucket=s3_server.bucket, Key=f"{prefix}/key")["ETag"]
         assert "-" not in etag  # the ETag of a multipart upload has one
 
 

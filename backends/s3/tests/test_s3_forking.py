@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import uuid
 
 import pytest
 
 from input_checkpoint.backends import obstore
 from input_checkpoint_s3.backend import S3Backend, open_s3
+from tests.support.engines import NEEDS_OBSTORE
 from tests.support.forking import WAYS, needs_fork, run_forking
 
 pytestmark = needs_fork
-
-NEEDS_OBSTORE = pytest.mark.skipif(sys.version_info < (3, 11), reason="obstore needs Python 3.11")
 
 
 @pytest.mark.parametrize("engine", ["fsspec", pytest.param("obstore", marks=NEEDS_OBSTORE), "generic"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import uuid
 
 import boto3
@@ -11,9 +10,9 @@ import pytest
 
 from input_checkpoint import BackendPermissionError, open_backend
 from tests.support.answering_server import Answer, answering
+from tests.support.engines import NEEDS_OBSTORE
 from tests.support.operations import OPERATIONS, every_operation
 
-NEEDS_OBSTORE = pytest.mark.skipif(sys.version_info < (3, 11), reason="obstore needs Python 3.11")
 ALL = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
 
 
