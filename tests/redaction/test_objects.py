@@ -12,7 +12,7 @@ import input_checkpoint as ic
 from input_checkpoint.backends.location import parse_location
 from input_checkpoint.backends.memory import MemoryBackend
 from input_checkpoint.backends.retrying import RetryingBackend
-from input_checkpoint.training.run_mark import RunMark, encode_mark
+from input_checkpoint.training.run_tag import RunTag, encode_tag
 from input_checkpoint.training.settings import TrainingSettings
 from tests.support.planted_secrets import our_log
 from tests.support.s3_server import S3Server
@@ -61,12 +61,12 @@ def test_nothing_that_is_stored_or_logged_holds_a_credential(s3_server: S3Server
         assert PLANTED.encode() not in data, key
         assert PLANTED not in key
     assert PLANTED not in "\n".join(said)
-    assert PLANTED not in encode_mark(RunMark("5f0c", store.uri, "main", 1))
+    assert PLANTED not in encode_tag(RunTag("5f0c", store.uri, "main", 1))
 
 
-def test_a_run_mark_names_the_store_without_its_password() -> None:
+def test_a_run_tag_names_the_store_without_its_password() -> None:
     store = ic.CheckpointStore.open(URI, create=True)
-    assert '"uri": "memory://***@place/' in encode_mark(RunMark("5f0c", store.uri, "main", 1))
+    assert '"uri": "memory://***@place/' in encode_tag(RunTag("5f0c", store.uri, "main", 1))
 
 
 def test_a_retry_is_logged_without_the_password(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,12 +15,12 @@ from input_checkpoint.tensorflow.model_checkpoints import (
     saved_digest,
     step_of,
 )
-from input_checkpoint.tensorflow.run_mark_file import read_mark, write_mark
-from input_checkpoint.training.run_mark import MARK_NAME, RunMark
+from input_checkpoint.tensorflow.run_tag_file import read_tag, write_tag
+from input_checkpoint.training.run_tag import TAG_NAME, RunTag
 from tests.support.memory import peak_memory
 
 MIB = 1 << 20
-MARK = RunMark("5f0c", "s3://bucket/run-7/input", "main", lineage=3)
+TAG = RunTag("5f0c", "s3://bucket/run-7/input", "main", lineage=3)
 
 
 def sparse(path: Path, size: int) -> None:
@@ -38,31 +38,31 @@ def with_model(folder: Path, step: str = "20") -> Path:
 
 
 def test_a_mark_comes_back_as_it_was_written(tmp_path):
-    write_mark(str(tmp_path), MARK)
-    assert read_mark(str(tmp_path)) == MARK
+    write_tag(str(tmp_path), TAG)
+    assert read_tag(str(tmp_path)) == TAG
 
 
 def test_a_mark_of_gigabytes_counts_as_missing_with_a_warning(tmp_path, caplog):
-    sparse(tmp_path / MARK_NAME, 8 << 30)
-    assert peak_memory(lambda: read_mark(str(tmp_path))) < MIB
-    assert f"{MARK_NAME} is damaged" in caplog.text
+    sparse(tmp_path / TAG_NAME, 8 << 30)
+    assert peak_memory(lambda: read_tag(str(tmp_path))) < MIB
+    assert f"{TAG_NAME} is damaged" in caplog.text
 
 
 def test_a_mark_that_is_not_text_counts_as_missing_with_a_warning(tmp_path, caplog):
-    (tmp_path / MARK_NAME).write_bytes(b"\xff\xfe{")
-    assert read_mark(str(tmp_path)) is None
-    assert f"{MARK_NAME} is damaged" in caplog.text
+    (tmp_path / TAG_NAME).write_bytes(b"\xff\xfe{")
+    assert read_tag(str(tmp_path)) is None
+    assert f"{TAG_NAME} is damaged" in caplog.text
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["a pipe", "a folder"])
 def test_something_else_in_place_of_the_mark_counts_as_missing_with_a_warning(tmp_path, caplog, make):
-    make(tmp_path / MARK_NAME)
-    assert read_mark(str(tmp_path)) is None
+    make(tmp_path / TAG_NAME)
+    assert read_tag(str(tmp_path)) is None
     assert "is not a regular file" in caplog.text
 
 
 def test_a_missing_mark_is_no_reason_to_warn(tmp_path, caplog):
-    assert read_mark(str(tmp_path)) is None
+    assert read_tag(str(tmp_path)) is None
     assert caplog.text == ""
 
 

@@ -15,8 +15,8 @@ from input_checkpoint.errors import PipelineMismatchError
 from input_checkpoint.store.store import CheckpointStore
 from input_checkpoint.tensorflow.model_checkpoints import latest_model_step
 from input_checkpoint.tensorflow.model_link import ModelLink
-from input_checkpoint.tensorflow.run_mark_file import write_mark
-from input_checkpoint.training.run_mark import RunMark
+from input_checkpoint.tensorflow.run_tag_file import write_tag
+from input_checkpoint.training.run_tag import RunTag
 from input_checkpoint.training.settings import TrainingSettings
 from tests.support.hooked_training import (
     Steps,
@@ -112,7 +112,7 @@ def test_a_pair_of_another_pipeline_is_refused_before_the_model_is_touched(recor
 
 
 def test_a_training_that_ended_normally_and_went_on_without_the_hook_keeps_its_model(recording, model_dir):
-    write_mark(str(model_dir), RunMark("0123", "memory://store", "main", 1, ended_at=20))
+    write_tag(str(model_dir), RunTag("0123", "memory://store", "main", 1, ended_at=20))
     prepared(recording, model_dir)
     assert latest_model_step(str(model_dir)) == 30
 

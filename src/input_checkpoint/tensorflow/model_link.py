@@ -24,11 +24,11 @@ from input_checkpoint.tensorflow.model_checkpoints import (
 )
 from input_checkpoint.tensorflow.model_retention import KeepForResume
 from input_checkpoint.tensorflow.model_rollback import roll_back_model
-from input_checkpoint.tensorflow.run_mark_file import read_mark, remove_mark, write_mark
+from input_checkpoint.tensorflow.run_tag_file import read_tag, remove_tag, write_tag
 from input_checkpoint.tensorflow.session_model import StateStamp, is_session_model, read_stamp
 from input_checkpoint.tensorflow.unfinished_step import remove_leftovers
 from input_checkpoint.training.evidence import ModelEvidence, NoModel, is_proven
-from input_checkpoint.training.run_mark import RunMark, check_same_run, warn_of_older_store
+from input_checkpoint.training.run_tag import RunTag, check_same_run, warn_of_older_store
 from input_checkpoint.training.settings import TrainingSettings
 
 
@@ -56,10 +56,10 @@ class ModelLink:
         self._settings = settings
         self._model_dir = settings.model_dir if settings.num_workers == 1 else None
         self._model: Optional[ModelCheckpoints] = None
-        self._mark: Optional[RunMark] = None
+        self._tag: Optional[RunTag] = None
         self._seen: Optional[_Seen] = None
         self._stamp: Optional[StateStamp] = None
-        self._marked_now = False
+        self._tagged_now = False
         self._run_id = uuid.uuid4().hex
 
     @property
@@ -96,16 +96,16 @@ class ModelLink:
             return
         remove_leftovers(self._model_dir)
         self._model = read_model_checkpoints(self._model_dir)
-        self._mark = read_mark(self._model_dir)
+        self._tag = read_tag(self._model_dir)
         listing = self._store.list_worker(self._settings.worker)
-        proven = self._proven_steps(listing) if self._mark is None else []
+        proven = self._proven_steps(listing) if self._tag is None else []
         if mode != "fresh" and not self._settings.adopt:
-            check_same_run(self._mark, listing, proven, uri=self._store.uri, model_dir=self._model_dir)
+            check_same_run(self._tag, listing, proven, uri=self._store.uri, model_dir=self._model_dir)
         self._run_id = self._continued_run_id(listing, proven)
-        if self._mark is not None:
-            warn_of_older_store(self._mark, listing, self._store.uri)
-        self._marked_now = self._mark is None
-        if self._marked_now:
+        if self._tag is not None:
+            warn_of_older_store(self._tag, listing, self._store.uri)
+        self._tagged_now = self._tag is None
+        if self._tagged_now:
             # Now, so that a second hook on the same training finds it.
             self._remember(lineage=0, ended_at=None)
         step = 0 if self._model is None else self._model.latest_step
@@ -129,8 +129,8 @@ class ModelLink:
         latest = latest_model_step(self._model_dir)
         if is_session_model(self._stamp, read_stamp(self._model_dir), latest, steps, saves_first):
             return
-        if self._marked_now:
-            remove_mark(self._model_dir)
+        if self._tagged_now:
+            remove_tag(self._model_dir)
         found = "no model checkpoint" if latest is None else f"a model checkpoint of step {latest}"
         raise DifferentModelError(
             f"The hook was made for the model directory {self._model_dir}, but this session trains another "
@@ -196,7 +196,7 @@ class ModelLink:
         listing: WorkerListing,
         check_pipeline: Callable[[CheckpointInfo], None],
     ) -> Optional[int]:
-        return roll_back_model(self._store, self._settings, model, listing, self._mark, check_pipeline)
+        return roll_back_model(self._store, self._settings, model, listing, self._tag, check_pipeline)
 
     def _proven_steps(self, listing: WorkerListing) -> list[int]:
         """Return the steps of input checkpoints that were saved with the model checkpoints that exist."""
@@ -217,8 +217,8 @@ class ModelLink:
         Whoever adopts the input state of another training becomes another one: the first is refused from
         then on.
         """
-        if self._mark is not None:
-            return self._mark.run_id
+        if self._tag is not None:
+            return self._tag.run_id
         if proven and listing.lineage is not None and listing.lineage.run_id:
             return listing.lineage.run_id
         return uuid.uuid4().hex
@@ -226,6 +226,6 @@ class ModelLink:
     def _remember(self, lineage: int, ended_at: Optional[int]) -> None:
         if self._model_dir is None:
             return
-        mark = RunMark(self._run_id, self._store.uri, self._settings.worker, lineage, ended_at)
-        write_mark(self._model_dir, mark)
-        self._mark = mark
+        tag = RunTag(self._run_id, self._store.uri, self._settings.worker, lineage, ended_at)
+        write_tag(self._model_dir, tag)
+        self._tag = tag

@@ -20,7 +20,7 @@ from input_checkpoint.training.resume_plan import (
     observed_interval,
     rollback_candidates,
 )
-from input_checkpoint.training.run_mark import RunMark
+from input_checkpoint.training.run_tag import RunTag
 from input_checkpoint.training.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def roll_back_model(
     settings: TrainingSettings,
     model: ModelCheckpoints,
     listing: WorkerListing,
-    mark: Optional[RunMark],
+    tag: Optional[RunTag],
     check_pipeline: Callable[[CheckpointInfo], None],
 ) -> Optional[int]:
     """If a crash has left the newest model without its input, make the newest complete pair current.
@@ -44,7 +44,7 @@ def roll_back_model(
         settings: of the hook.
         model: the model checkpoints.
         listing: what the worker has stored.
-        mark: what the model directory remembers of the last training.
+        tag: what the model directory remembers of the last training.
         check_pipeline: tells whether a checkpoint fits the present pipeline.
 
     Returns:
@@ -57,7 +57,7 @@ def roll_back_model(
         return None
     candidates = rollback_candidates(model.latest_step, model.paths, listing)
     candidates = list(_matching(store, model, candidates))
-    if not candidates or not _was_crash(store, settings, model, listing, mark, candidates[0].step):
+    if not candidates or not _was_crash(store, settings, model, listing, tag, candidates[0].step):
         return None
     for candidate in candidates:
         if candidate.ref is None or _is_usable(store, candidate.ref, check_pipeline):
@@ -91,7 +91,7 @@ def _was_crash(
     settings: TrainingSettings,
     model: ModelCheckpoints,
     listing: WorkerListing,
-    mark: Optional[RunMark],
+    tag: Optional[RunTag],
     paired: int,
 ) -> bool:
     history = listing.history
@@ -103,7 +103,7 @@ def _was_crash(
         paired,
         {model.latest_step, *(step for step in model.paths if paired < step < model.latest_step)},
         observed_interval(recorded, history),
-        ended_at=None if mark is None else mark.ended_at,
+        ended_at=None if tag is None else tag.ended_at,
         skips_saves=settings.when_busy == "skip",
     )
 

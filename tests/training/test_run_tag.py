@@ -9,21 +9,21 @@ import pytest
 from input_checkpoint import CheckpointRef, DifferentRunError
 from input_checkpoint.format.lineage import InferredLineage, Lineage
 from input_checkpoint.store.catalog import WorkerListing
-from input_checkpoint.training.run_mark import (
-    MAX_MARK_BYTES,
-    RunMark,
+from input_checkpoint.training.run_tag import (
+    MAX_TAG_BYTES,
+    RunTag,
     check_same_run,
-    decode_mark,
-    encode_mark,
+    decode_tag,
+    encode_tag,
 )
 
-OURS = RunMark("aaaa", "s3://bucket/run", "main", lineage=3)
+OURS = RunTag("aaaa", "s3://bucket/run", "main", lineage=3)
 SAVED = (CheckpointRef("main", 1, 20),)
 
 
-def check(mark, run_id="aaaa", checkpoints=SAVED, proven=(), lineage=Lineage) -> None:
+def check(tag, run_id="aaaa", checkpoints=SAVED, proven=(), lineage=Lineage) -> None:
     listing = WorkerListing(checkpoints, lineage("main", 1, (), run_id=run_id))
-    check_same_run(mark, listing, proven, uri="s3://bucket/store", model_dir="/models/run")
+    check_same_run(tag, listing, proven, uri="s3://bucket/store", model_dir="/models/run")
 
 
 def test_the_store_of_the_same_run_is_accepted():
@@ -49,15 +49,15 @@ def test_with_the_mark_of_another_run_a_proven_pair_is_not_enough():
         check(OURS, run_id="bbbb", proven=[20])
 
 
-@pytest.mark.parametrize("mark", [None, OURS])
-def test_a_store_without_checkpoints_is_accepted(mark):
-    check(mark, run_id="bbbb", checkpoints=())
+@pytest.mark.parametrize("tag", [None, OURS])
+def test_a_store_without_checkpoints_is_accepted(tag):
+    check(tag, run_id="bbbb", checkpoints=())
 
 
-@pytest.mark.parametrize("mark", [None, OURS])
-def test_a_store_whose_run_id_is_unknown_is_accepted(mark):
-    check(mark, run_id="")
-    check(mark, run_id="", lineage=InferredLineage)
+@pytest.mark.parametrize("tag", [None, OURS])
+def test_a_store_whose_run_id_is_unknown_is_accepted(tag):
+    check(tag, run_id="")
+    check(tag, run_id="", lineage=InferredLineage)
 
 
 def test_an_empty_store_is_accepted():
@@ -66,15 +66,15 @@ def test_an_empty_store_is_accepted():
 
 @pytest.mark.parametrize("ended_at", [None, 0, 20])
 def test_a_mark_comes_back_as_it_was_written(ended_at):
-    mark = RunMark("aaaa", "s3://bucket/run", "main", 3, ended_at)
-    assert decode_mark(encode_mark(mark).encode()) == mark
+    tag = RunTag("aaaa", "s3://bucket/run", "main", 3, ended_at)
+    assert decode_tag(encode_tag(tag).encode()) == tag
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"{}", b"[]", b"null", b"\x00", b"\xff", b"[" * 50_000, b'{"run_id": "a", "lineage": "x"}']
 )
 def test_a_damaged_mark_is_as_good_as_none(data):
-    assert decode_mark(data) is None
+    assert decode_tag(data) is None
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,9 @@ def test_a_damaged_mark_is_as_good_as_none(data):
     [("lineage", True), ("lineage", -1), ("lineage", 1.0), ("ended_at", 2**63), ("run_id", 5)],
 )
 def test_a_mark_with_a_wrong_field_is_as_good_as_none(field, value):
-    fields = {**json.loads(encode_mark(OURS)), field: value}
-    assert decode_mark(json.dumps(fields).encode()) is None
+    fields = {**json.loads(encode_tag(OURS)), field: value}
+    assert decode_tag(json.dumps(fields).encode()) is None
 
 
 def test_a_mark_that_is_much_too_long_is_as_good_as_none():
-    assert decode_mark(encode_mark(OURS).encode() + b" " * MAX_MARK_BYTES) is None
+    assert decode_tag(encode_tag(OURS).encode() + b" " * MAX_TAG_BYTES) is None

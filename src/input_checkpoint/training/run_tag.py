@@ -1,4 +1,4 @@
-"""The run mark: what a model directory remembers about the training whose input state is saved elsewhere.
+"""The run tag: what a model directory remembers about the training whose input state is saved elsewhere.
 
 It ties a model directory to a store: a random run id stands in both, so that a store of another training is
 noticed before anything is restored from it, or removed by its retention policy.
@@ -18,13 +18,13 @@ from input_checkpoint.store.catalog import WorkerListing
 
 logger = logging.getLogger(__name__)
 
-MARK_NAME = "input-checkpoint.json"
-MAX_MARK_BYTES = 64 << 10
+TAG_NAME = "input-checkpoint.json"
+MAX_TAG_BYTES = 64 << 10
 """Size of the file. What is larger is not ours."""
 
 
 @dataclass(frozen=True)
-class RunMark:
+class RunTag:
     """The content of the file ``input-checkpoint.json`` in a model directory."""
 
     run_id: str
@@ -38,25 +38,25 @@ class RunMark:
     """Step at which that training ended normally; None while it is running, or if it crashed."""
 
 
-def encode_mark(mark: RunMark) -> str:
+def encode_tag(tag: RunTag) -> str:
     """Return the text of the file."""
-    return json.dumps(asdict(mark), indent=1)
+    return json.dumps(asdict(tag), indent=1)
 
 
-def decode_mark(data: bytes) -> Optional[RunMark]:
-    """Return the mark, or None if the file is damaged, which counts as missing.
+def decode_tag(data: bytes) -> Optional[RunTag]:
+    """Return the tag, or None if the file is damaged, which counts as missing.
 
-    >>> mark = RunMark("5f0c", "s3://bucket/run-7/input", "main", lineage=3)
-    >>> decode_mark(encode_mark(mark).encode()) == mark
+    >>> tag = RunTag("5f0c", "s3://bucket/run-7/input", "main", lineage=3)
+    >>> decode_tag(encode_tag(tag).encode()) == tag
     True
-    >>> decode_mark(b"{}") is None
+    >>> decode_tag(b"{}") is None
     True
     """
-    if len(data) > MAX_MARK_BYTES:
+    if len(data) > MAX_TAG_BYTES:
         return None
     try:
         fields = parse_object(data)
-        return RunMark(
+        return RunTag(
             run_id=read_text(fields, "run_id"),
             uri=read_text(fields, "uri"),
             worker=read_text(fields, "worker"),
@@ -67,24 +67,24 @@ def decode_mark(data: bytes) -> Optional[RunMark]:
         return None
 
 
-def warn_of_older_store(mark: RunMark, listing: WorkerListing, uri: str) -> None:
+def warn_of_older_store(tag: RunTag, listing: WorkerListing, uri: str) -> None:
     """Warn if the training has continued in another store since it saved to this one.
 
     Args:
-        mark: of the model directory.
+        tag: of the model directory.
         listing: what the worker has stored.
         uri: of the store.
     """
     lineage = listing.lineage
-    if lineage is None or mark.uri == uri or mark.run_id != lineage.run_id or lineage.number >= mark.lineage:
+    if lineage is None or tag.uri == uri or tag.run_id != lineage.run_id or lineage.number >= tag.lineage:
         return
-    reached = "" if mark.ended_at is None else f", up to step {mark.ended_at}"
+    reached = "" if tag.ended_at is None else f", up to step {tag.ended_at}"
     ends = f"ends at step {listing.checkpoints[-1].step}" if listing.checkpoints else "has no checkpoint"
-    logger.warning("This training continued in %s%s; %s %s.", mark.uri, reached, uri, ends)
+    logger.warning("This training continued in %s%s; %s %s.", tag.uri, reached, uri, ends)
 
 
 def check_same_run(
-    mark: Optional[RunMark],
+    tag: Optional[RunTag],
     listing: WorkerListing,
     proven: Collection[int],
     *,
@@ -94,11 +94,11 @@ def check_same_run(
     """Raise unless the store can be that of the training in ``model_dir``.
 
     A store without checkpoints can be anybody's, and so can one that was written before run ids were kept.
-    Without a mark, a checkpoint that was demonstrably saved together with a model checkpoint in ``model_dir``
+    Without a tag, a checkpoint that was demonstrably saved together with a model checkpoint in ``model_dir``
     is proof enough.
 
     Args:
-        mark: of the model directory, or None.
+        tag: of the model directory, or None.
         listing: what the worker has stored.
         proven: steps at which the model checkpoint in ``model_dir`` is the one that an input checkpoint
             belongs to.
@@ -111,12 +111,12 @@ def check_same_run(
     lineage = listing.lineage
     if lineage is None or not listing.checkpoints or not lineage.run_id:
         return
-    if (mark is not None and mark.run_id == lineage.run_id) or (mark is None and proven):
+    if (tag is not None and tag.run_id == lineage.run_id) or (tag is None and proven):
         return
-    if mark is None:
+    if tag is None:
         ours = f"nothing in {model_dir} belongs to it"
     else:
-        ours = f"{model_dir} belongs to run {mark.run_id[:8]}, whose input state is in {mark.uri}"
+        ours = f"{model_dir} belongs to run {tag.run_id[:8]}, whose input state is in {tag.uri}"
     raise DifferentRunError(
         f"{uri} holds the input state of another training (run {lineage.run_id[:8]}, begun on host "
         f"{lineage.host} at {lineage.created:%Y-%m-%d %H:%M:%S} UTC, newest checkpoint at step "

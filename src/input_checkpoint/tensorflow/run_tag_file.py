@@ -11,19 +11,19 @@ import tensorflow as tf
 from input_checkpoint.backends.redaction import redact, redact_uri
 from input_checkpoint.tensorflow.model_checkpoints import replace_file
 from input_checkpoint.tensorflow.model_files import read_file
-from input_checkpoint.training.run_mark import MARK_NAME, MAX_MARK_BYTES, RunMark, decode_mark, encode_mark
+from input_checkpoint.training.run_tag import MAX_TAG_BYTES, TAG_NAME, RunTag, decode_tag, encode_tag
 
 logger = logging.getLogger(__name__)
 
 
-def read_mark(model_dir: str) -> Optional[RunMark]:
-    """Return the mark of a model directory, or None if it has none that can be read.
+def read_tag(model_dir: str) -> Optional[RunTag]:
+    """Return the tag of a model directory, or None if it has none that can be read.
 
-    A mark that exists but cannot be read causes a warning.
+    A tag that exists but cannot be read causes a warning.
     """
     path = _path(model_dir)
     try:
-        mark = decode_mark(read_file(path, MAX_MARK_BYTES))
+        tag = decode_tag(read_file(path, MAX_TAG_BYTES))
     except tf.errors.NotFoundError:
         return None
     except tf.errors.OpError as error:
@@ -33,19 +33,19 @@ def read_mark(model_dir: str) -> Optional[RunMark]:
             redact(str(error.message)),
         )
         return None
-    if mark is None:
+    if tag is None:
         logger.warning(
             "%s is damaged and is ignored, as if it were missing. It is written again when a run begins.",
             redact_uri(path),
         )
-    return mark
+    return tag
 
 
-def write_mark(model_dir: str, mark: RunMark) -> None:
-    """Replace the mark of a model directory. A directory that cannot be written is only warned about."""
+def write_tag(model_dir: str, tag: RunTag) -> None:
+    """Replace the tag of a model directory. A directory that cannot be written is only warned about."""
     try:
         tf.io.gfile.makedirs(model_dir)
-        replace_file(_path(model_dir), encode_mark(mark))
+        replace_file(_path(model_dir), encode_tag(tag))
     except tf.errors.OpError as error:
         logger.warning(
             "%s could not be written (%s): a store of another training would not be noticed there.",
@@ -54,11 +54,11 @@ def write_mark(model_dir: str, mark: RunMark) -> None:
         )
 
 
-def remove_mark(model_dir: str) -> None:
-    """Remove the mark of a model directory, if it has one."""
+def remove_tag(model_dir: str) -> None:
+    """Remove the tag of a model directory, if it has one."""
     with contextlib.suppress(tf.errors.OpError):
         tf.io.gfile.remove(_path(model_dir))
 
 
 def _path(model_dir: str) -> str:
-    return f"{model_dir.rstrip('/')}/{MARK_NAME}"
+    return f"{model_dir.rstrip('/')}/{TAG_NAME}"
