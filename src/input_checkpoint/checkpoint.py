@@ -35,6 +35,27 @@ class CheckpointRef:
         return asdict(self)
 
 
+@dataclass(frozen=True, order=True)
+class MarkRef:
+    """The identity of a mark, which says how far the input had been drawn since a full checkpoint.
+
+    Example:
+        >>> print(MarkRef(CheckpointRef("main", 1, step=530), base=CheckpointRef("main", 1, step=500)))
+        mark at step 530 (worker main, lineage 1, from step 500)
+    """
+
+    ref: CheckpointRef
+    """The run that wrote the mark, and the global step of the model that it belongs to."""
+    base: CheckpointRef
+    """The full checkpoint from which the input is drawn up to that step."""
+
+    def __str__(self) -> str:
+        return (
+            f"mark at step {self.ref.step} (worker {self.ref.worker}, lineage {self.ref.lineage}, "
+            f"from step {self.base.step})"
+        )
+
+
 def problems_to_list(problems: Mapping[CheckpointRef, str]) -> list[dict[str, Any]]:
     """Return what is wrong with each checkpoint, in a form that `json.dumps` accepts.
 
