@@ -65,7 +65,10 @@ _UNEXPECTED = {
     re.compile(r"Received non-partial response when range requested"): "something other than the range",
     re.compile(r"Requested \d+\.\.\d+, got (\d+\.\.\d+)"): r"the bytes \1",
 }
-_PAST_END = re.compile(r"Wanted range starting at \d+, but object was only \d+ bytes long")
+_PAST_END = re.compile(
+    r"Wanted range starting at \d+, but object was only \d+ bytes long"
+    r'|CONTENT_RANGE header: "bytes 0--1/0"'
+)
 _CREDENTIAL_PROVIDER = re.compile(r"External \w+ credential provider: (\w+): (.*)")
 _REDIRECT = "Received redirect without LOCATION"
 _CODE = re.compile(r"<Code>\s*([^<]*?)\s*</Code>")
@@ -374,7 +377,8 @@ def parse_failure(error: Exception, credential_refusals: frozenset[str] = frozen
     answer = _ANSWER.search(text)
     if answer:
         return _answer_failure(int(answer.group(1)), answer.group(2))
-    if _PAST_END.search(text):  # Azurite answers a range past the end with no bytes, which obstore refuses
+    if _PAST_END.search(text):
+        # Azurite answers a range past the end with no bytes, or with "bytes 0--1/0". obstore refuses both.
         return RequestFailure(_first_line(text), _RANGE_NOT_SATISFIABLE)
     if _REDIRECT in text:
         return RequestFailure("the server redirects to another region", 301, "PermanentRedirect")
