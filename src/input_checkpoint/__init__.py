@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from input_checkpoint.backends.base import Backend
 from input_checkpoint.backends.opening import open_backend
 from input_checkpoint.backends.retrying import RetryPolicy
-from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef, SaveContext
+from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef, MarkRef, SaveContext
 from input_checkpoint.errors import (
     BackendError,
     BackendNotFoundError,
@@ -33,6 +33,7 @@ from input_checkpoint.errors import (
     UntrackedDrawError,
     WriterSupersededError,
 )
+from input_checkpoint.format.mark import Mark
 from input_checkpoint.retention.by_count import KeepAll, KeepBytes, KeepEverySteps, KeepLast, KeepSteps
 from input_checkpoint.retention.by_time import KeepEvery, KeepPeriodic, KeepWithin
 from input_checkpoint.retention.policy import RetentionPolicy
@@ -82,6 +83,8 @@ __all__ = [
     "KeepSteps",
     "KeepWithModel",
     "KeepWithin",
+    "Mark",
+    "MarkRef",
     "ObjectExistsError",
     "ObjectNotFoundError",
     "PipelineMismatchError",

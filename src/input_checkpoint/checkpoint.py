@@ -55,6 +55,16 @@ class MarkRef:
             f"from step {self.base.step})"
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields in a form that `json.dumps` accepts.
+
+        Example:
+            >>> ref, base = CheckpointRef("main", 1, step=530), CheckpointRef("main", 1, step=500)
+            >>> MarkRef(ref, base).to_dict()["base"]
+            {'worker': 'main', 'lineage': 1, 'step': 500}
+        """
+        return asdict(self)
+
 
 def problems_to_list(problems: Mapping[CheckpointRef, str]) -> list[dict[str, Any]]:
     """Return what is wrong with each checkpoint, in a form that `json.dumps` accepts.

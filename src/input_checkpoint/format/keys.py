@@ -13,7 +13,7 @@ import re
 from typing import Optional
 
 from input_checkpoint.backends.probe_keys import PROBE_PREFIX
-from input_checkpoint.checkpoint import CheckpointRef
+from input_checkpoint.checkpoint import CheckpointRef, MarkRef
 
 FORMAT_KEY = "format.json"
 
@@ -39,16 +39,37 @@ _WORKER = r"[A-Za-z0-9_][A-Za-z0-9_-]*"
 
 _WORKER_NAME = re.compile(_WORKER)
 _CHECKPOINT_KEY = re.compile(rf"checkpoints/({_WORKER})/({_LINEAGE})/({_STEP})\.manifest")
+_MARK_KEY = re.compile(rf"checkpoints/({_WORKER})/({_LINEAGE})/({_STEP})-({_LINEAGE})-({_STEP})\.mark")
 _LINEAGE_KEY = re.compile(rf"lineages/({_WORKER})/({_LINEAGE})\.json")
 _ANNOUNCEMENT_KEY = re.compile(rf"lineages/({_WORKER})/({_LINEAGE})/({_STEP})-{_SAVE_ID}")
 _PIN_KEY = re.compile(rf"pins/({_WORKER})/({_LINEAGE})/({_STEP})\.json")
 _PACK_KEY = re.compile(rf"packs/({_WORKER})/({_LINEAGE})/({_STEP})-{_SAVE_ID}-{_PACK_NUMBER}\.pack")
-_WORKER_KEYS = (_CHECKPOINT_KEY, _LINEAGE_KEY, _ANNOUNCEMENT_KEY, _PIN_KEY, _PACK_KEY)
+_WORKER_KEYS = (_CHECKPOINT_KEY, _MARK_KEY, _LINEAGE_KEY, _ANNOUNCEMENT_KEY, _PIN_KEY, _PACK_KEY)
 
 
 def manifest_key(ref: CheckpointRef) -> str:
     """Return the key of a checkpoint's manifest."""
     return f"{lineage_prefix(ref.worker, ref.lineage)}{ref.step:012d}.manifest"
+
+
+def mark_key(mark: MarkRef) -> str:
+    """Return the key of a mark.
+
+    It is next to the manifests, so that one listing shows both, and names the base of the mark.
+
+    Example:
+        >>> mark_key(MarkRef(CheckpointRef("main", 2, 530), base=CheckpointRef("main", 1, 500)))
+        'checkpoints/main/00000002/000000000530-00000001-000000000500.mark'
+
+    Raises:
+        ValueError: the base is a checkpoint of another worker, a later run or a later step.
+    """
+    ref, base = mark.ref, mark.base
+    if base.worker != ref.worker or base.lineage > ref.lineage or base.step > ref.step:
+        raise ValueError(f"there is no {mark}: its base would be {base}, which does not come before it")
+    return (
+        f"{lineage_prefix(ref.worker, ref.lineage)}{ref.step:012d}-{base.lineage:08d}-{base.step:012d}.mark"
+    )
 
 
 def pin_key(ref: CheckpointRef) -> str:
@@ -73,12 +94,12 @@ def check_worker(worker: str) -> str:
 
 
 def checkpoints_prefix(worker: Optional[str] = None) -> str:
-    """Return the prefix of all manifests, of one worker or of all."""
+    """Return the prefix of all manifests and marks, of one worker or of all."""
     return "checkpoints/" if worker is None else f"checkpoints/{worker}/"
 
 
 def lineage_prefix(worker: str, lineage: int) -> str:
-    """Return the prefix of the manifests of one lineage."""
+    """Return the prefix of the manifests and marks of one lineage."""
     return f"{checkpoints_prefix(worker)}{lineage:08d}/"
 
 
@@ -194,6 +215,21 @@ def parse_checkpoint_key(key: str) -> Optional[CheckpointRef]:
         CheckpointRef(worker='main', lineage=1, step=20)
     """
     return _parse(_CHECKPOINT_KEY, key)
+
+
+def parse_mark_key(key: str) -> Optional[MarkRef]:
+    """Return the mark that a key names, or None if it is not the key of a mark.
+
+    Example:
+        >>> print(parse_mark_key("checkpoints/main/00000002/000000000530-00000001-000000000500.mark"))
+        mark at step 530 (worker main, lineage 2, from step 500)
+    """
+    match = _MARK_KEY.fullmatch(key)
+    ref = _parse(_MARK_KEY, key)
+    if match is None or ref is None:
+        return None
+    base = CheckpointRef(ref.worker, int(match.group(4)), int(match.group(5)))
+    return MarkRef(ref, base) if base.lineage <= ref.lineage and base.step <= ref.step else None
 
 
 def parse_pin_key(key: str) -> Optional[CheckpointRef]:

@@ -11,6 +11,8 @@ MAX_PIN_BYTES = 64 << 10
 """Size of a pin."""
 MAX_LINEAGE_BYTES = 1 << 20
 """Size of a lineage record. Enough for more than 10,000 ancestors."""
+MAX_MARK_BYTES = 1 << 20
+"""Size of a mark."""
 MAX_HEADER_BYTES = 16 << 20
 """Size of the header of a manifest."""
 MAX_ITERATORS = 1 << 12
