@@ -6,7 +6,7 @@ import json
 from dataclasses import fields
 from datetime import datetime, timezone
 
-from input_checkpoint import CheckpointInfo, CheckpointRef, SaveContext
+from input_checkpoint import CheckpointInfo, CheckpointRef, MarkRef, SaveContext
 from input_checkpoint.checkpoint import PackEntry
 
 INFO = CheckpointInfo(
@@ -23,6 +23,7 @@ INFO = CheckpointInfo(
     packs=(PackEntry("packs/main/old.pack", 8000, False), PackEntry("packs/main/new.pack", 400, True)),
     table_bytes=120,
     context=SaveContext(model_digest="0f", save_steps=10),
+    marks=(510, 530),
 )
 
 
@@ -32,6 +33,14 @@ def test_a_ref_has_a_json_form() -> None:
 
 def test_a_ref_can_be_created_from_its_json_form() -> None:
     assert CheckpointRef(**json.loads(json.dumps(INFO.ref.to_dict()))) == INFO.ref
+
+
+def test_a_mark_ref_has_a_json_form() -> None:
+    mark = MarkRef(CheckpointRef("main", 2, 530), base=INFO.ref)
+    assert json.loads(json.dumps(mark.to_dict())) == {
+        "ref": {"worker": "main", "lineage": 2, "step": 530},
+        "base": {"worker": "main", "lineage": 2, "step": 500},
+    }
 
 
 def test_an_info_has_a_json_form_with_every_field() -> None:
@@ -45,5 +54,6 @@ def test_an_info_has_a_json_form_with_every_field() -> None:
             {"key": "packs/main/old.pack", "size": 8000, "new": False},
             {"key": "packs/main/new.pack", "size": 400, "new": True},
         ],
+        "marks": [510, 530],
         "context": {"model_digest": "0f", "pipeline": {}, "save_steps": 10, "draws": None},
     }

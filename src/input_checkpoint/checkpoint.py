@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Optional
 
@@ -129,6 +129,9 @@ class CheckpointInfo:
     """Size of its chunk table, which makes up most of its manifest."""
     context: SaveContext = field(default_factory=SaveContext, repr=False)
     """What the training knew when it saved."""
+    marks: tuple[int, ...] = ()
+    """Steps of the marks that lean on this checkpoint, in ascending order. Known only from a listing:
+    `CheckpointStore.checkpoints` and a prune fill them in."""
 
     @property
     def ref(self) -> CheckpointRef:
@@ -142,4 +145,13 @@ class CheckpointInfo:
             "created": self.created.isoformat(),
             "iterators": list(self.iterators),
             "packs": [asdict(pack) for pack in self.packs],
+            "marks": list(self.marks),
         }
+
+
+def with_marks(infos: Iterable[CheckpointInfo], marks: Iterable[MarkRef]) -> list[CheckpointInfo]:
+    """Return the same descriptions, each with the steps of those marks that lean on the checkpoint."""
+    steps: dict[CheckpointRef, set[int]] = {}
+    for mark in marks:
+        steps.setdefault(mark.base, set()).add(mark.ref.step)
+    return [replace(info, marks=tuple(sorted(steps.get(info.ref, ())))) for info in infos]

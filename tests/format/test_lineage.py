@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from input_checkpoint import CheckpointRef, CorruptCheckpointError
+from input_checkpoint import CheckpointRef, CorruptCheckpointError, MarkRef
 from input_checkpoint.format.chunking import digest
 from input_checkpoint.format.lineage import (
     Ancestor,
+    InferredLineage,
     Lineage,
     abandoned_checkpoints,
+    abandoned_marks,
     decode_lineage,
     encode_lineage,
     infer_lineage,
@@ -135,6 +137,33 @@ def test_older_checkpoints_outside_the_history_are_abandoned_after_two_commits(o
 
 def test_what_a_newer_lineage_saved_is_never_abandoned():
     assert abandoned_checkpoints(lineage(2, (1, 20)), refs((1, 20), (2, 30), (2, 40), (3, 50))) == []
+
+
+def mark(of: tuple[int, int], base: tuple[int, int]) -> MarkRef:
+    return MarkRef(ref(*of), ref(*base))
+
+
+@pytest.mark.parametrize(("own", "abandoned"), [((), False), ((30,), False), ((30, 40), True)])
+def test_older_marks_outside_the_history_are_abandoned_after_two_commits(own, abandoned):
+    stored = refs((1, 10), (1, 20), *((2, step) for step in own))
+    behind, held = mark((1, 25), (1, 20)), [mark((1, 15), (1, 10)), mark((2, 25), (1, 20))]
+    assert abandoned_marks(lineage(2, (1, 20)), stored, [behind, *held]) == ([behind] if abandoned else [])
+
+
+def test_marks_do_not_count_as_commits_of_the_newest_run():
+    marks = [mark((1, 25), (1, 20)), mark((2, 25), (1, 20)), mark((2, 35), (2, 30))]
+    assert abandoned_marks(lineage(2, (1, 20)), refs((1, 20), (2, 30)), marks) == []
+
+
+def test_a_mark_of_a_newer_lineage_is_never_abandoned():
+    stored = refs((1, 20), (2, 30), (2, 40))
+    assert abandoned_marks(lineage(2, (1, 20)), stored, [mark((3, 50), (2, 40))]) == []
+
+
+def test_no_mark_is_abandoned_while_the_history_is_inferred():
+    inferred = InferredLineage("main", 2, (Ancestor(1, 20),))
+    stored = refs((1, 20), (2, 30), (2, 40))
+    assert abandoned_marks(inferred, stored, [mark((1, 25), (1, 20))]) == []
 
 
 @given(runs())

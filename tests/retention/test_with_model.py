@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -14,7 +15,7 @@ import pytest
 
 import input_checkpoint as ic
 from input_checkpoint.retention.with_model import needed_by_model
-from tests.support.retention import kept, of_steps, reason, store_with
+from tests.support.retention import info, kept, of_steps, reason, store_with
 from tests.support.s3_server import S3Server
 
 
@@ -188,6 +189,34 @@ def test_the_reasons_name_the_model_checkpoint() -> None:
         "newer than the newest model checkpoint, of step 30",
         "the newest before the model checkpoint of step 30",
     ]
+
+
+def marked(step: int, *marks: int, lineage: int = 1) -> ic.CheckpointInfo:
+    return replace(info(step, lineage=lineage), marks=marks)
+
+
+def test_the_checkpoint_that_the_mark_of_a_model_leans_on_is_kept() -> None:
+    history = [marked(10, 15, 35), marked(20), marked(30), marked(40)]
+    assert needed_by_model(history, {35, 40}) == {
+        history[3].ref: "the model checkpoint of step 40 still exists",
+        history[0].ref: "the mark of the model checkpoint of step 35 leans on it",
+        history[2].ref: "the newest before the model checkpoint of step 35",
+    }
+
+
+def test_every_checkpoint_that_a_mark_of_the_step_leans_on_is_kept() -> None:
+    history = [marked(10, 35), marked(20, 35), marked(30)]
+    assert sorted(ref.step for ref in needed_by_model(history, {35})) == [10, 20, 30]
+
+
+def test_a_mark_keeps_nothing_if_its_step_has_a_checkpoint_of_its_own() -> None:
+    history = [marked(10, 30), marked(20), marked(30)]
+    assert [ref.step for ref in needed_by_model(history, {30})] == [30]
+
+
+def test_a_mark_whose_model_is_gone_keeps_nothing() -> None:
+    history = [marked(10, 15), marked(20), marked(30)]
+    assert [ref.step for ref in needed_by_model(history, {30})] == [30]
 
 
 def test_the_policy_works_without_tensorflow(tmp_path: Path) -> None:

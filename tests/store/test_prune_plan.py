@@ -6,7 +6,7 @@ from typing import Optional
 
 import pytest
 
-from input_checkpoint import CheckpointRef, KeepLast
+from input_checkpoint import CheckpointRef, KeepLast, MarkRef
 from input_checkpoint.backends.base import ObjectInfo
 from input_checkpoint.format.keys import (
     announcement_key,
@@ -24,6 +24,7 @@ from input_checkpoint.store.prune_plan import (
     plan_announcements,
     plan_checkpoints,
     unneeded_lineages,
+    unneeded_marks,
     unneeded_packs,
 )
 from input_checkpoint.store.saving import PendingSave
@@ -69,6 +70,38 @@ class TestCheckpoints:
         plan = plan_checkpoints(FIRST, {FIRST[0]: "the newest"}, {FIRST[0]: "best", FIRST[1]: ""})
         assert plan.kept == {FIRST[0]: "the newest; pinned: best", FIRST[1]: "pinned"}
         assert plan.removed == (FIRST[2],)
+
+    def test_what_the_newest_run_was_resumed_from_by_a_mark_stays_until_it_has_saved(self):
+        resumed = Lineage("main", 2, (Ancestor(1, 40),))
+        marks = [MarkRef(CheckpointRef("main", 1, 40), FIRST[0]), MarkRef(FIRST[2], FIRST[1])]
+        kept = kept_checkpoints(resumed, FIRST, ReadableHistory((), ()), KeepNothing(), marks)
+        assert kept == {
+            FIRST[0]: "the newest run was resumed from it, and has not saved yet",
+            FIRST[2]: "the newest",
+        }
+        saved = CheckpointRef("main", 2, 50)
+        kept = kept_checkpoints(resumed, [*FIRST, saved], ReadableHistory((), ()), KeepNothing(), marks)
+        assert kept == {saved: "the newest"}
+
+
+class TestMarks:
+    BEHIND = MarkRef(CheckpointRef("main", 1, 22), FIRST[1])
+    HELD = MarkRef(CheckpointRef("main", 2, 22), FIRST[1])
+    NEW = MarkRef(CheckpointRef("main", 2, 30), SECOND[0])
+
+    def test_a_mark_goes_with_its_base(self):
+        marks = [self.HELD, self.NEW]
+        assert unneeded_marks(NEWEST, [*FIRST, *SECOND], {*FIRST, *SECOND}, marks) == []
+        assert unneeded_marks(NEWEST, [*FIRST, *SECOND], SECOND, marks) == [self.HELD]
+
+    def test_a_mark_that_a_restart_has_left_behind_goes_once_the_new_run_has_saved_twice(self):
+        once, twice = [*FIRST, SECOND[0]], [*FIRST, *SECOND]
+        assert unneeded_marks(NEWEST, once, once, [self.BEHIND]) == []
+        assert unneeded_marks(NEWEST, twice, twice, [self.BEHIND]) == [self.BEHIND]
+
+    def test_no_mark_is_left_behind_while_the_record_of_the_newest_lineage_is_damaged(self):
+        damaged, stored = InferredLineage("main", 2, NEWEST.ancestors), [*FIRST, *SECOND]
+        assert unneeded_marks(damaged, stored, stored, [self.BEHIND]) == []
 
 
 class TestPacks:

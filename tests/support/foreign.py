@@ -45,6 +45,15 @@ NEARLY_OURS = (
     "checkpoints/main/00000001/00000000010.manifest",
     "checkpoints/main/0000000\u0661/000000000010.manifest",
     "checkpoints/my worker/00000001/000000000010.manifest",
+    "checkpoints/main/00000001/000000000025-00000001-000000000020.mark~",
+    "checkpoints/main/00000001/000000000025-00000001-000000000020.marks",
+    "checkpoints/main/00000001/000000000025-00000001-00000000020.mark",
+    "checkpoints/main/00000001/000000000025-00000002-000000000020.mark",
+    "checkpoints/main/00000001/000000000025-00000001-000000000026.mark",
+    "checkpoints/main/00000001/000000000025-00000000-000000000020.mark",
+    "checkpoints/main/00000001/000000000025-000000000020.mark",
+    "checkpoints/main/00000001/000000000025.mark",
+    "checkpoints/my worker/00000001/000000000025-00000001-000000000020.mark",
     "checkpoints/w\u00f6rker/00000001/000000000010.manifest",
     "lineages/main/00000001.json (conflicted copy)",
     "lineages/main/0000000\u0662.json",
@@ -135,6 +144,7 @@ def check_objects_stay(
     assert {name: after.get(name) for name in before} == before
     store = open_store(open_backend)
     assert [(info.worker, info.lineage, info.step) for info in store.checkpoints()] == [("main", 2, 50)]
+    assert store.marks() == []
     assert store.verify().ok
     assert loaded(store, store.newest("main")) == [("Iterator", state_of(b"50"))]
 
@@ -174,8 +184,9 @@ def open_store(open_backend: Callable[[], ic.Backend]) -> ic.CheckpointStore:
 
 def save_and_prune(store: ic.CheckpointStore) -> None:
     run = store.begin_run("main")
-    first, *_ = save(run, 10, 20, 30)
+    first, second, _ = save(run, 10, 20, 30)
     store.pin(first, "best")
+    run.mark(25, second, {"Iterator": 5}, {"Iterator": "9f3c"})
     run.prune(ic.KeepLast(1), orphan_age=0)
     store.unpin(first)
 
@@ -191,6 +202,7 @@ def read(store: ic.CheckpointStore) -> None:
     store.checkpoints()
     store.history("main")
     store.pins()
+    store.marks()
     store.verify()
 
 

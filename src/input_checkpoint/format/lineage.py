@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from functools import cached_property
 from typing import Optional
 
-from input_checkpoint.checkpoint import CheckpointRef
+from input_checkpoint.checkpoint import CheckpointRef, MarkRef
 from input_checkpoint.errors import UNREADABLE_JSON, CheckpointTooLargeError, CorruptCheckpointError
 from input_checkpoint.format.chunking import digest
 from input_checkpoint.format.keys import lineage_key
@@ -72,7 +72,10 @@ class Lineage:
 
     @property
     def parent(self) -> Optional[CheckpointRef]:
-        """The checkpoint that this run resumed from, or None if it began at the start of the input."""
+        """Where this run resumed, or None if it began at the start of the input.
+
+        A checkpoint, or the step of a mark, which has no manifest.
+        """
         if not self.ancestors:
             return None
         return CheckpointRef(self.worker, self.ancestors[0].lineage, self.ancestors[0].last_step)
@@ -135,13 +138,13 @@ def next_lineage(
 ) -> Lineage:
     """Return the lineage that follows ``newest`` and continues from ``parent``.
 
-    Ancestors without stored checkpoints are left out, so a record stays small however often a run resumes.
+    Ancestors of which nothing is stored are left out, so a record stays small however often a run resumes.
 
     Args:
         worker: the worker of the lineage.
         newest: the worker's newest lineage, or None if this is the first.
-        parent: the checkpoint to resume from. None means the beginning of the input.
-        present: the worker's checkpoints.
+        parent: the checkpoint, or the step of a mark, to resume from. None means the beginning of the input.
+        present: the worker's checkpoints, and the steps of its marks.
         parent_lineage: a lineage whose history holds the parent, if that of ``newest`` does not.
     """
     number = newest.number + 1 if newest else 1
@@ -163,10 +166,32 @@ def abandoned_checkpoints(newest: Lineage, refs: Sequence[CheckpointRef]) -> lis
     There are none until ``newest`` has committed two checkpoints. Until then, somebody who resumed from the
     wrong checkpoint can stop the run and go back. Checkpoints of newer lineages are never abandoned.
     """
-    own_checkpoints = sum(ref.lineage == newest.number for ref in refs)
-    if own_checkpoints < 2:
+    return [ref for ref in refs if _is_left_behind(newest, ref)] if _has_saved_twice(newest, refs) else []
+
+
+def abandoned_marks(
+    newest: Lineage, checkpoints: Sequence[CheckpointRef], marks: Sequence[MarkRef]
+) -> list[MarkRef]:
+    """Return the marks of older lineages that are not part of the history of ``newest`` and may go.
+
+    They may go when abandoned checkpoints may. There are none while the history is only inferred.
+
+    Args:
+        newest: the worker's newest lineage.
+        checkpoints: all its checkpoints.
+        marks: all its marks.
+    """
+    if isinstance(newest, InferredLineage) or not _has_saved_twice(newest, checkpoints):
         return []
-    return [ref for ref in refs if ref.lineage < newest.number and not newest.holds(ref)]
+    return [mark for mark in marks if _is_left_behind(newest, mark.ref)]
+
+
+def _has_saved_twice(newest: Lineage, checkpoints: Sequence[CheckpointRef]) -> bool:
+    return sum(ref.lineage == newest.number for ref in checkpoints) >= 2
+
+
+def _is_left_behind(newest: Lineage, ref: CheckpointRef) -> bool:
+    return ref.lineage < newest.number and not newest.holds(ref)
 
 
 def encode_lineage(lineage: Lineage) -> bytes:

@@ -31,10 +31,11 @@ class KeepWithModel(RetentionPolicy):
     """Keeps the input checkpoint of every existing model checkpoint, so that each of them can be resumed.
 
     A model checkpoint is a file ``<prefix>-<global step>.index`` in ``model_dir``, as Estimator and
-    MonitoredTrainingSession write it. The input checkpoint of the same step is kept. If there is none, the
-    newest one before that step is kept, because ``resume="aligned"`` resumes from it. Input checkpoints that
-    are newer than every model checkpoint are kept as well, because their model checkpoint may still be in the
-    process of being written.
+    MonitoredTrainingSession write it. The input checkpoint of the same step is kept. If there is none, these
+    are kept: the checkpoint that a mark of that step leans on, because training resumes from it by
+    fast-forward, and the newest one before that step, because ``resume="aligned"`` resumes from it if the
+    mark is refused. Input checkpoints that are newer than every model checkpoint are kept as well, because
+    their model checkpoint may still be in the process of being written.
 
     If ``model_dir`` does not exist, cannot be listed, or holds no model checkpoint yet, every input
     checkpoint is kept and the reason says so. If the directory cannot be listed, a warning is logged as well.
@@ -107,6 +108,9 @@ def needed_by_model(checkpoints: Sequence[CheckpointInfo], model_steps: Collecti
         elif info.step > newest_model:
             kept[info.ref] = f"newer than the newest model checkpoint, of step {newest_model}"
     for step in sorted(set(model_steps) - {info.step for info in checkpoints}):
+        for info in checkpoints:
+            if step in info.marks:
+                kept.setdefault(info.ref, f"the mark of the model checkpoint of step {step} leans on it")
         older = [info.ref for info in checkpoints if info.step < step]
         if older:
             kept.setdefault(older[-1], f"the newest before the model checkpoint of step {step}")

@@ -6,10 +6,10 @@ import contextlib
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Optional
+from typing import Optional, Union
 
 from input_checkpoint.backends.base import Backend, ObjectInfo
-from input_checkpoint.checkpoint import CheckpointRef, PackEntry
+from input_checkpoint.checkpoint import CheckpointRef, MarkRef, PackEntry
 from input_checkpoint.errors import (
     BackendError,
     CheckpointNotFoundError,
@@ -21,19 +21,22 @@ from input_checkpoint.format.keys import (
     lineage_key,
     lineages_prefix,
     manifest_key,
+    mark_key,
     packs_prefix,
     parse_announcement_key,
     parse_checkpoint_key,
     parse_lineage_key,
+    parse_mark_key,
     worker_of,
 )
-from input_checkpoint.format.limits import MAX_LINEAGE_BYTES
+from input_checkpoint.format.limits import MAX_LINEAGE_BYTES, MAX_MARK_BYTES
 from input_checkpoint.format.lineage import Lineage, decode_lineage, infer_lineage
 from input_checkpoint.format.manifest import (
     Header,
     IteratorRows,
     Manifest,
 )
+from input_checkpoint.format.mark import Mark, decode_mark
 from input_checkpoint.parallel import map_ordered, run_both
 from input_checkpoint.state import ElementBatch
 from input_checkpoint.store.bounded_reads import (
@@ -54,6 +57,16 @@ _LISTING_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
+class CheckpointListing:
+    """The checkpoints and marks that exist, as of one listing."""
+
+    checkpoints: tuple[CheckpointRef, ...]
+    """All of them, from old to new."""
+    marks: tuple[MarkRef, ...]
+    """All of them, from old to new."""
+
+
+@dataclass(frozen=True)
 class WorkerListing:
     """What a worker has stored, as of one listing."""
 
@@ -61,6 +74,8 @@ class WorkerListing:
     """All of them, from old to new."""
     lineage: Optional[Lineage]
     """The one that was opened last; None if there is none."""
+    marks: tuple[MarkRef, ...] = ()
+    """All of them, from old to new."""
 
     @property
     def history(self) -> list[CheckpointRef]:
@@ -69,6 +84,20 @@ class WorkerListing:
         Those that an older lineage wrote past the step from which its successor restarted are not included.
         """
         return self.lineage.history(self.checkpoints) if self.lineage else []
+
+    @property
+    def usable_marks(self) -> list[MarkRef]:
+        """The marks that the worker can resume from, from old to new.
+
+        They are part of the history, and their base exists.
+        """
+        lineage, bases = self.lineage, set(self.checkpoints)
+        return [mark for mark in self.marks if lineage and lineage.holds(mark.ref) and mark.base in bases]
+
+
+def saved_refs(listing: Union[CheckpointListing, WorkerListing]) -> list[CheckpointRef]:
+    """Return what a run may continue from: each checkpoint, and the step of each mark."""
+    return [*listing.checkpoints, *(mark.ref for mark in listing.marks)]
 
 
 @dataclass(frozen=True)
@@ -103,10 +132,21 @@ class Catalog:
 
     def refs(self, worker: Optional[str] = None) -> list[CheckpointRef]:
         """Return every checkpoint that is there now, from old to new, of one worker or of all."""
-        keys = (info.key for info in self.backend.list(checkpoints_prefix(worker)))
-        present = sorted(ref for ref in map(parse_checkpoint_key, keys) if ref)
-        self._forget_all_but(present, worker)
-        return present
+        return list(self.list_checkpoints(worker).checkpoints)
+
+    def list_checkpoints(self, worker: Optional[str] = None) -> CheckpointListing:
+        """Return every checkpoint and every mark that is there now, of one worker or of all."""
+        checkpoints: list[CheckpointRef] = []
+        marks: list[MarkRef] = []
+        for info in self.backend.list(checkpoints_prefix(worker)):
+            ref = parse_checkpoint_key(info.key)
+            mark = None if ref else parse_mark_key(info.key)
+            if ref:
+                checkpoints.append(ref)
+            elif mark:
+                marks.append(mark)
+        self._forget_all_but(checkpoints, worker)
+        return CheckpointListing(tuple(sorted(checkpoints)), tuple(sorted(marks)))
 
     def holds(self, ref: CheckpointRef) -> bool:
         """Whether a checkpoint is there now, damaged or not."""
@@ -193,6 +233,24 @@ class Catalog:
         with self._error_context(key, ref):
             return read_again_if_damaged(read, f"{self.backend.uri}/{key}")
 
+    def mark(self, mark: MarkRef) -> Mark:
+        """Read a mark."""
+        return decode_mark(self.stored_mark(mark))
+
+    def stored_mark(self, mark: MarkRef) -> bytes:
+        """Read a mark; return it as it is stored, after checking it."""
+        key = mark_key(mark)
+
+        def read() -> bytes:
+            data = read_at_most(self.backend, key, MAX_MARK_BYTES)
+            found = decode_mark(data).ref
+            if found != mark:
+                raise CorruptCheckpointError(f"it holds another one, the {found}")
+            return data
+
+        with self._error_context(key, mark.ref, f"the {mark}"):
+            return read_again_if_damaged(read, f"{self.backend.uri}/{key}")
+
     def batches(self, manifest: Manifest, rows: IteratorRows, concurrency: int) -> Iterator[ElementBatch]:
         """Yield the elements of one iterator, in pieces as they lie in the packs."""
         ref = manifest.header.ref
@@ -222,7 +280,7 @@ class Catalog:
         return RunListing(records, announcements)
 
     def list_worker(self, worker: str) -> WorkerListing:
-        """Return a worker's checkpoints and its newest lineage.
+        """Return a worker's checkpoints and marks, and its newest lineage.
 
         If the record of that lineage cannot be read, or is missing although its checkpoints exist, a warning
         is logged and an `InferredLineage` takes its place. Its ancestors are guessed from the newest record
@@ -241,9 +299,11 @@ class Catalog:
 
     def _try_list_worker(self, worker: str) -> Optional[WorkerListing]:
         """Return None if a newer run has begun meanwhile."""
-        present, listed = run_both(lambda: self.refs(worker), lambda: self.list_runs(worker).records)
-        # A run that began between the two listings may be known by its checkpoints alone.
-        numbers = {*listed, *(ref.lineage for ref in present)}
+        present, listed = run_both(
+            lambda: self.list_checkpoints(worker), lambda: self.list_runs(worker).records
+        )
+        # A run that began between the two listings may be known by its checkpoints and marks alone.
+        numbers = {*listed, *(ref.lineage for ref in saved_refs(present))}
         lost: list[int] = []
         newest: Optional[Lineage] = None
         for number in sorted(numbers, reverse=True):
@@ -255,8 +315,8 @@ class Catalog:
             # The record was not damaged, but removed since it was listed.
             return None
         for number in reversed(lost):
-            newest = infer_lineage(worker, number, newest, present)
-        return WorkerListing(tuple(present), newest)
+            newest = infer_lineage(worker, number, newest, present.checkpoints)
+        return WorkerListing(present.checkpoints, newest, present.marks)
 
     def lineage(self, worker: str, number: int) -> Lineage:
         """Read one lineage record."""
@@ -274,7 +334,7 @@ class Catalog:
     def lineage_holding(self, ref: CheckpointRef, present: Collection[CheckpointRef]) -> Lineage:
         """Read the record of the lineage that wrote ``ref``.
 
-        If it cannot be read although checkpoints of that lineage are ``present``, a warning is logged and a
+        If it cannot be read although something of that lineage is ``present``, a warning is logged and an
         `InferredLineage` without ancestors takes its place.
 
         Raises:
@@ -312,9 +372,11 @@ class Catalog:
             return True
 
     @contextlib.contextmanager
-    def _error_context(self, key: str, ref: Optional[CheckpointRef] = None) -> Iterator[None]:
+    def _error_context(
+        self, key: str, ref: Optional[CheckpointRef] = None, what: Optional[str] = None
+    ) -> Iterator[None]:
         """Say which object and checkpoint an error is about."""
-        what = f"checkpoint {ref}" if ref else key
+        what = what or (f"checkpoint {ref}" if ref else key)
         try:
             yield
         except ObjectNotFoundError as error:

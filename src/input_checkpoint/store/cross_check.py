@@ -13,26 +13,35 @@ from collections.abc import Collection, Iterable
 from input_checkpoint.checkpoint import CheckpointRef
 from input_checkpoint.errors import InconsistentListingError
 from input_checkpoint.format.keys import checkpoints_prefix, manifest_key, parse_pack_key
-from input_checkpoint.store.catalog import Catalog
+from input_checkpoint.store.catalog import Catalog, CheckpointListing
 from input_checkpoint.store.contradictions import inconsistent_listing
 
 _ATTEMPTS = 10
 
 
-def checked_refs(catalog: Catalog, worker: str, expected: Collection[CheckpointRef]) -> list[CheckpointRef]:
-    """Return every checkpoint of a worker, from old to new.
+def checked_listing(
+    catalog: Catalog,
+    worker: str,
+    expected: Collection[CheckpointRef],
+    absent: Collection[CheckpointRef] = (),
+) -> CheckpointListing:
+    """Return every checkpoint and every mark of a worker.
+
+    The bases of the marks may exist as well.
 
     Args:
         catalog: of the store.
         worker: name of the worker.
         expected: checkpoints that may exist. The manifest of each one that is not listed is requested.
+        absent: checkpoints that are not requested, because they certainly do not exist yet, or any more.
 
     Raises:
         InconsistentListingError: the listing lacks a checkpoint that exists.
     """
     for _ in range(_ATTEMPTS):
-        listed = catalog.refs(worker)
-        unlisted = catalog.committed(set(expected).difference(listed))
+        listed = catalog.list_checkpoints(worker)
+        likely = {*expected, *(mark.base for mark in listed.marks)}.difference(absent)
+        unlisted = catalog.committed(likely.difference(listed.checkpoints))
         if not unlisted:
             return listed
         # Committed since they were listed? What existed before and after a listing belongs in it.

@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from typing import Optional
 
 from input_checkpoint.backends.base import ObjectInfo
-from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
+from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef, MarkRef
 from input_checkpoint.format.keys import (
     parse_announcement_key,
     parse_pack_key,
     parse_prune_announcement_key,
 )
-from input_checkpoint.format.lineage import InferredLineage, Lineage, abandoned_checkpoints
+from input_checkpoint.format.lineage import (
+    InferredLineage,
+    Lineage,
+    abandoned_checkpoints,
+    abandoned_marks,
+)
 from input_checkpoint.retention.policy import RetentionPolicy, merge_reasons
 from input_checkpoint.store.announcing import STALE_ANNOUNCEMENT_SECONDS
 from input_checkpoint.store.pins import pin_reason
@@ -52,7 +57,11 @@ class PackNeeds:
 
 
 def kept_checkpoints(
-    newest: Lineage, present: Sequence[CheckpointRef], history: ReadableHistory, policy: RetentionPolicy
+    newest: Lineage,
+    present: Sequence[CheckpointRef],
+    history: ReadableHistory,
+    policy: RetentionPolicy,
+    marks: Sequence[MarkRef] = (),
 ) -> dict[CheckpointRef, str]:
     """Return which checkpoints of a worker stay even if none is pinned, each with the reason.
 
@@ -61,6 +70,7 @@ def kept_checkpoints(
         present: all its checkpoints, from old to new.
         history: those that it can resume from.
         policy: what to keep.
+        marks: all its marks.
     """
     if isinstance(newest, InferredLineage):
         # Neither what the lineage has left behind is known, nor what the policy could choose from.
@@ -72,7 +82,29 @@ def kept_checkpoints(
     kept.update(policy.keep(history.infos))
     if line:
         kept.setdefault(line[-1], "the newest")
+    if not any(ref.lineage == newest.number for ref in present):
+        for mark in marks:
+            if mark.ref == newest.parent and mark.base in line:
+                kept.setdefault(mark.base, "the newest run was resumed from it, and has not saved yet")
     return kept
+
+
+def unneeded_marks(
+    newest: Lineage,
+    present: Sequence[CheckpointRef],
+    kept: Collection[CheckpointRef],
+    marks: Sequence[MarkRef],
+) -> list[MarkRef]:
+    """Return the marks of a worker that are of no use: their base goes or is gone, or they are abandoned.
+
+    Args:
+        newest: the worker's newest lineage.
+        present: all its checkpoints, from old to new.
+        kept: those that stay.
+        marks: all its marks.
+    """
+    abandoned = set(abandoned_marks(newest, present, marks))
+    return [mark for mark in marks if mark in abandoned or mark.base not in kept]
 
 
 def plan_checkpoints(
@@ -197,14 +229,14 @@ def unneeded_packs(
 def unneeded_lineages(
     newest: Lineage, records: Mapping[int, str], committed: Collection[CheckpointRef]
 ) -> list[str]:
-    """Return the keys of the lineage records that have no checkpoint left.
+    """Return the keys of the records of lineages of which nothing is left.
 
     All records are evidence while the newest one cannot be read.
 
     Args:
         newest: the worker's newest lineage.
         records: key of each record by the number of its lineage.
-        committed: the checkpoints that remain.
+        committed: the checkpoints that remain, and the steps of the marks that remain.
     """
     if isinstance(newest, InferredLineage):
         return []

@@ -6,11 +6,11 @@ import contextlib
 import logging
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Optional
 
 from input_checkpoint.backends.base import ObjectInfo
-from input_checkpoint.checkpoint import CheckpointRef
+from input_checkpoint.checkpoint import CheckpointRef, MarkRef, with_marks
 from input_checkpoint.errors import (
     BackendError,
     CheckpointNotFoundError,
@@ -18,18 +18,19 @@ from input_checkpoint.errors import (
 )
 from input_checkpoint.format.keys import (
     manifest_key,
+    mark_key,
     packs_prefix,
     parse_pack_key,
     prune_announcement_key,
 )
-from input_checkpoint.format.lineage import InferredLineage, Lineage
+from input_checkpoint.format.lineage import InferredLineage, Lineage, abandoned_marks
 from input_checkpoint.format.manifest import Header
 from input_checkpoint.parallel import map_ordered
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.store.announcing import Announcement
-from input_checkpoint.store.catalog import Catalog, RunListing
+from input_checkpoint.store.catalog import Catalog, CheckpointListing, RunListing, saved_refs
 from input_checkpoint.store.contradictions import inconsistent_listing
-from input_checkpoint.store.cross_check import checked_refs, owners
+from input_checkpoint.store.cross_check import checked_listing, owners
 from input_checkpoint.store.fencing import Fence
 from input_checkpoint.store.pins import read_pin, read_pins
 from input_checkpoint.store.prune_plan import (
@@ -42,6 +43,7 @@ from input_checkpoint.store.prune_plan import (
     plan_announcements,
     plan_checkpoints,
     unneeded_lineages,
+    unneeded_marks,
     unneeded_packs,
 )
 from input_checkpoint.store.saving import CheckpointSaver, PendingSave
@@ -70,6 +72,8 @@ class PruneReport:
     held_back_by: tuple[str, ...] = ()
     """Keys of the announcements of saves and copies in progress. If there are any, this prune has left all
     data in place, and a later prune removes it."""
+    removed_marks: tuple[MarkRef, ...] = ()
+    """Marks that were removed: the checkpoint that they lean on is gone, or a restart left them behind."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values.
@@ -84,6 +88,7 @@ class PruneReport:
             "removed_packs": list(self.removed_packs),
             "removed_bytes": self.removed_bytes,
             "held_back_by": list(self.held_back_by),
+            "removed_marks": [mark.to_dict() for mark in self.removed_marks],
         }
 
 
@@ -182,10 +187,12 @@ class Pruner:
         listed = self._backend.list(packs_prefix(self._worker))
         # Nothing but what the library itself has named can be removed.
         packs = {info.key: info for info in listed if parse_pack_key(info.key)}
-        plan = self._plan(policy, packs)
+        plan, marks = self._plan(policy, packs)
         if not dry_run:
-            self._delete([manifest_key(ref) for ref in plan.removed])
+            # A mark goes after its base, so that none is missing whose base is still there.
+            self._delete([*map(manifest_key, plan.removed), *map(mark_key, marks)])
             self._released.add(plan.removed)
+        report = PruneReport(plan.kept, plan.removed, (), removed_marks=marks)
         view = self._look(dry_run)
         if view.plan.dead and not dry_run:
             # Before any data is removed, so that a process that is still alive notices. It may have renewed
@@ -195,19 +202,24 @@ class Pruner:
         held_back_by = view.plan.respected + (() if dry_run else view.plan.dead)
         if held_back_by:
             self._log_obstacles(view, held_back_by)
-            return PruneReport(plan.kept, plan.removed, (), held_back_by=held_back_by)
-        return self._remove_data(plan, packs, view, orphan_age, dry_run)
+            return replace(report, held_back_by=held_back_by)
+        return self._remove_data(report, packs, view, orphan_age, dry_run)
 
-    def _plan(self, policy: RetentionPolicy, packs: Collection[str]) -> CheckpointPlan:
+    def _plan(
+        self, policy: RetentionPolicy, packs: Collection[str]
+    ) -> tuple[CheckpointPlan, tuple[MarkRef, ...]]:
+        """Return which checkpoints stay, and which marks go."""
         expected = {self._newest.parent, self._own.last_committed if self._own else None}
-        present = self._list_checkpoints({*owners(packs), *filter(None, expected)})
-        history = self._read_history(self._newest.history(present))
-        kept = kept_checkpoints(self._newest, present, history, policy)
+        listing = self._list_checkpoints({*owners(packs), *filter(None, expected)})
+        present, marks = listing.checkpoints, listing.marks
+        kept = kept_checkpoints(self._newest, present, self._read_history(listing), policy, marks)
         # Pins are read last: all of the above takes time, in which one may be added.
         plan = plan_checkpoints(present, kept, read_pins(self._backend, self._worker))
         found = map_ordered(lambda ref: read_pin(self._backend, ref), plan.removed, _PINS_AT_ONCE)
         unlisted = {ref: note for ref, note in zip(plan.removed, found) if note is not None}
-        return plan_checkpoints(present, plan.kept, unlisted) if unlisted else plan
+        if unlisted:
+            plan = plan_checkpoints(present, plan.kept, unlisted)
+        return plan, tuple(unneeded_marks(self._newest, present, plan.kept, marks))
 
     def _look(self, dry_run: bool) -> _View:
         """Look for announcements."""
@@ -227,48 +239,55 @@ class Pruner:
 
     def _remove_data(
         self,
-        plan: CheckpointPlan,
+        report: PruneReport,
         packs: Mapping[str, ObjectInfo],
         view: _View,
         orphan_age: float,
         dry_run: bool,
     ) -> PruneReport:
-        remaining = set(plan.kept if dry_run else self._list_checkpoints({*owners(packs), *plan.kept}))
+        listing = None if dry_run else self._list_checkpoints({*owners(packs), *report.kept})
+        remaining = set(report.kept if listing is None else listing.checkpoints)
         unneeded = unneeded_packs(
             {key: age_of(info, view.now) for key, info in packs.items()},
             self._newest,
             remaining,
             self._read_needs(remaining),
-            {*plan.removed, *self._released.refs},
+            {*report.removed, *self._released.refs},
             view.pending,
             orphan_age,
         )
-        if not dry_run:
-            records = unneeded_lineages(self._newest, view.listing.records, remaining)
+        if listing is not None:
+            records = unneeded_lineages(self._newest, view.listing.records, saved_refs(listing))
             self._delete([*unneeded, *records])
             self._released.keep_only(self._worker, owners(packs.keys() - set(unneeded)))
-        return PruneReport(plan.kept, plan.removed, tuple(unneeded), sum(packs[key].size for key in unneeded))
+        return replace(
+            report,
+            removed_packs=tuple(unneeded),
+            removed_bytes=sum(packs[key].size for key in unneeded),
+        )
 
-    def _list_checkpoints(self, expected: Collection[CheckpointRef]) -> list[CheckpointRef]:
+    def _list_checkpoints(self, expected: Collection[CheckpointRef]) -> CheckpointListing:
         """List the worker's checkpoints, and request the manifests of those that may exist unlisted."""
         pending = self._own.pending() if self._own else None
-        known = {*self._released.refs, *self._released.absent, pending.ref if pending else None}
-        expected = {ref for ref in expected if ref not in known}
-        present = checked_refs(self._catalog, self._worker, expected)
+        known = {*self._released.refs, *self._released.absent, *([pending.ref] if pending else [])}
+        listing = checked_listing(self._catalog, self._worker, expected, known)
+        expected = {*expected, *(mark.base for mark in listing.marks)}.difference(known)
         # Steps only grow, and a run that has been superseded commits nothing more.
-        newest = max(present, default=None)
+        newest = max(listing.checkpoints, default=None)
         self._released.add_absent(
             ref
-            for ref in expected.difference(present)
+            for ref in expected.difference(listing.checkpoints)
             if ref.lineage < self._newest.number or (newest is not None and ref < newest)
         )
-        return present
+        return listing
 
-    def _read_history(self, history: Sequence[CheckpointRef]) -> ReadableHistory:
+    def _read_history(self, listing: CheckpointListing) -> ReadableHistory:
         if isinstance(self._newest, InferredLineage):
             return ReadableHistory((), ())  # not needed: everything is kept
-        headers, damaged = self._read_headers(history)
-        return ReadableHistory([header.info for header in headers], damaged)
+        headers, damaged = self._read_headers(self._newest.history(listing.checkpoints))
+        left_behind = set(abandoned_marks(self._newest, listing.checkpoints, listing.marks))
+        marks = [mark for mark in listing.marks if mark not in left_behind]
+        return ReadableHistory(with_marks([header.info for header in headers], marks), damaged)
 
     def _read_needs(self, committed: Collection[CheckpointRef]) -> PackNeeds:
         headers, damaged = self._read_headers(committed)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Callable, Optional, Union
 
-from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef, SaveContext
+from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef, MarkRef, SaveContext
 from input_checkpoint.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
@@ -22,11 +22,13 @@ from input_checkpoint.format.keys import (
     check_worker,
     lineage_key,
     lineages_prefix,
+    mark_key,
 )
 from input_checkpoint.format.lineage import Lineage, encode_lineage, next_lineage
+from input_checkpoint.format.mark import Mark, encode_mark
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.state import IteratorState
-from input_checkpoint.store.catalog import Catalog, WorkerListing
+from input_checkpoint.store.catalog import Catalog, WorkerListing, saved_refs
 from input_checkpoint.store.contradictions import inconsistent_listing
 from input_checkpoint.store.fencing import Fence
 from input_checkpoint.store.leftovers import remove_leftovers
@@ -40,13 +42,14 @@ _ATTEMPTS = 100
 class Run:
     """Saves and prunes the checkpoints of one worker. Get one from `CheckpointStore.begin_run`.
 
-    One save runs at a time; `prune` may run beside it in another thread.
+    One save runs at a time; `prune` and `mark` may run beside it in other threads.
 
     Args:
         catalog: of the store.
         lineage: the record that this run has opened.
         options: how saves are made.
         released: data that this process has released and not yet removed.
+        base: the checkpoint that was restored; None: the parent of ``lineage``.
 
     Example:
         >>> from input_checkpoint import CheckpointStore, KeepLast
@@ -59,12 +62,18 @@ class Run:
     """
 
     def __init__(
-        self, catalog: Catalog, lineage: Lineage, options: SaveOptions, released: ReleasedPacks
+        self,
+        catalog: Catalog,
+        lineage: Lineage,
+        options: SaveOptions,
+        released: ReleasedPacks,
+        base: Optional[CheckpointRef] = None,
     ) -> None:
         self._catalog = catalog
         self._lineage = lineage
         self._options = options
         self._released = released
+        self._base = lineage.parent if base is None else base
         self._fence = Fence(catalog, lineage.worker, lineage.number)
         self._saver = CheckpointSaver(catalog, lineage, self._fence, options)
         self._has_saved = False
@@ -114,6 +123,46 @@ class Run:
         self._catalog.remember(header)
         return header.info
 
+    def mark(
+        self,
+        step: int,
+        base: CheckpointRef,
+        draws: Mapping[str, int],
+        digests: Mapping[str, str],
+        model_digest: Optional[str] = None,
+    ) -> MarkRef:
+        """Write a mark: how far the input had been drawn since a full checkpoint when the model was saved.
+
+        A mark costs a listing and a small object. One of the same step and base replaces an earlier one. Any
+        thread may write a mark, also during a save or a prune.
+
+        Args:
+            step: global step of the model.
+            base: the full checkpoint. It comes before ``step``.
+            draws: how often each iterator was drawn from since ``base``, by its name.
+            digests: digest of the last element drawn from each iterator that was drawn from, in hexadecimal.
+            model_digest: digest of the model checkpoint of this step, in hexadecimal; None if it is unknown.
+
+        Raises:
+            ValueError: ``base`` does not come before ``step``, or ``draws`` and ``digests`` contradict each
+                other.
+            CheckpointTooLargeError: the mark would be larger than the format allows.
+            WriterSupersededError: a newer run of this worker has begun. Nothing was written.
+            BackendError: the storage failed.
+
+        Example:
+            >>> from input_checkpoint import CheckpointStore
+            >>> run = CheckpointStore.open("memory://mark-example", create=True).begin_run("main")
+            >>> base = run.save(500, []).ref
+            >>> print(run.mark(530, base, draws={"Iterator": 30}, digests={"Iterator": "9f3c"}))
+            mark at step 530 (worker main, lineage 1, from step 500)
+        """
+        ref = MarkRef(CheckpointRef(self._lineage.worker, self._lineage.number, step), base)
+        data = encode_mark(Mark(ref, draws, digests, model_digest))
+        self._fence.check_may_save()
+        self._catalog.backend.put(mark_key(ref), data)
+        return ref
+
     def prune(
         self,
         policy: RetentionPolicy,
@@ -157,7 +206,7 @@ class Run:
         """
         worker = self._lineage.worker
         lineage = replace(
-            next_lineage(worker, self._lineage, parent, self._catalog.refs(worker)),
+            next_lineage(worker, self._lineage, parent, saved_refs(self._catalog.list_checkpoints(worker))),
             run_id=self._lineage.run_id,
             start_step=parent.step,
         )
@@ -168,15 +217,22 @@ class Run:
         return Run(self._catalog, lineage, self._options, self._released)
 
     def _prepare_first_save(self) -> None:
-        """Let the first save build on the checkpoint that this run was resumed from."""
+        """Let the first save build on the checkpoint that was restored."""
         # Before anything is read or uploaded: a full save is wasted work if the run is superseded.
         self._fence.check_may_save()
-        parent = self._lineage.parent
-        if parent is not None:
-            # The first save is a full one if the parent cannot be read.
+        if self._base is not None:
+            # The first save is a full one if the checkpoint cannot be read.
             with contextlib.suppress(CorruptCheckpointError, CheckpointNotFoundError):
-                self._saver.add_manifest(self._catalog.manifest(parent))
+                self._saver.add_manifest(self._catalog.manifest(self._base))
         self._has_saved = True
+
+
+def check_base(base: Optional[CheckpointRef], parent: Optional[CheckpointRef]) -> None:
+    """Raise ValueError unless a run that continues from ``parent`` can have restored ``base``."""
+    if base is not None and parent is None:
+        raise ValueError(f"begin_run(base) is {base}, so parent must be the step that was reached from it")
+    if base is not None and parent is not None:
+        mark_key(MarkRef(parent, base))  # raises if the base does not come before it
 
 
 def begin_lineage(
@@ -192,7 +248,8 @@ def begin_lineage(
     Args:
         catalog: of the store.
         worker: name of the worker.
-        parent: the checkpoint that the run was resumed from; None if the input starts from its beginning.
+        parent: the checkpoint, or the step of a mark, that the run was resumed from; None if the input starts
+            from its beginning.
         listing: what the worker has stored, if it is known; None: list it. An outdated listing does no harm:
             if another run has begun since, its number is taken, and the worker is listed again.
         run_id: of the training. None: that of the lineage that ``parent`` belongs to, or a new one.
@@ -210,9 +267,9 @@ def begin_lineage(
         line = listing.lineage
         if line is not None and parent is not None and not line.holds(parent):
             # The run goes back to a checkpoint that the newest run had left behind.
-            line = catalog.lineage_holding(parent, listing.checkpoints)
+            line = catalog.lineage_holding(parent, saved_refs(listing))
         lineage = replace(
-            next_lineage(worker, listing.lineage, parent, listing.checkpoints, line),
+            next_lineage(worker, listing.lineage, parent, saved_refs(listing), line),
             run_id=run_id or _inherited_run_id(line, parent),
             start_step=start_step,
         )

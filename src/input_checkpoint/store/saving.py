@@ -247,7 +247,7 @@ class CheckpointSaver:
             chunks = ChunkRows.joined(parts)
             packs = writer.finish()
         if len(chunks) and not packs:
-            # The listing of packs then shows that this checkpoint exists: see `checked_refs`.
+            # The listing of packs then shows that this checkpoint exists: see `checked_listing`.
             self._backend.put(pack_key(ref, write_id[:8], 0), _PLACEHOLDER)
             packs = {pack_key(ref, write_id[:8], 0): len(_PLACEHOLDER)}
         return _Stored(tuple(entries), chunks, packs)

@@ -11,7 +11,7 @@ from input_checkpoint.backends import probing
 from input_checkpoint.backends.base import Backend
 from input_checkpoint.backends.opening import BackendLocation, open_backend
 from input_checkpoint.backends.retrying import DEFAULT_RETRY_POLICY, RetryingBackend, RetryPolicy
-from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
+from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef, MarkRef, with_marks
 from input_checkpoint.errors import (
     BackendNotFoundError,
     CheckpointNotFoundError,
@@ -23,6 +23,7 @@ from input_checkpoint.format.lineage import (
     infer_lineage,
 )
 from input_checkpoint.format.manifest import Manifest
+from input_checkpoint.format.mark import Mark
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.state import StoredState
 from input_checkpoint.store.catalog import Catalog, WorkerListing
@@ -32,7 +33,7 @@ from input_checkpoint.store.format_version import create_store, is_store
 from input_checkpoint.store.leftovers import remove_leftovers
 from input_checkpoint.store.pins import read_pins, write_pin
 from input_checkpoint.store.pruning import ORPHAN_AGE_SECONDS, Pruner, PruneReport, ReleasedPacks
-from input_checkpoint.store.run import Run, begin_lineage
+from input_checkpoint.store.run import Run, begin_lineage, check_base
 from input_checkpoint.store.saving import SaveOptions
 from input_checkpoint.store.verification import VerifyReport, verify
 
@@ -123,12 +124,37 @@ class CheckpointStore:
         A checkpoint whose manifest is damaged is left out here; loading it raises `CorruptCheckpointError`.
         """
         infos = []
-        found = self._catalog.refs(worker)
-        self._catalog.fetch_headers(found)
-        for ref in found:
+        found = self._catalog.list_checkpoints(worker)
+        self._catalog.fetch_headers(found.checkpoints)
+        for ref in found.checkpoints:
             with contextlib.suppress(CorruptCheckpointError, CheckpointNotFoundError):
                 infos.append(self.info(ref))
-        return infos
+        return with_marks(infos, found.marks)
+
+    def marks(self, worker: Optional[str] = None) -> list[MarkRef]:
+        """Return every mark, from old to new, of one worker or of all.
+
+        Some may be of no use: a restart has left them behind, or their base is gone. See
+        `WorkerListing.usable_marks`.
+        """
+        return list(self._catalog.list_checkpoints(worker).marks)
+
+    def read_mark(self, mark: MarkRef) -> Mark:
+        """Read a mark.
+
+        Raises:
+            CheckpointNotFoundError: it does not exist (any more).
+            CorruptCheckpointError: it is damaged.
+
+        Example:
+            >>> store = CheckpointStore.open("memory://marks", create=True)
+            >>> run = store.begin_run("main")
+            >>> base = run.save(500, []).ref
+            >>> ref = run.mark(530, base, draws={"Iterator": 30}, digests={"Iterator": "9f3c"})
+            >>> store.read_mark(ref).draws
+            {'Iterator': 30}
+        """
+        return self._catalog.mark(mark)
 
     def history(self, worker: str) -> list[CheckpointRef]:
         """Return the checkpoints that this worker can resume from, from old to new.
@@ -140,7 +166,7 @@ class CheckpointStore:
         return self.list_worker(worker).history
 
     def list_worker(self, worker: str) -> WorkerListing:
-        """Return a worker's checkpoints, its newest lineage and its history, from one listing.
+        """Return a worker's checkpoints, its marks, its newest lineage and its history, from one listing.
 
         If the record of the newest lineage is damaged, an `InferredLineage` takes its place.
         """
@@ -181,6 +207,7 @@ class CheckpointStore:
         listing: Optional[WorkerListing] = None,
         run_id: Optional[str] = None,
         start_step: Optional[int] = None,
+        base: Optional[CheckpointRef] = None,
     ) -> Run:
         """Begin a new run of ``worker``: the right to save and prune its checkpoints.
 
@@ -188,15 +215,18 @@ class CheckpointStore:
 
         Args:
             worker: name of the worker.
-            parent: the checkpoint that the run is resumed from. None: the input starts from its beginning.
+            parent: the checkpoint that the run is resumed from, or the `MarkRef.ref` of a mark. None: the
+                input starts from its beginning.
             listing: what `list_worker` has just returned, to save a request.
             run_id: identity of the training, the same in all of its runs. None: that of the run that
                 ``parent`` belongs to, or a new one.
             start_step: step of the model at which the run begins, if it is known.
+            base: the checkpoint that was restored, if ``parent`` is the step of a mark. The first save
+                uploads only what this checkpoint does not contain. None: ``parent``.
 
         Raises:
             CheckpointNotFoundError: nothing is left of the run that ``parent`` belongs to.
-            ValueError: ``worker`` cannot be part of a key.
+            ValueError: ``worker`` cannot be part of a key, or ``base`` does not come before ``parent``.
             BackendError: the storage failed.
 
         Example:
@@ -207,8 +237,9 @@ class CheckpointStore:
             >>> store.begin_run("main", parent=info.ref).lineage.number
             2
         """
+        check_base(base, parent)
         lineage = begin_lineage(self._catalog, worker, parent, listing, run_id, start_step)
-        return Run(self._catalog, lineage, self._options, self._released)
+        return Run(self._catalog, lineage, self._options, self._released, base)
 
     def read(self, checkpoint: Union[CheckpointInfo, CheckpointRef]) -> StoredCheckpoint:
         """Return a checkpoint's info and a stream of its iterators, for one reading of its manifest.
@@ -283,6 +314,8 @@ class CheckpointStore:
         worker's newest lineage is damaged, its history is unknown: all of its checkpoints stay until the next
         run has begun, and only data that crashes have left behind is removed.
 
+        A mark is removed with the checkpoint that it leans on, or once a restart has left it behind.
+
         Removes only objects with names of this library, and the temporary files of crashed writers.
         Everything else in the folder or bucket stays.
 
@@ -306,6 +339,7 @@ class CheckpointStore:
         return PruneReport(
             kept={ref: reason for report in reports for ref, reason in report.kept.items()},
             removed=tuple(ref for report in reports for ref in report.removed),
+            removed_marks=tuple(mark for report in reports for mark in report.removed_marks),
             removed_packs=tuple(key for report in reports for key in report.removed_packs),
             removed_bytes=sum(report.removed_bytes for report in reports),
             held_back_by=tuple(key for report in reports for key in report.held_back_by),
