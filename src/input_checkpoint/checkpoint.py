@@ -76,6 +76,11 @@ def problems_to_list(problems: Mapping[CheckpointRef, str]) -> list[dict[str, An
     return [{"checkpoint": ref.to_dict(), "problem": problem} for ref, problem in problems.items()]
 
 
+def mark_problems_to_list(problems: Mapping[MarkRef, str]) -> list[dict[str, Any]]:
+    """Return what is wrong with each mark, in a form that `json.dumps` accepts."""
+    return [{"mark": mark.to_dict(), "problem": problem} for mark, problem in problems.items()]
+
+
 @dataclass(frozen=True)
 class PackEntry:
     """One pack of a checkpoint. The chunk table refers to packs by their position in the list of packs."""

@@ -483,6 +483,132 @@ class TestPruning:
         assert calls() == before
 
 
+class TestCopying:
+    @pytest.fixture
+    def target(self, memory) -> CheckpointStore:
+        return CheckpointStore.open(memory, create=True)
+
+    def test_a_copy_has_the_same_objects(self, store, run, backend, target, memory):
+        first, second = save(run, 10, 20)
+        marks = [mark(run, 15, first), mark(run, 25, first), mark(run, 25, second)]
+        report = store.copy_to(target)
+        assert (report.ok, list(report.copied_marks)) == (True, marks)
+        assert contents(memory) == contents(backend)
+        assert target.list_worker("main").usable_marks == marks
+
+    def test_a_mark_is_written_after_its_base(self, store, run, memory):
+        first, _ = save(run, 10, 20)
+        ref = mark(run, 25, first)
+        recording = Recording(memory)
+        store.copy_to(CheckpointStore.open(recording, create=True))
+        writes = [key for verb, key in recording.calls if verb in ("put", "create")]
+        assert writes.index(manifest_key(first)) < writes.index(mark_key(ref))
+
+    def test_only_marks_that_lean_on_a_copied_checkpoint_are_copied(self, store, run, target):
+        first, second = save(run, 10, 20)
+        mark(run, 15, first)
+        ref = mark(run, 25, second)
+        assert store.copy_to(target, [second]).copied_marks == (ref,)
+        assert target.marks() == [ref]
+
+    def test_no_mark_is_copied_if_its_base_is_damaged(self, store, run, backend, target):
+        first, second = save(run, 10, 20)
+        mark(run, 15, first)
+        ref = mark(run, 25, second)
+        backend.put(manifest_key(first), b"damaged")
+        report = CheckpointStore(backend).copy_to(target)
+        assert (list(report.problems), report.mark_problems) == ([first], {})
+        assert target.marks() == [ref]
+
+    def test_copying_again_brings_over_new_marks_and_writes_no_other(self, store, run, target, memory):
+        (base,) = save(run, 10)
+        mark(run, 15, base)
+        store.copy_to(target)
+        assert store.copy_to(target).copied_marks == ()
+        ref = mark(run, 16, base)
+        report = store.copy_to(target)
+        assert (report.copied, report.present, report.copied_marks) == ((), (base,), (ref,))
+
+    def test_a_mark_that_its_run_has_written_again_replaces_the_one_at_the_target(self, store, run, target):
+        (base,) = save(run, 10)
+        mark(run, 15, base, count=5)
+        store.copy_to(target)
+        ref = mark(run, 15, base, count=6)
+        assert store.copy_to(target).copied_marks == (ref,)
+        assert target.read_mark(ref).draws == {"Iterator": 6}
+
+    def test_a_copy_back_does_not_replace_a_mark_by_an_older_one(self, store, run, target):
+        (base,) = save(run, 10)
+        mark(run, 15, base, count=5)
+        store.copy_to(target)
+        ref = mark(run, 15, base, count=6)
+        assert target.copy_to(store).copied_marks == ()
+        assert store.read_mark(ref).draws == {"Iterator": 6}
+
+    def test_a_damaged_mark_at_the_target_is_replaced(self, store, run, target, memory):
+        (base,) = save(run, 10)
+        ref = mark(run, 15, base)
+        store.copy_to(target)
+        memory.put(mark_key(ref), b"damaged")
+        assert store.copy_to(target).copied_marks == (ref,)
+        assert target.read_mark(ref).ref == ref
+
+    def test_a_damaged_mark_is_not_copied_and_is_reported(self, store, run, backend, target, caplog):
+        (base,) = save(run, 10)
+        damaged, intact = mark(run, 15, base), mark(run, 16, base)
+        backend.put(mark_key(damaged), b"damaged")
+        report = store.copy_to(target)
+        assert (report.ok, report.copied, report.copied_marks) == (False, (base,), (intact,))
+        assert mark_key(damaged) in report.mark_problems[damaged]
+        assert mark_key(damaged) in caplog.text
+        assert target.marks() == [intact]
+
+    def test_a_run_continues_at_the_target_from_a_mark(self, store, run, target):
+        (base,) = save(run, 10)
+        ref = mark(run, 15, base)
+        store.copy_to(target)
+        resumed = target.begin_run("main", ref.ref, base=base)
+        save(resumed, 20)
+        assert steps(target.history("main")) == [(1, 10), (2, 20)]
+
+
+class TestVerifying:
+    def test_intact_marks_are_no_problem(self, store, run):
+        (base,) = save(run, 10)
+        mark(run, 15, base)
+        assert store.verify().ok
+
+    def test_a_damaged_mark_is_a_problem_of_the_mark_alone(self, store, run, backend):
+        (base,) = save(run, 10)
+        damaged, _ = mark(run, 15, base), mark(run, 16, base)
+        backend.put(mark_key(damaged), b"damaged")
+        report = store.verify(read_data=False)
+        assert (report.ok, report.problems, list(report.mark_problems)) == (False, {}, [damaged])
+        assert mark_key(damaged) in report.mark_problems[damaged]
+        assert store.check(base).ref == base
+
+    def test_a_mark_whose_base_is_gone_is_a_problem_until_it_is_pruned(self, store, run, backend):
+        first, second = save(run, 10, 20)
+        ref = mark(run, 15, first)
+        mark(run, 25, second)
+        backend.delete([manifest_key(first)])
+        assert "its base does not exist" in store.verify().mark_problems[ref]
+        store.prune(KeepAll())
+        assert store.verify().ok
+
+    def test_a_mark_that_is_pruned_meanwhile_is_no_problem(self, store, run, backend):
+        first, _ = save(run, 10, 20)
+        ref = mark(run, 15, first)
+        pruned = Overtaken(backend, "get", mark_key(ref), lambda: store.prune(KeepLast(1)))
+        assert CheckpointStore(pruned).verify("main").mark_problems == {}
+
+    def test_only_the_marks_of_the_chosen_worker_are_checked(self, store, run, backend):
+        (base,) = save(run, 10)
+        backend.put(mark_key(mark(run, 15, base)), b"damaged")
+        save(store.begin_run("worker-1"), 10)
+        assert store.verify("worker-1").ok
+
+
 def mark_as_of(run: Run, ref: MarkRef, backend: Backend) -> MarkRef:
     """Write the mark of a run that has not noticed that it was superseded."""
     suspended = Run(run._catalog, run.lineage, run._options, run._released)

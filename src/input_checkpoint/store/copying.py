@@ -18,7 +18,7 @@ import numpy as np
 
 from input_checkpoint.backends.base import Backend
 from input_checkpoint.backends.probe_keys import PROBE_PREFIX
-from input_checkpoint.checkpoint import CheckpointRef, problems_to_list
+from input_checkpoint.checkpoint import CheckpointRef, MarkRef, mark_problems_to_list, problems_to_list
 from input_checkpoint.errors import (
     BackendError,
     BackendUnavailableError,
@@ -36,6 +36,7 @@ from input_checkpoint.format.keys import (
     copy_announcement_key,
     lineages_prefix,
     manifest_key,
+    mark_key,
     packs_prefix,
     parse_announcement_key,
     parse_lineage_key,
@@ -43,6 +44,7 @@ from input_checkpoint.format.keys import (
 from input_checkpoint.format.limits import MAX_LINEAGE_BYTES
 from input_checkpoint.format.lineage import decode_lineage
 from input_checkpoint.format.manifest import Header, Manifest
+from input_checkpoint.format.mark import decode_mark
 from input_checkpoint.parallel import map_ordered
 from input_checkpoint.store.announcing import Announcement
 from input_checkpoint.store.bounded_reads import StoredManifest, read_at_most
@@ -56,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CopyProgress:
-    """The progress of a copy."""
+    """The progress of a copy. Marks do not count: they are small, and are copied with their checkpoint."""
 
     checkpoints: int
     """Checkpoints that are finished: copied, already present, or failed."""
@@ -87,11 +89,15 @@ class CopyReport:
     """Checkpoints that were not copied, each with the reason: damaged, or removed during the copy."""
     copied_bytes: int
     """Bytes of data that were written."""
+    copied_marks: tuple[MarkRef, ...] = ()
+    """Marks that were written. Each leans on a checkpoint that the target has."""
+    mark_problems: Mapping[MarkRef, str] = field(default_factory=dict)
+    """Marks that were not copied, each with the reason: damaged, or removed during the copy."""
 
     @property
     def ok(self) -> bool:
-        """Whether the target now has every requested checkpoint."""
-        return not self.problems
+        """Whether the target now has every requested checkpoint, and its marks."""
+        return not self.problems and not self.mark_problems
 
     def to_dict(self) -> dict[str, Any]:
         """Return `ok` and all fields in a form that `json.dumps` accepts.
@@ -108,6 +114,8 @@ class CopyReport:
             "present": [ref.to_dict() for ref in self.present],
             "problems": problems_to_list(self.problems),
             "copied_bytes": self.copied_bytes,
+            "copied_marks": [mark.to_dict() for mark in self.copied_marks],
+            "mark_problems": mark_problems_to_list(self.mark_problems),
         }
 
 
@@ -126,7 +134,14 @@ def copy(
         copier = _WorkerCopier(source, target, worker, concurrency, tracker)
         copier.copy(list(refs))
         copied_bytes += copier.copied_bytes
-    return CopyReport(tuple(tracker.copied), tuple(tracker.present), dict(tracker.problems), copied_bytes)
+    return CopyReport(
+        copied=tuple(tracker.copied),
+        present=tuple(tracker.present),
+        problems=dict(tracker.problems),
+        copied_bytes=copied_bytes,
+        copied_marks=tuple(tracker.copied_marks),
+        mark_problems=dict(tracker.mark_problems),
+    )
 
 
 def _check_not_the_same_place(source: Catalog, target: Catalog) -> None:
@@ -165,6 +180,8 @@ class _CopyProgressTracker:
         self.copied: list[CheckpointRef] = []
         self.present: list[CheckpointRef] = []
         self.problems: dict[CheckpointRef, str] = {}
+        self.copied_marks: list[MarkRef] = []
+        self.mark_problems: dict[MarkRef, str] = {}
 
     def finish_packs(self, keys: Iterable[str]) -> None:
         """Record that packs are at the target."""
@@ -181,6 +198,11 @@ class _CopyProgressTracker:
             if ref in outcome:
                 outcome.remove(ref)
 
+    def fail_mark(self, mark: MarkRef, error: InputCheckpointError, target: Catalog) -> None:
+        """Record that a mark is not at the target."""
+        logger.warning("Mark was not copied to %s: %s", target.backend.uri, error)
+        self.mark_problems[mark] = str(error)
+
     def finish_checkpoint(self) -> None:
         """Record that a checkpoint is finished, copied or not."""
         self._progress = replace(self._progress, checkpoints=self._progress.checkpoints + 1)
@@ -192,8 +214,8 @@ class _WorkerCopier:
 
     To the target, a copy is like a save: it announces itself, uses only packs that a committed manifest lists
     or that it has verified, creates the manifest last, and makes sure that its announcement still exists (see
-    `Pruner`). It replaces nothing. At the source, an announcement
-    stops prunes by other processes. Checkpoints that the source's own run removes meanwhile are reported.
+    `Pruner`). It replaces no data. At the source, an announcement stops prunes by other processes.
+    Checkpoints and marks that the source's own run removes meanwhile are reported.
     """
 
     def __init__(
@@ -224,7 +246,9 @@ class _WorkerCopier:
         self._check_target_has_same_run(records)
         with self._announced():
             self._create_lineage_records(records)
-            present = set(self._target.refs(self._worker))
+            at_target = self._target.list_checkpoints(self._worker)
+            present, marks_present = set(at_target.checkpoints), set(at_target.marks)
+            marks = self._marks_by_base()
             notes = read_pins(self._source.backend, self._worker)
             pinned = read_pins(self._target.backend, self._worker)
             self._list_target_packs()
@@ -232,8 +256,11 @@ class _WorkerCopier:
             for ref in refs:
                 self._renew_announcements()
                 self._copy_checkpoint(ref, ref in present)
-                if ref in notes and ref not in self._tracker.problems and ref not in pinned:
-                    write_pin(self._target.backend, ref, notes[ref])
+                if ref not in self._tracker.problems:
+                    if ref in notes and ref not in pinned:
+                        write_pin(self._target.backend, ref, notes[ref])
+                    for mark in marks.get(ref, ()):
+                        self._copy_mark(mark, mark in marks_present)
                 self._tracker.finish_checkpoint()
             self._restore_missing_packs(refs)
 
@@ -319,6 +346,33 @@ class _WorkerCopier:
             return
         (self._tracker.present if is_present else self._tracker.copied).append(ref)
         self._tracker.finish_packs(manifest.pack_keys)
+
+    def _marks_by_base(self) -> Mapping[CheckpointRef, Sequence[MarkRef]]:
+        marks: dict[CheckpointRef, list[MarkRef]] = {}
+        for mark in self._source.list_checkpoints(self._worker).marks:
+            marks.setdefault(mark.base, []).append(mark)
+        return marks
+
+    def _copy_mark(self, mark: MarkRef, is_present: bool) -> None:
+        """Copy a mark whose base is at the target."""
+        try:
+            data = self._source.stored_mark(mark)
+        except (CorruptCheckpointError, CheckpointNotFoundError) as error:
+            self._tracker.fail_mark(mark, error, self._target)
+            return
+        if not (is_present and self._has_mark(mark, data)):
+            self._target.backend.put(mark_key(mark), data)
+            self._tracker.copied_marks.append(mark)
+
+    def _has_mark(self, mark: MarkRef, data: bytes) -> bool:
+        """Whether the target has this mark, or one that its run has written later.
+
+        Only one process writes a mark, so its clock says which is the later one.
+        """
+        try:
+            return self._target.mark(mark).created >= decode_mark(data).created
+        except (CorruptCheckpointError, CheckpointNotFoundError):
+            return False
 
     def _copy_packs(self, manifest: Manifest) -> None:
         unverified = self._verified.missing_rows(manifest)

@@ -280,9 +280,10 @@ class CheckpointStore:
             yield StoredState(rows.entry.name, rows.entry.elements, batches)
 
     def verify(self, worker: Optional[str] = None, *, read_data: Union[bool, float] = True) -> VerifyReport:
-        """Check every checkpoint, of one worker or of all.
+        """Check every checkpoint and every mark, of one worker or of all.
 
-        Manifests are read and checked, and the packs that they name must exist and have the right size.
+        Manifests are read and checked, and the packs that they name must exist and have the right size. Marks
+        are read and checked, and the checkpoints that they lean on must exist.
 
         Args:
             worker: only this one. None: all.
@@ -296,7 +297,8 @@ class CheckpointStore:
             BackendError: the storage cannot be read.
         """
         share = 1.0 if read_data is True else float(read_data)
-        return verify(self._catalog, self._catalog.refs(worker), share, self._options.concurrency)
+        found = self._catalog.list_checkpoints(worker)
+        return verify(self._catalog, found.checkpoints, share, self._options.concurrency, found.marks)
 
     def prune(
         self,
@@ -360,8 +362,10 @@ class CheckpointStore:
         the target when all of it is there, from old to new. To continue an interrupted copy, or to bring over
         what the run has saved since, call it again.
 
-        Nothing at the target is replaced: a checkpoint is not copied if the target has other data under the
-        name of one of its packs. Pins are copied as well. Retention is up to the target.
+        No data at the target is replaced: a checkpoint is not copied if the target has other data under the
+        name of one of its packs. Pins are copied as well, and so are the marks that lean on a copied
+        checkpoint. A mark at the target is replaced by a newer one of the same run and step, and if it is
+        damaged. Retention is up to the target.
 
         Args:
             other: the target: empty, or copied from this store before. Open it with ``create=True``.

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Optional
 
 import numpy as np
 
-from input_checkpoint.checkpoint import CheckpointRef, problems_to_list
+from input_checkpoint.checkpoint import CheckpointRef, MarkRef, mark_problems_to_list, problems_to_list
 from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError
 from input_checkpoint.format.chunk_table import ChunkTable, Column
 from input_checkpoint.format.keys import packs_prefix
 from input_checkpoint.format.manifest import Manifest
+from input_checkpoint.parallel import map_ordered
 from input_checkpoint.store.catalog import Catalog
 from input_checkpoint.store.reading import check_counts, check_part_count, part_counts, read_chunks
 
@@ -29,11 +30,13 @@ class VerifyReport:
     """The checkpoints that cannot be restored, each with what is wrong."""
     read_bytes: int
     """Bytes of data that were read and verified."""
+    mark_problems: Mapping[MarkRef, str] = field(default_factory=dict)
+    """The marks that no run can use, each with what is wrong: it is damaged, or its base is gone."""
 
     @property
     def ok(self) -> bool:
         """Whether no problem was found."""
-        return not self.problems
+        return not self.problems and not self.mark_problems
 
     def to_dict(self) -> dict[str, Any]:
         """Return `ok` and all fields in a form that `json.dumps` accepts.
@@ -49,11 +52,16 @@ class VerifyReport:
             "checked": [ref.to_dict() for ref in self.checked],
             "problems": problems_to_list(self.problems),
             "read_bytes": self.read_bytes,
+            "mark_problems": mark_problems_to_list(self.mark_problems),
         }
 
 
 def verify(
-    catalog: Catalog, checkpoints: Iterable[CheckpointRef], share: float, concurrency: int
+    catalog: Catalog,
+    checkpoints: Collection[CheckpointRef],
+    share: float,
+    concurrency: int,
+    marks: Collection[MarkRef] = (),
 ) -> VerifyReport:
     """Verify checkpoints, see `CheckpointStore.verify`.
 
@@ -62,6 +70,7 @@ def verify(
         checkpoints: which checkpoints to verify.
         share: the share of packs to read, chosen at random; 1 reads all of them.
         concurrency: as in `SaveOptions`.
+        marks: which marks to verify.
 
     Raises:
         ValueError: ``share`` is not between 0 and 1.
@@ -82,7 +91,31 @@ def verify(
                 continue  # pruned while it was read: manifests go before data
             problems[ref] = str(error)
         checked.append(ref)
-    return VerifyReport(tuple(checked), problems, verifier.read_bytes)
+    mark_problems = _verify_marks(catalog, marks, checkpoints, concurrency)
+    return VerifyReport(tuple(checked), problems, verifier.read_bytes, mark_problems)
+
+
+def _verify_marks(
+    catalog: Catalog, marks: Collection[MarkRef], checkpoints: Collection[CheckpointRef], concurrency: int
+) -> dict[MarkRef, str]:
+    unlisted = {mark.base for mark in marks}.difference(checkpoints)
+    gone = unlisted - catalog.committed(unlisted)
+
+    def problem_of(mark: MarkRef) -> Optional[str]:
+        try:
+            catalog.mark(mark)
+        except CheckpointNotFoundError:
+            return None  # pruned after it was listed
+        except CorruptCheckpointError as error:
+            return str(error)
+        if mark.base in gone:
+            return (
+                f"{catalog.backend.uri}: the {mark} is of no use: its base does not exist. A prune removes it"
+            )
+        return None
+
+    problems = zip(marks, map_ordered(problem_of, marks, concurrency))
+    return {mark: problem for mark, problem in problems if problem}
 
 
 class _Verifier:
