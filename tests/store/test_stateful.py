@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import input_checkpoint as ic
 from input_checkpoint.backends.memory import MemoryBackend
-from input_checkpoint.checkpoint import CheckpointRef
+from input_checkpoint.checkpoint import CheckpointRef, MarkRef
 from input_checkpoint.format.keys import manifest_key
 from input_checkpoint.format.manifest import decode_header
 from input_checkpoint.state import Element
@@ -52,6 +52,8 @@ class Model:
     named: dict[CheckpointRef, set[str]] = field(default_factory=dict)
     """Keys that each of these checkpoints consists of."""
     damaged: set[str] = field(default_factory=set)
+    marks: dict[MarkRef, int] = field(default_factory=dict)
+    """Number of draws in every mark that was written and not removed."""
 
     @property
     def newest(self) -> int:
@@ -64,6 +66,17 @@ class Model:
         while number is not None:
             own = [ref for ref in self.saved if ref.lineage == number]
             found += [ref for ref in own if last_step is None or ref.step <= last_step]
+            parent = self.parents[number]
+            number, last_step = (parent.lineage, parent.step) if parent else (None, None)
+        return sorted(found)
+
+    def usable_marks(self) -> list[MarkRef]:
+        """Follow each restart back, and take the marks from before it whose base is there."""
+        found: list[MarkRef] = []
+        number, last_step = max(self.parents, default=None), None
+        while number is not None:
+            own = [mark for mark in self.marks if mark.ref.lineage == number and mark.base in self.saved]
+            found += [mark for mark in own if last_step is None or mark.ref.step <= last_step]
             parent = self.parents[number]
             number, last_step = (parent.lineage, parent.step) if parent else (None, None)
         return sorted(found)
@@ -152,6 +165,16 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.writer
         self.prune_by(self.writer.run.prune, n)
 
+    @precondition(lambda self: self.writer and self.model.history())
+    @rule(back=st.integers(0, 3), stride=st.integers(0, 20))
+    def write_a_mark(self, back: int, stride: int) -> None:
+        assert self.writer
+        history = self.model.history()
+        base = history[max(0, len(history) - 1 - back)]
+        self.writer.step = max(self.writer.step, base.step) + stride
+        ref = self.mark_by(self.writer, base)
+        self.model.marks[ref] = self.writer.step - base.step
+
     # What other processes do.
 
     @rule(n=st.integers(1, 4))
@@ -170,6 +193,28 @@ class StoreMachine(RuleBasedStateMachine):
         readable = [ref for ref in behind if not self.model.may_be_unreadable(ref)]
         if readable:
             self.start(data.draw(st.sampled_from(readable)))
+
+    @precondition(lambda self: self.model.usable_marks())
+    @rule(data=st.data())
+    def restart_from_a_mark(self, data: st.DataObject) -> None:
+        marks = self.model.usable_marks()
+        usable = [mark for mark in marks if not self.model.may_be_unreadable(mark.base)]
+        if usable:
+            mark = data.draw(st.sampled_from(usable))
+            self.start(mark.ref, mark.base)
+
+    @precondition(lambda self: self.superseded and self.model.saved)
+    @rule(data=st.data())
+    def a_superseded_run_writes_a_mark(self, data: st.DataObject) -> None:
+        writer = data.draw(st.sampled_from(self.superseded))
+        bases = [ref for ref in sorted(self.model.saved) if ref.lineage <= writer.run.lineage.number]
+        if not bases:
+            return
+        before = self.keys()
+        writer.step = max(writer.step, bases[0].step) + 10
+        with pytest.raises(ic.WriterSupersededError):
+            self.mark_by(writer, bases[0])
+        assert self.keys() == before
 
     @precondition(lambda self: self.superseded)
     @rule(data=st.data(), drawn=st.lists(payloads, max_size=3))
@@ -227,6 +272,17 @@ class StoreMachine(RuleBasedStateMachine):
             assert open_store(self.inner).history(WORKER) == self.model.history()
 
     @invariant()
+    def the_marks_are_those_of_the_model(self) -> None:
+        if not hasattr(self, "model"):
+            return
+        store = open_store(self.inner)
+        listing = store.list_worker(WORKER)
+        assert list(listing.marks) == sorted(self.model.marks)
+        assert listing.usable_marks == self.model.usable_marks()
+        for mark, count in self.model.marks.items():
+            assert store.read_mark(mark).draws == {"first": count}
+
+    @invariant()
     def every_checkpoint_is_restored_as_it_was_saved_or_not_at_all(self) -> None:
         if not hasattr(self, "model"):
             return
@@ -244,15 +300,20 @@ class StoreMachine(RuleBasedStateMachine):
 
     # How the rules work.
 
-    def start(self, parent: Optional[CheckpointRef]) -> None:
+    def start(self, parent: Optional[CheckpointRef], base: Optional[CheckpointRef] = None) -> None:
         if self.writer:
             self.superseded.append(self.writer)
         backend = FaultyBackend(self.inner)
         store = open_store(backend)
-        state = restored(store, parent) if parent else [("first", []), ("second", [])]
-        run = store.begin_run(WORKER, parent)
+        state = restored(store, base or parent) if parent else [("first", []), ("second", [])]
+        run = store.begin_run(WORKER, parent, base=base)
         self.model.parents[run.lineage.number] = parent
         self.writer = Writer(backend, store, run, parent.step if parent else 0, state)
+
+    @staticmethod
+    def mark_by(writer: Writer, base: CheckpointRef) -> MarkRef:
+        count = writer.step - base.step
+        return writer.run.mark(writer.step, base, {"first": count}, {"first": "9f3c"} if count else {})
 
     def advance(self, drawn: list[bytes], forget: int, stride: int) -> Writer:
         """Train for some steps. Old elements leave the buffer, and new ones enter it."""
@@ -285,11 +346,21 @@ class StoreMachine(RuleBasedStateMachine):
         intact = [ref for ref in history if not model.may_be_unreadable(ref)]
         certain = [ref for ref in history[-n:] if ref in intact]
         assert not removed & {*certain, *history[-1:]}
-        if len(intact) == len(history):
-            assert removed & set(history) == set(history[:-n])
-        behind = present - set(history)
         own = [ref for ref in present if ref.lineage == model.newest]
+        parent = model.parents[model.newest]
+        resumed = set() if own else {mark.base for mark in model.marks if mark.ref == parent}
+        assert not removed & resumed & set(history)
+        if len(intact) == len(history):
+            assert removed & set(history) == set(history[:-n]) - resumed
+        behind = present - set(history)
         assert removed & behind == (behind if len(own) >= 2 else set())
+        usable, gone = set(model.usable_marks()), set(report.removed_marks)
+        without_base = {mark for mark in model.marks if mark.base not in present - removed}
+        marks_behind = {mark for mark in set(model.marks) - usable if mark.ref.lineage < model.newest}
+        assert gone - without_base == (marks_behind - without_base if len(own) >= 2 else set())
+        assert without_base <= gone
+        for mark in gone:
+            del model.marks[mark]
         for ref in removed:
             del model.saved[ref], model.named[ref]
         needed = {key for ref in model.saved if not model.may_be_unreadable(ref) for key in model.named[ref]}
