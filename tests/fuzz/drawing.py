@@ -71,6 +71,12 @@ _NEW_KEYS = (
     "checkpoints/main/00000002/000000000035.manifest",
     "checkpoints/main/00000003/000000000035.manifest",
     "checkpoints/main/00000009/999999999999.manifest",
+    "checkpoints/main/00000001/000000000011-00000001-000000000010.mark",
+    "checkpoints/main/00000002/000000000026-00000002-000000000025.mark",
+    "checkpoints/main/00000002/000000000026-00000001-000000000099.mark",
+    "checkpoints/main/00000009/999999999999-00000009-000000000000.mark",
+    "checkpoints/main/00000009/9223372036854775808-00000001-000000000010.mark",
+    "checkpoints/worker-1/00000001/000000000010-00000001-000000000010.mark",
     "checkpoints/main/99999999/000000000010.manifest",
     "checkpoints/main/00000001/9223372036854775807.manifest",
     "checkpoints/main/00000001/9223372036854775808.manifest",
@@ -194,9 +200,13 @@ def _key(chance: random.Random, *kinds: str) -> str:
 
 @cache
 def _kinds() -> Mapping[str, Sequence[str]]:
-    """Return the keys of all objects, by the folder that they are in."""
-    keys = sorted(set(intact()) - set(FOREIGN))
-    return {kind: [*group] for kind, group in itertools.groupby(keys, lambda key: key.partition("/")[0])}
+    """Return the keys of all objects, by the folder that they are in, and of marks."""
+    keys = sorted(set(intact()) - set(FOREIGN), key=lambda key: (_kind(key), key))
+    return {kind: [*group] for kind, group in itertools.groupby(keys, _kind)}
+
+
+def _kind(key: str) -> str:
+    return "marks" if key.endswith(".mark") else key.partition("/")[0]
 
 
 @cache

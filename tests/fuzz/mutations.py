@@ -11,16 +11,18 @@ import numpy as np
 import zstandard
 
 from tests.fuzz.storage import Content
-from tests.fuzz.stored import ManifestParts, digest, json_of, with_json
+from tests.fuzz.stored import ManifestParts, digest, json_of, mark_of, with_json
 
 Objects = dict[str, Content]
 Mutation = dict[str, Any]
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "format-1"
 PINNED = "pins/main/00000001/000000000010.json"
+MARKS = (mark_of(18, (2, 15)), mark_of(22, (1, 10)))
 FOREIGN = {
     "notes.txt": b"somebody else's",
     "checkpoints/main/00000001/notes.txt": b"somebody else's",
+    "checkpoints/main/00000001/000000000015-00000001-000000000020.mark": b"somebody else's",
     "lineages/main/notes.txt": b"somebody else's",
     "lineages/main/00000001/000000000010-0123abc~": b"somebody else's",
     "saves/main/best.ckpt": b"somebody else's",
@@ -32,10 +34,11 @@ _PLACEHOLDER = "@here@"
 
 
 def intact() -> Objects:
-    """Return the objects of the intact store: four checkpoints of two lineages, and a pin."""
+    """Return the objects of the intact store: four checkpoints of two lineages, two marks, and a pin."""
     files = {str(path.relative_to(FIXTURE)): path for path in sorted(FIXTURE.rglob("*")) if path.is_file()}
     stored = {key: path.read_bytes() for key, path in files.items()}
     stored[PINNED] = b'{"note": "the best so far"}'
+    stored |= dict(MARKS)
     return {key: Content(data) for key, data in {**stored, **FOREIGN}.items()}
 
 

@@ -67,6 +67,12 @@ def _read(objects: Objects, is_forged: bool) -> None:
         _attempt("newest", lambda: str(store.newest(WORKER)))
         _attempt("pins", lambda: "".join(store.pins().values()).encode())
         report = _attempt("verify", store.verify)
+        for mark in _attempt("marks", store.marks) or ():
+            found = _attempt(f"read the {mark}", lambda mark=mark: store.read_mark(mark))
+            if found is not None and not is_forged and found != _marks().get(mark):
+                raise BrokenError(f"the {mark} was read with other content than was written")
+            if found is None and report is not None and mark not in report.mark_problems:
+                raise BrokenError(f"the {mark} cannot be read, and verify did not say so")
         for ref in _attempt("refs", lambda: store.list_worker(WORKER).checkpoints) or ():
             loaded = _attempt(f"load {ref}", lambda ref=ref: _load(store, ref))
             if loaded is not None and not is_forged and loaded != expected().get(ref):
@@ -79,6 +85,9 @@ def _copy(objects: Objects, is_forged: bool) -> None:
     with _opened(objects) as store:
         target = ic.CheckpointStore.open(FuzzedBackend({}), create=True, retry=None)
         report = _attempt("copy", lambda: store.copy_to(target))
+        for mark in report.copied_marks if report else ():
+            if not is_forged and _attempt(f"read {mark}", lambda m=mark: target.read_mark(m)) is None:
+                raise BrokenError(f"the copy of the {mark} cannot be read")
         for ref in report.copied if report else ():
             found = _attempt(f"load the copy of {ref}", lambda ref=ref: _load(target, ref))
             if not is_forged and found != expected().get(ref):
@@ -101,15 +110,22 @@ def _prune(objects: Objects, is_forged: bool) -> None:
 
 def _continue(objects: Objects, is_forged: bool) -> None:
     with _opened(objects) as store:
-        history = _attempt("history", lambda: store.history(WORKER)) or []
-        run = _attempt("begin a run", lambda: store.begin_run(WORKER, history[-1] if history else None))
+        listing = _attempt("list a worker", lambda: store.list_worker(WORKER))
+        history, marks = (listing.history, listing.usable_marks) if listing else ([], [])
+        parent, base = (marks[-1].ref, marks[-1].base) if marks else (history[-1] if history else None, None)
+        run = _attempt("begin a run", lambda: store.begin_run(WORKER, parent, base=base))
         if run is None:
             return
-        step = max((ref.step for ref in history), default=0) + 10
+        step = max((ref.step for ref in (*history, *(mark.ref for mark in marks))), default=0) + 10
         state = [("Iterator", [(b"key %d" % number, b"%d" % number * 300) for number in range(20)])]
         info = _attempt("save", lambda: run.save(step, [ic.IteratorState(*one) for one in state]))
         if info is not None and _load(store, info.ref) != state:
             raise BrokenError(f"{info.ref}, saved after the damage, is not what was saved")
+        if info is not None:
+            draws, digests = {"Iterator": 1}, {"Iterator": "9f3c"}
+            mark = _attempt("write a mark", lambda: run.mark(step + 1, info.ref, draws, digests))
+            if mark is not None and store.read_mark(mark).draws != draws:
+                raise BrokenError(f"the {mark}, written after the damage, is not what was written")
         _attempt("prune by the run", lambda: run.prune(ic.KeepLast(1), orphan_age=0))
         if info is not None and _load(store, info.ref) != state:
             raise BrokenError(f"{info.ref} was damaged by a prune")
@@ -176,6 +192,12 @@ def expected() -> Mapping[ic.CheckpointRef, State]:
     store = ic.CheckpointStore(FuzzedBackend(intact()))
     loaded = {info.ref: _load(store, info.ref) for info in store.checkpoints()}
     return {ref: state for ref, state in loaded.items() if state is not None}
+
+
+@cache
+def _marks() -> Mapping[ic.MarkRef, ic.Mark]:
+    store = ic.CheckpointStore(FuzzedBackend(intact()))
+    return {mark: store.read_mark(mark) for mark in store.marks()}
 
 
 @cache

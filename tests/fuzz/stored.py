@@ -66,24 +66,51 @@ def manifest_of(header: bytes, table: bytes) -> bytes:
     return _MAGIC + len(header).to_bytes(4, "little") + digest(header) + header + table
 
 
+def mark_of(step: int, base: tuple[int, int]) -> tuple[str, bytes]:
+    """Return the key and the object of a mark that the second run has written."""
+    lineage, base_step = base
+    fields = {
+        "ref": {"worker": "main", "lineage": 2, "step": step},
+        "base": {"worker": "main", "lineage": lineage, "step": base_step},
+        "draws": {"Iterator": step - base_step, "scope/Counter": 0},
+        "digests": {"Iterator": "9f3c"},
+        "model_digest": "0f",
+        "created": "2026-03-04T12:00:00+00:00",
+        "host": "host.example",
+        "pid": 4711,
+    }
+    name = f"{step:012d}-{lineage:08d}-{base_step:012d}.mark"
+    return f"checkpoints/main/00000002/{name}", _checked("mark", json.dumps(fields).encode())
+
+
+def _checked(name: str, data: bytes) -> bytes:
+    """Return an object that consists of JSON and its digest."""
+    try:
+        canonical = json.dumps(json.loads(data), sort_keys=True).encode()
+    except (ValueError, RecursionError):
+        canonical = data
+    return b'{"%s": %s, "digest": "%s"}' % (name.encode(), data, digest(canonical).hex().encode())
+
+
 def json_of(key: str, data: bytes) -> tuple[Any, bytes]:
     """Return the JSON part that a key's object has, and what follows it."""
-    if key.startswith("checkpoints/"):
+    if key.endswith(".manifest"):
         end = 28 + int.from_bytes(data[8:12], "little")
         return json.loads(data[28:end]), data[end:]
     record = json.loads(data)
-    return (record["lineage"] if key.startswith("lineages/") else record), b""
+    name = _wrapper(key)
+    return (record[name] if name else record), b""
 
 
 def with_json(key: str, text: str, rest: bytes) -> bytes:
     """Return the object that has this text for its JSON part."""
     data = text.encode("utf-8", "surrogatepass")
-    if key.startswith("checkpoints/"):
+    if key.endswith(".manifest"):
         return manifest_of(data, rest)
-    if not key.startswith("lineages/"):
-        return data
-    try:
-        canonical = json.dumps(json.loads(text), sort_keys=True).encode()
-    except (ValueError, RecursionError):
-        canonical = data
-    return b'{"lineage": ' + data + b', "digest": "' + digest(canonical).hex().encode() + b'"}'
+    name = _wrapper(key)
+    return _checked(name, data) if name else data
+
+
+def _wrapper(key: str) -> str:
+    """Return the name beside the digest in an object that consists of JSON and its digest."""
+    return "mark" if key.endswith(".mark") else "lineage" if key.startswith("lineages/") else ""

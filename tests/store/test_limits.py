@@ -23,10 +23,11 @@ from input_checkpoint.format.limits import (
     MAX_CHUNK_RATIO,
     MAX_FORMAT_BYTES,
     MAX_LINEAGE_BYTES,
+    MAX_MARK_BYTES,
     MAX_PIN_BYTES,
 )
 from input_checkpoint.format.lineage import Ancestor, Lineage, decode_lineage, encode_lineage
-from tests.fuzz.mutations import intact
+from tests.fuzz.mutations import MARKS, intact
 from tests.fuzz.storage import Content, FuzzedBackend
 from tests.support.memory import peak_memory
 from tests.support.stores import MIB, loaded, save, some_state, steps
@@ -113,6 +114,15 @@ def test_a_pin_of_gigabytes_is_a_pin_without_a_note():
     backend = grown(pin_key(CheckpointRef("main", 1, 10)))
     assert CheckpointStore.open(backend, retry=None).pins() == {CheckpointRef("main", 1, 10): ""}
     assert max(backend.most.values()) <= MAX_PIN_BYTES + 1
+
+
+def test_a_mark_of_gigabytes_is_refused_after_the_largest_size_of_a_mark():
+    key = MARKS[0][0]
+    backend = grown(key)
+    store = CheckpointStore.open(backend, retry=None)
+    with pytest.raises(CorruptCheckpointError, match="more than the format allows"):
+        store.read_mark(store.marks()[0])
+    assert backend.most[key] <= MAX_MARK_BYTES + 1
 
 
 @pytest.mark.parametrize("note", [b"[" * 60_000, b'{"note": 5}', b'{"note": "\\ud800"}', b"\xff"])
