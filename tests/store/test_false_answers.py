@@ -20,12 +20,16 @@ PREFIXES = ("checkpoints/", "packs/", "lineages/", "pins/")
 CASES = [(prefix, shape) for prefix in PREFIXES for shape in (CUTS if prefix == "lineages/" else SHAPES)]
 
 
+MARKS = {16: ic.CheckpointRef("main", 2, 15), 19: ic.CheckpointRef("main", 2, 18)}
+"""Base of each mark, by its step."""
+
+
 def state(step: int) -> list[ic.IteratorState]:
     return [ic.IteratorState("Iterator", elements(step))]
 
 
 def fill(backend: ic.Backend) -> ic.Run:
-    """A store that has all kinds of objects: shared packs, restarts, a pin, a checkpoint without new data."""
+    """A store that has all kinds of objects: shared packs, a restart, a pin, marks, a save of nothing new."""
     options = ic.SaveOptions(pack_bytes=6_000, concurrency=1)
     store = ic.CheckpointStore.open(backend, create=True, options=options, retry=None)
     run = store.begin_run("main")
@@ -37,6 +41,8 @@ def fill(backend: ic.Backend) -> ic.Run:
     run.save(15, state(15))
     run.save(17, state(15))
     run.save(18, state(18))
+    for step, base in MARKS.items():
+        run.mark(step, base, {"Iterator": 1}, {"Iterator": "9f3c"})
     return run
 
 
@@ -46,6 +52,9 @@ def check_nothing_lost(backend: ic.Backend, may_go: Collection[int] = ()) -> Non
     assert store.verify().problems == {}
     left = {info.step for info in store.checkpoints()}
     assert {12, 14, 15, 17, 18} - left <= {*may_go}
+    assert {step for step, base in MARKS.items() if base.step in left} <= {
+        mark.ref.step for mark in store.list_worker("main").usable_marks
+    }
     for info in store.checkpoints():
         assert loaded(store, info) == [("Iterator", elements(15 if info.step == 17 else info.step))]
 
