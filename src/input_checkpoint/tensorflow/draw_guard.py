@@ -6,6 +6,8 @@ import logging
 from typing import Any, Callable, Optional
 
 from input_checkpoint.errors import UntrackedDrawError
+from input_checkpoint.tensorflow.batch_digest import BatchDigests
+from input_checkpoint.tensorflow.draw_counter import DrawCounter, Position
 from input_checkpoint.tensorflow.draw_watch import DrawWatch
 from input_checkpoint.tensorflow.draws import Draw, InputUse
 from input_checkpoint.tensorflow.iterators import HeldIterators, SessionIterators
@@ -29,19 +31,32 @@ class DrawGuard:
         self._settle = settle
         self._is_restored = False
         self._held: Optional[HeldIterators] = None
+        self._held_position: Optional[Position] = None
+        self._counter: Optional[DrawCounter] = None
         self._watch = DrawWatch(source.session, self._before_change)
 
     def restored(self) -> None:
         """Note that the input has been restored: its state now belongs to the model."""
         self._is_restored = True
 
-    def expect(self, arguments: Any) -> None:
+    def count(self, counter: DrawCounter, digests: BatchDigests) -> None:
+        """Count draws from now on.
+
+        Args:
+            counter: of this session, which stands where the input has been restored to.
+            digests: of the graph.
+        """
+        self._counter = counter
+        self._watch.count(counter, digests)
+
+    def expect(self, arguments: Any, *, with_digests: bool = False) -> None:
         """Announce the run with hooks that comes next.
 
         Args:
             arguments: ``SessionRunContext.original_args``.
+            with_digests: whether a mark may be written after this run. It needs the digest of what is drawn.
         """
-        self._watch.expect(arguments)
+        self._watch.expect(arguments, with_digests=with_digests)
 
     def draws(self, arguments: Any) -> bool:
         """Whether a run with hooks draws from the input."""
@@ -88,9 +103,16 @@ class DrawGuard:
         """The iterators as the last run with hooks left them."""
         return self._held or self._source
 
+    @property
+    def position(self) -> Optional[Position]:
+        """The position of `source`, if draws are counted."""
+        if self._held is not None or self._counter is None:
+            return self._held_position
+        return self._counter.position()
+
     def saved(self) -> None:
         """A save has taken over `source`, and releases it."""
-        self._held = None
+        self._held = self._held_position = None
 
     def close(self) -> None:
         """Release the state that is held."""
@@ -101,11 +123,13 @@ class DrawGuard:
             return
         self._settle()
         if use.draws and self._held is None:
+            self._held_position = self.position
             self._held = self._source.hold()
 
     def _forget(self) -> None:
         self._watch.clear()
         held, self._held = self._held, None
+        self._held_position = None
         if held is not None:
             held.taken.release()
 

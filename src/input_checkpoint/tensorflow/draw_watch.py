@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
+from input_checkpoint.tensorflow.batch_digest import BatchDigests
+from input_checkpoint.tensorflow.counted_runs import CountedRuns
+from input_checkpoint.tensorflow.draw_counter import DrawCounter
 from input_checkpoint.tensorflow.draws import Draw, InputUse, InputUseReader, handles
+from input_checkpoint.tensorflow.restoring import is_restoring
 
 _NOTHING = object()
+_NO_USE = InputUse()
 
 
 class DrawWatch:
     """Watches the raw session beneath a ``MonitoredSession``.
 
     Hooks do not see what ``run_step_fn`` or another hook runs with the raw session. So every method that runs
-    a session is wrapped, in this session object alone. A run with hooks costs one comparison.
+    a session is wrapped, in this session object alone. Unless draws are counted, a run with hooks costs one
+    comparison.
 
     Args:
         session: the raw session.
@@ -27,6 +34,8 @@ class DrawWatch:
         self._before_change = before_change
         self._reader = InputUseReader(session.graph)
         self._expected: Any = _NOTHING
+        self._with_digests = False
+        self._counted: Optional[CountedRuns] = None
         self._untracked: tuple[Draw, ...] = ()
         self._hooked: tuple[Draw, ...] = ()
         self._names: Optional[dict[bytes, str]] = None
@@ -53,13 +62,24 @@ class DrawWatch:
             else:
                 attributes[name] = self._replaced[name]
 
-    def expect(self, arguments: Any) -> None:
+    def count(self, counter: DrawCounter, digests: BatchDigests) -> None:
+        """Count draws from now on. Costs some microseconds for each run with hooks.
+
+        Args:
+            counter: of this session.
+            digests: of the graph.
+        """
+        self._counted = CountedRuns(self._session, self._reader, self._named_use, counter, digests)
+
+    def expect(self, arguments: Any, *, with_digests: bool = False) -> None:
         """Announce the run with hooks that comes next.
 
         Args:
             arguments: ``SessionRunContext.original_args``.
+            with_digests: whether the counter needs the digest of what this run draws.
         """
         self._expected = arguments.fetches
+        self._with_digests = with_digests
 
     def draws(self, arguments: Any) -> bool:
         """Whether the run with hooks that has these arguments draws from the input."""
@@ -95,9 +115,12 @@ class DrawWatch:
     def _watched_run(
         self, fetches: Any, feed_dict: Optional[Mapping[Any, Any]] = None, *others: Any, **options: Any
     ) -> Any:
-        if not self._is_expected(fetches):
-            self._note(fetches, feed_dict)
-        return self._run(fetches, feed_dict, *others, **options)
+        if self._is_expected(fetches):
+            if self._counted is None:
+                return self._run(fetches, feed_dict, *others, **options)
+            return self._counted.run(self._run, fetches, feed_dict, self._with_digests, *others, **options)
+        with self._noted(fetches, feed_dict):
+            return self._run(fetches, feed_dict, *others, **options)
 
     def _watched_callable(
         self, fetches: Any, feed_list: Optional[Any] = None, *others: Any, **options: Any
@@ -105,15 +128,15 @@ class DrawWatch:
         inner = self._make_callable(fetches, feed_list, *others, **options)
 
         def call(*values: Any, **run_options: Any) -> Any:
-            self._note(fetches, dict(zip(feed_list or (), values)))
-            return inner(*values, **run_options)
+            with self._noted(fetches, dict(zip(feed_list or (), values))):
+                return inner(*values, **run_options)
 
         return call
 
     def _watched_partial_run_setup(self, fetches: Any, feeds: Optional[Sequence[Any]] = None) -> Any:
         # The operations that need no feed run as soon as a partial run is set up.
-        self._note(fetches, dict.fromkeys(feeds or ()))
-        return self._partial_run_setup(fetches, feeds)
+        with self._noted(fetches, dict.fromkeys(feeds or ()), lasting=True):
+            return self._partial_run_setup(fetches, feeds)
 
     def _is_expected(self, fetches: Any) -> bool:
         # MonitoredSession adds the fetches of the hooks to those of the caller, in one dictionary.
@@ -124,21 +147,47 @@ class DrawWatch:
         self._expected = _NOTHING
         return True
 
-    def _note(self, fetches: Any, feed_dict: Optional[Mapping[Any, Any]]) -> None:
-        use = self._reader.read(fetches, feed_dict)
-        if use.changes_input:
-            self._before_change(use)
-            self._untracked = self._joined(self._untracked, use.draws)
+    @contextlib.contextmanager
+    def _noted(
+        self, fetches: Any, feed_dict: Optional[Mapping[Any, Any]], *, lasting: bool = False
+    ) -> Iterator[None]:
+        """Note a run outside of the hooks, which happens within this context."""
+        use = _NO_USE if is_restoring() else self._reader.read(fetches, feed_dict)
+        if not use.changes_input:
+            yield
+            return
+        self._before_change(use)
+        self._untracked = self._joined(self._untracked, use.draws)
+        counter = None if self._counted is None else self._counted.counter
+        if counter is None:
+            yield
+            return
+        named = self._named_use(use)
+        # Twice, because another thread may save in between.
+        counter.untracked(named, lasting=lasting)
+        try:
+            yield
+        finally:
+            counter.untracked(named, lasting=lasting)
 
     def _joined(self, known: tuple[Draw, ...], draws: tuple[Draw, ...]) -> tuple[Draw, ...]:
         """Return all draws, each once, by the names of their iterators if these can be found."""
         return tuple(dict.fromkeys((*known, *map(self._named, draws))))
 
     def _named(self, draw: Draw) -> Draw:
-        if not isinstance(draw.iterator, bytes):
-            return draw
+        return replace(draw, iterator=self._name_of(draw.iterator))
+
+    def _named_use(self, use: InputUse) -> InputUse:
+        operations = [
+            replace(operation, iterator=self._name_of(operation.iterator)) for operation in use.operations
+        ]
+        return replace(use, draws=tuple(map(self._named, use.draws)), operations=tuple(operations))
+
+    def _name_of(self, iterator: Union[str, bytes]) -> Union[str, bytes]:
+        if not isinstance(iterator, bytes):
+            return iterator
         if self._names is None:
             tensors = handles(self._session.graph)
             values = self._run(list(tensors.values()))
             self._names = dict(zip(values, tensors))
-        return replace(draw, iterator=self._names.get(draw.iterator, draw.iterator))
+        return self._names.get(iterator, iterator)

@@ -43,6 +43,13 @@ _NOT_DRAWING = (
     }
 )
 _TO_HANDLE = frozenset(("IteratorToStringHandle", "MultiDeviceIteratorToStringHandle"))
+GET_NEXT_TYPES = frozenset(("IteratorGetNext", "IteratorGetNextSync"))
+"""Operations that draw once whenever they run."""
+# Some of their outputs may be dead: what depends on them may not run, or run several times.
+_BRANCHING = frozenset(
+    ("Enter", "LoopCond", "NextIteration", "RefEnter", "RefNextIteration", "RefSwitch", "Switch")
+)
+_JOINING = frozenset(("Exit", "Merge", "RefExit", "RefMerge"))
 
 
 @dataclass(frozen=True)
@@ -61,11 +68,24 @@ class Draw:
 
 
 @dataclass(frozen=True)
+class DrawOperation:
+    """An operation of a run that draws from an iterator."""
+
+    name: str
+    iterator: Union[str, bytes]
+    """As in `Draw`. An operation whose iterator cannot be found has its own name here."""
+    uncertain: Optional[str] = None
+    """Why it may draw never or several times in one run. None: it draws exactly once if it runs at all."""
+
+
+@dataclass(frozen=True)
 class InputUse:
     """What a run does to the iterators of its graph."""
 
     draws: tuple[Draw, ...] = ()
     initializes: bool = False
+    operations: tuple[DrawOperation, ...] = ()
+    """What draws, each operation once. TensorFlow may leave out one whose result it does not need."""
 
     @property
     def changes_input(self) -> bool:
@@ -77,8 +97,8 @@ class InputUse:
 class _Reached:
     """The operations on iterators that one fetch makes TensorFlow run."""
 
-    sources: tuple[Any, ...] = ()
-    """The iterators that are drawn from."""
+    readers: tuple[tuple[Any, tuple[Any, ...]], ...] = ()
+    """The operations that draw, each with the iterators that it may draw from."""
     initializes: bool = False
 
 
@@ -96,6 +116,7 @@ class InputUseReader:
     def __init__(self, graph: Any) -> None:
         self._graph = graph
         self._reached: dict[tuple[str, frozenset[str]], _Reached] = {}
+        self._uncertain: dict[str, Optional[str]] = {}
         # By identity, which is much faster than by name. Holding the objects keeps their identities.
         self._harmless: dict[int, Any] = {}
 
@@ -111,13 +132,38 @@ class InputUseReader:
         else:
             fed = {}
         draws = {
-            Draw(_identity(source, fed), fetch.name) for fetch, found in reached for source in found.sources
+            Draw(_identity(source, fed), fetch.name)
+            for fetch, found in reached
+            for _, sources in found.readers
+            for source in sources
         }
-        return InputUse(tuple(draws), any(found.initializes for _, found in reached))
+        readers = dict(reader for _, found in reached for reader in found.readers)
+        operations = [
+            operation
+            for reader, sources in readers.items()
+            for operation in self._operations(reader, sources, fed)
+        ]
+        return InputUse(tuple(draws), any(found.initializes for _, found in reached), tuple(operations))
+
+    def fed_names(self, feed_dict: Mapping[Any, Any]) -> frozenset[str]:
+        """Return the names of the tensors that are fed."""
+        return frozenset(self._fed(feed_dict))
+
+    def _operations(
+        self, reader: Any, sources: tuple[Any, ...], fed: Mapping[str, Any]
+    ) -> Iterator[DrawOperation]:
+        if reader.name not in self._uncertain:
+            self._uncertain[reader.name] = why_uncertain(reader)
+        uncertain = self._uncertain[reader.name]
+        if len(sources) > 1:
+            uncertain = uncertain or f"operation {reader.name!r} draws from one of several iterators"
+        identities: list[Union[str, bytes]] = [_identity(source, fed) for source in sources]
+        for identity in identities or [str(reader.name)]:
+            yield DrawOperation(str(reader.name), identity, uncertain)
 
     def _suspects(self, fetches: Any) -> Iterator[Any]:
         """Yield the tensors and operations of a structure that change the input unless something is fed."""
-        for element in _flatten(fetches):
+        for element in flatten(fetches):
             if id(element) in self._harmless:
                 continue
             found = list(self._elements([element]))
@@ -128,7 +174,7 @@ class InputUseReader:
 
     def _elements(self, fetches: Any) -> Iterator[Any]:
         """Yield the tensors and operations of a structure, without what TensorFlow itself would refuse."""
-        for fetch in _flatten(fetches):
+        for fetch in flatten(fetches):
             try:
                 yield self._graph.as_graph_element(fetch)
             except (TypeError, ValueError, KeyError):
@@ -161,6 +207,36 @@ def handles(graph: Any) -> dict[str, Any]:
     return found
 
 
+def readers_of(graph: Any) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Yield the operations of a graph that draw, each with the iterators or aliases that it may draw from."""
+    for operation in graph.get_operations():
+        if operation.type not in _NOT_DRAWING:
+            sources = tuple(_sources(operation.inputs))
+            if sources or operation.type in GET_NEXT_TYPES:
+                yield operation, sources
+
+
+def why_uncertain(reader: Any) -> Optional[str]:
+    """Return why an operation may draw never or several times in one run, or None if it draws once.
+
+    Args:
+        reader: an operation that reads the handle of an iterator.
+    """
+    if reader.type not in GET_NEXT_TYPES:
+        return f"operation {reader.name!r} ({reader.type}) decides by itself how often it draws"
+    waiting, seen = [reader], {reader}
+    while waiting:
+        operation = waiting.pop()
+        if operation.type in _BRANCHING:
+            return f"operation {reader.name!r} draws inside a conditional or a loop"
+        if operation.type in _JOINING:
+            continue
+        before = {*operation.control_inputs, *(tensor.op for tensor in operation.inputs)} - seen
+        seen |= before
+        waiting.extend(before)
+    return None
+
+
 def check_queue_runners(graph: Any) -> None:
     """Raise UnsupportedPipelineError if a queue runner draws from an iterator."""
     reader = InputUseReader(graph)
@@ -175,7 +251,7 @@ def check_queue_runners(graph: Any) -> None:
 
 def _reach(fetch: Any, fed: frozenset[str]) -> _Reached:
     """Walk from a fetch to everything that it depends on."""
-    sources: dict[Any, None] = {}
+    readers: dict[Any, tuple[Any, ...]] = {}
     initializes = False
     seen = set()
     waiting = [] if fetch.name in fed else [_operation(fetch)]
@@ -187,20 +263,27 @@ def _reach(fetch: Any, fed: frozenset[str]) -> _Reached:
         inputs = list(operation.inputs)
         initializes = initializes or operation.type in _INITIALIZERS
         if operation.type not in _NOT_DRAWING:
-            sources.update(dict.fromkeys(_sources(inputs)))
+            sources = tuple(_sources(inputs))
+            if sources or operation.type in GET_NEXT_TYPES:
+                readers[operation] = sources
         waiting.extend(operation.control_inputs)
         waiting.extend(tensor.op for tensor in inputs if tensor.name not in fed)
-    return _Reached(tuple(sources), initializes)
+    return _Reached(tuple(readers.items()), initializes)
 
 
-def _flatten(fetches: Any) -> Iterator[Any]:
+def flatten(fetches: Any) -> Iterator[Any]:
+    """Yield the parts of a structure of fetches."""
     if isinstance(fetches, (tf.Tensor, tf.Operation)):
         yield fetches
+        return
+    if type(fetches) in (list, tuple):
+        for value in fetches:
+            yield from flatten(value)
         return
     if isinstance(fetches, Mapping):
         # TensorFlow's own function sorts the keys, which a session does not require.
         for value in fetches.values():
-            yield from _flatten(value)
+            yield from flatten(value)
         return
     yield from tf.nest.flatten(fetches, expand_composites=True)
 

@@ -40,9 +40,11 @@ from input_checkpoint.errors import (
 )
 from input_checkpoint.parallel import map_ordered, prefetch_one
 from input_checkpoint.state import Element, ElementBatch, IteratorState, StoredState
+from input_checkpoint.tensorflow.batch_digest import SCOPE
 from input_checkpoint.tensorflow.dataset_graph import Pipeline, is_alias, read_pipelines
 from input_checkpoint.tensorflow.element_check import ElementChecker
 from input_checkpoint.tensorflow.external_state import is_saved_with_iterator
+from input_checkpoint.tensorflow.fast_forward import FastForward
 from input_checkpoint.tensorflow.fingerprint import fingerprint_iterators
 from input_checkpoint.tensorflow.known_faults import check_known_faults, warn_of_locked_caches
 from input_checkpoint.tensorflow.variants import join_variants, split_payload, split_variants
@@ -137,7 +139,7 @@ class GraphIterators:
         self._keys = itertools.count(1)
         # A separate container each, so that two hooks on one graph do not mix up their snapshots.
         container = f"input_checkpoint/{uuid.uuid4().hex}"
-        with graph.as_default(), graph.name_scope("input_checkpoint"):
+        with graph.as_default(), graph.name_scope(SCOPE):
             self._ops = [
                 _IteratorOps(graph, resource, _policy_for(pipelines.get(resource.op.name), policy), container)
                 for resource in resources
@@ -147,6 +149,14 @@ class GraphIterators:
     def names(self) -> tuple[str, ...]:
         """Names of the iterators in the graph."""
         return tuple(ops.name for ops in self._ops)
+
+    def fast_forward(self, name: str) -> FastForward:
+        """Return the operations that draw from an iterator without training.
+
+        Raises:
+            PipelineMismatchError: the graph has no such iterator.
+        """
+        return self._ops_for(name).fast_forward
 
     def bind(self, session: Any) -> SessionIterators:
         """Return the iterators as they are in one session."""
@@ -276,6 +286,14 @@ class SessionIterators:
         """See `InputSource.restore`."""
         self.iterators.restore(self.session, states)
 
+    def skip(self, name: str, count: int) -> None:
+        """Draw ``count`` elements from the iterator ``name`` and discard them. See `FastForward.skip`."""
+        self.iterators.fast_forward(name).skip(self.session, count)
+
+    def draw(self, name: str) -> str:
+        """Draw one element from the iterator ``name``, and return its digest. See `FastForward.draw`."""
+        return self.iterators.fast_forward(name).draw(self.session)
+
     def hold(self) -> HeldIterators:
         """Take a snapshot now, to save it later if it turns out to be needed."""
         return HeldIterators(self.iterators, self.session, self.snapshot())
@@ -371,6 +389,7 @@ class _IteratorOps:
             self.restore = tf.raw_ops.DeserializeIterator(resource_handle=resource, serialized=in_order)
             self.unstage = self._unstage(self.key).op
             self.clear = tf.raw_ops.MapClear(dtypes=[tf.variant], shared_name=self._shared_name)
+            self.fast_forward = FastForward(resource)
 
     def _build_encode(self) -> None:
         vector = tf.raw_ops.MapPeek(
