@@ -83,4 +83,5 @@ class FastForward:
             with tf.control_dependencies(self._get_next()):
                 return drawn + 1
 
-        return tf.while_loop(has_time, draw, [tf.constant(0, tf.int64)], parallel_iterations=1)
+        (drawn,) = tf.while_loop(has_time, draw, [tf.constant(0, tf.int64)], parallel_iterations=1)
+        return drawn
