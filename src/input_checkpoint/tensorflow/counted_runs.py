@@ -137,6 +137,9 @@ class CountedRuns:
             self.counter.failed(kind.use)
             raise
         self.counter.observed(draws.use)
+        if with_digests and draws.iterators:
+            self._rare |= self._drawn - draws.iterators
+        self._drawn |= draws.iterators
         if tensors:
             for name, value in result.pop(self._key_of_digests).items():
                 self.counter.digested(name, digest_text(value))
@@ -208,9 +211,6 @@ class CountedRuns:
         An iterator that only some runs draw from needs a digest each time, because its last batch before a
         mark may come many runs earlier.
         """
-        if with_digests and draws.iterators:
-            self._rare |= self._drawn - draws.iterators
-        self._drawn |= draws.iterators
         if not with_digests and self._rare.isdisjoint(draws.iterators):
             return {}
         fed = self._reader.fed_names(feed_dict or {})
