@@ -66,14 +66,16 @@ def test_a_different_batch_has_a_different_digest(difference: str) -> None:
 @pytest.mark.parametrize("shape", [[0], [0, 3], [3, 0]])
 def test_an_empty_component_always_has_the_same_digest(dtype: Any, shape: list[int]) -> None:
     """TensorFlow's own fingerprint of no strings is whatever the memory holds."""
+    empty = np.zeros(shape, dtype.as_numpy_dtype)
     with v1.Graph().as_default(), v1.Session() as session:
-        # Results of other sizes in between put other content into the memory.
-        noise = tf.raw_ops.Fingerprint(data=tf.random.uniform([64, 8]), method="farmhash64")
-        tensor = batch_digest([v1.placeholder_with_default(tf.zeros(shape, dtype), [None] * len(shape))])
+        component = v1.placeholder(dtype, [None] * len(shape))
+        tensor = batch_digest([component])
+        noise = v1.placeholder(tf.uint8, [None])
+        fills_memory = tf.reduce_sum(tf.cast(tf.bitwise.invert(noise), tf.int64))
         found = set()
-        for _ in range(30):
-            session.run(noise)
-            found.add(digest_text(session.run(tensor)))
+        for number in range(200):
+            session.run(fills_memory, {noise: np.full([8 if number % 2 else 64], number, np.uint8)})
+            found.add(digest_text(session.run(tensor, {component: empty})))
     assert len(found) == 1
 
 
