@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Optional
 
+import numpy as np
 import tensorflow as tf
 
 from tests.support.pipelines import Dataset, increment, numbers
@@ -37,7 +38,7 @@ class PlainIterator:
         drawn = []
         with contextlib.suppress(tf.errors.OutOfRangeError):
             for _ in range(count):
-                drawn.append(tf.nest.map_structure(lambda part: part.tolist(), self._session.run(self._next)))
+                drawn.append(tf.nest.map_structure(_plain, self._session.run(self._next)))
         return drawn
 
     def save(self) -> bytes:
@@ -53,8 +54,12 @@ def plain_iterator(build: Callable[[], Any]) -> Iterator[PlainIterator]:
     with tf.Graph().as_default(), v1.Session() as session:
         iterator = v1.data.make_initializable_iterator(build())
         plain = PlainIterator(session, iterator)
-        session.run(iterator.initializer)
+        session.run([v1.tables_initializer(), iterator.initializer])
         yield plain
+
+
+def _plain(value: Any) -> Any:
+    return np.asarray(value).tolist()
 
 
 def uninterrupted(build: Callable[[], Any], count: int) -> list[Any]:

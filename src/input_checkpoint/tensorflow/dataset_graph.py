@@ -35,6 +35,7 @@ _UNSTABLE_ATTRIBUTES = frozenset(
     ("config_proto", "container", "executor_type", "metadata", "seed", "seed2", "shared_name", "token")
 )
 _TRANSPARENT = frozenset(("Identity", "UnwrapDatasetVariant", "WrapDatasetVariant"))
+_FED = frozenset(("Placeholder", "PlaceholderV2", "PlaceholderWithDefault"))
 _SHAPING = frozenset(("ExpandDims", "Reshape"))
 
 
@@ -46,6 +47,8 @@ class Pipeline:
     """Name of the iterator in the graph."""
     operations: tuple[DatasetOperation, ...]
     """Its dataset operations, sources first. Those inside functions belong to their `DatasetFunction`."""
+    datasets: int = 1
+    """From how many datasets the graph can initialize the iterator."""
 
     def every_level(self) -> Iterator[tuple[DatasetOperation, ...]]:
         """Yield the operations of the pipeline, then those of each function at any depth."""
@@ -75,9 +78,9 @@ def read_pipelines(graph: Any, resources: Sequence[Any]) -> dict[str, Pipeline]:
     reader = _GraphReader(graph)
     pipelines = {}
     for resource in resources:
-        operations = tuple(reader.operations_of(resource))
-        if operations:
-            pipelines[resource.op.name] = Pipeline(resource.op.name, operations)
+        pipeline = reader.pipeline_of(resource)
+        if pipeline.operations:
+            pipelines[pipeline.iterator] = pipeline
     return pipelines
 
 
@@ -97,12 +100,14 @@ class _GraphReader:
         self._functions: dict[str, DatasetFunction] = {}
         self._scope = _Scope(self, {})
 
-    def operations_of(self, resource: Any) -> list[DatasetOperation]:
+    def pipeline_of(self, resource: Any) -> Pipeline:
         if resource.op.type == "OneShotIterator":
             factory = resource.op.get_attr("dataset_factory").name
-            return list(self.function(factory).operations)
+            return Pipeline(resource.op.name, self.function(factory).operations)
         makers = [op for op in resource.consumers() if op.type == "MakeIterator"]
-        return self._scope.datasets([maker.node_def.input[0] for maker in makers])
+        # Several operations may initialize it from one dataset.
+        datasets = list(dict.fromkeys(maker.node_def.input[0] for maker in makers))
+        return Pipeline(resource.op.name, tuple(self._scope.datasets(datasets).values()), len(datasets))
 
     def node(self, name: str) -> Any:
         return self._graph.get_operation_by_name(name).node_def
@@ -143,23 +148,35 @@ class _GraphReader:
         digest = blake3()
         for result in results:
             digest.update(scope.digest(result))
-        datasets = [
-            result
-            for output, result in zip(definition.signature.output_arg, results)
-            if output.type == tf.variant.as_datatype_enum
-        ]
+        datasets = scope.datasets(
+            [
+                result
+                for output, result in zip(definition.signature.output_arg, results)
+                if output.type == tf.variant.as_datatype_enum
+            ]
+        )
         sources = [scope.producer(result) for result in results]
         return DatasetFunction(
             digest.hexdigest(DIGEST_BYTES),
-            tuple(scope.datasets(datasets)),
+            tuple(datasets.values()),
             is_identity=sources == [(None, index) for index in range(len(arguments))],
             stateful_types=self._stateful_types(definition.node_def),
+            unseen_types=self._unseen_types(definition.node_def, datasets),
         )
 
     def _stateful_types(self, nodes: Sequence[Any]) -> frozenset[str]:
         types = {node.op for node in nodes if self.definition(node.op).is_stateful}
         inner = [self.function(name).stateful_types for node in nodes for name in _function_names(node)]
         return frozenset(types).union(*inner)
+
+    def _unseen_types(self, nodes: Sequence[Any], seen: Mapping[str, DatasetOperation]) -> frozenset[str]:
+        """Return the types of the dataset operations of a function that its results do not come from."""
+        unseen = [node for node in nodes if node.name not in seen]
+        types = {node.op for node in unseen if dataset_kind(node.op)}
+        for function in [self.function(name) for node in unseen for name in _function_names(node)]:
+            types |= function.unseen_types
+            types |= {operation.kind for operation in function.operations}
+        return frozenset(types)
 
 
 class _Scope:
@@ -179,28 +196,28 @@ class _Scope:
         self._constants: dict[str, Argument] = {}
         self._on_path: set[str] = set()
 
-    def datasets(self, references: Sequence[str]) -> list[DatasetOperation]:
-        """Return the dataset operations behind some references, sources first, each once."""
-        found: dict[str, int] = {}
+    def datasets(self, references: Sequence[str]) -> dict[str, DatasetOperation]:
+        """Return the dataset operations behind some references by their names, sources first, each once."""
+        positions: dict[str, int] = {}
         operations: list[DatasetOperation] = []
         pending = [(reference, False) for reference in reversed(references)]
         while pending:
             reference, inputs_are_read = pending.pop()
             node, index = self.producer(reference)
             name = f"argument {index}" if node is None else node.name
-            if name in found:
+            if name in positions:
                 continue
             if node is None:
                 operation = DatasetOperation("Argument", (), {}, {}, {}, "")
             elif inputs_are_read:
-                operation = self._operation(node, found)
+                operation = self._operation(node, positions)
             else:
                 pending.append((reference, True))
                 pending.extend((parent, False) for parent in reversed(self._dataset_inputs(node)))
                 continue
-            found[name] = len(operations)
+            positions[name] = len(operations)
             operations.append(operation)
-        return operations
+        return dict(zip(positions, operations))
 
     def producer(self, reference: str) -> tuple[Optional[Any], int]:
         """Return the node and output behind a reference, or None and the position of an argument."""
@@ -212,6 +229,23 @@ class _Scope:
             if node.op not in _TRANSPARENT:
                 return node, self._output_index(node, rest)
             reference = node.input[0]
+
+    def sources(self, references: Sequence[str]) -> frozenset[str]:
+        """Return the types of the stateful operations, placeholders and datasets behind some values."""
+        types: set[str] = set()
+        seen: set[str] = set()
+        pending = list(references)
+        while pending:
+            node, _ = self.producer(pending.pop())
+            if node is None or node.name in seen:
+                continue
+            seen.add(node.name)
+            pending.extend(reference for reference in node.input if not reference.startswith("^"))
+            if node.op in _FED or dataset_kind(node.op) or self._reader.definition(node.op).is_stateful:
+                types.add(node.op)
+            for function in map(self._reader.function, _function_names(node)):
+                types |= function.stateful_types | function.unseen_types
+        return frozenset(types)
 
     def digest(self, reference: str) -> bytes:
         """Return a digest of everything that a value is computed from."""
@@ -292,6 +326,7 @@ class _Scope:
     def _operation(self, node: Any, positions: Mapping[str, int]) -> DatasetOperation:
         inputs: list[int] = []
         arguments: dict[str, tuple[Argument, ...]] = {}
+        computed: list[str] = []
         for name, types, references in self._inputs_by_name(node):
             values = []
             for reference, of_type in zip(references, types):
@@ -300,6 +335,7 @@ class _Scope:
                     inputs.append(positions[f"argument {index}" if source is None else source.name])
                 else:
                     values.append(self._argument(reference))
+                    computed.append(reference)
             if values:
                 arguments[name] = tuple(values)
         return DatasetOperation(
@@ -313,6 +349,7 @@ class _Scope:
                 for index, function in enumerate(_names_in(node.attr[name]))
             },
             _elements(node),
+            self.sources(computed),
         )
 
     def _argument(self, reference: str) -> Argument:
@@ -379,7 +416,7 @@ def _is_stable(name: str) -> bool:
 
 def _is_plain(name: str, attribute: Any) -> bool:
     """Whether an attribute is neither a function nor a type or shape."""
-    if not _is_stable(name) or name in HARMLESS_ATTRIBUTES:
+    if not _is_stable(name):
         return False
     if attribute.WhichOneof("value") == "list":
         return bool(attribute.list.s or attribute.list.i or attribute.list.f or attribute.list.b)

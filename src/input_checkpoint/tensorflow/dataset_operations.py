@@ -37,6 +37,8 @@ class DatasetFunction:
     """Whether it returns its arguments unchanged."""
     stateful_types: frozenset[str]
     """Types of the stateful operations that it runs, those of the functions inside it included."""
+    unseen_types: frozenset[str] = frozenset()
+    """Types of the dataset operations that it runs but does not return. `operations` lacks them."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,18 @@ class DatasetOperation:
     arguments: Mapping[str, tuple[Argument, ...]]
     """Its inputs that are not datasets, by the names in TensorFlow's definition of the operation."""
     attributes: Mapping[str, Any]
-    """Its stable attributes, as ``AttrValue``, without functions, types and shapes."""
+    """Its stable attributes, as ``AttrValue``, without functions, types and shapes.
+
+    Includes the `HARMLESS_ATTRIBUTES`.
+    """
     functions: Mapping[str, DatasetFunction]
     elements: str
     """Types and shapes of its elements, such as ``int64[?,3] string[]``.
 
     Empty if it does not declare them.
     """
+    computed_from: frozenset[str] = frozenset()
+    """Types of the stateful operations, placeholders and datasets that its arguments are computed from."""
 
     def constant(self, name: str) -> Optional[Any]:
         """Return the value of an argument or attribute as a Python scalar, or None if it is not one."""
@@ -64,7 +71,7 @@ class DatasetOperation:
         if len(values) == 1 and values[0].value is not None and values[0].value.size == 1:
             return values[0].value.reshape(-1).tolist()[0]
         attribute = self.attributes.get(name)
-        if attribute is not None and attribute.WhichOneof("value") in ("b", "i"):
+        if attribute is not None and attribute.WhichOneof("value") in ("b", "i", "s"):
             return getattr(attribute, attribute.WhichOneof("value"))
         return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from input_checkpoint.tensorflow.dataset_graph import Pipeline
 from input_checkpoint.tensorflow.dataset_operations import dataset_kind
 
-_SAVED_WITH_THE_ITERATOR = frozenset(
+SAVED_WITH_THE_ITERATOR = frozenset(
     (
         "AnonymousMemoryCache",
         "AnonymousSeedGenerator",
@@ -16,7 +16,7 @@ _SAVED_WITH_THE_ITERATOR = frozenset(
 """Operations that a ``shuffle`` or ``cache`` inside a function makes. Its iterator saves what they hold."""
 # As in TensorFlow's own check (IsNodeStateful in tensorflow/core/data/captured_function.cc). What the
 # functions of If and While run is looked at separately.
-_HARMLESS = frozenset(("Assert", "If", "While"))
+HARMLESS_TYPES = frozenset(("Assert", "If", "While"))
 
 
 def is_saved_with_iterator(pipeline: Pipeline) -> bool:
@@ -27,6 +27,6 @@ def is_saved_with_iterator(pipeline: Pipeline) -> bool:
     is lost then.
     """
     stateful = {
-        each for each in pipeline.stateful_types() if not dataset_kind(each) and each not in _HARMLESS
+        each for each in pipeline.stateful_types() if not dataset_kind(each) and each not in HARMLESS_TYPES
     }
-    return bool(stateful) and stateful <= _SAVED_WITH_THE_ITERATOR
+    return bool(stateful) and stateful <= SAVED_WITH_THE_ITERATOR

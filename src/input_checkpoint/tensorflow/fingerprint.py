@@ -15,7 +15,12 @@ from blake3 import blake3
 
 from input_checkpoint.backends.redaction import redact
 from input_checkpoint.tensorflow.dataset_graph import Pipeline
-from input_checkpoint.tensorflow.dataset_operations import Argument, DatasetOperation, is_harmless
+from input_checkpoint.tensorflow.dataset_operations import (
+    HARMLESS_ATTRIBUTES,
+    Argument,
+    DatasetOperation,
+    is_harmless,
+)
 from input_checkpoint.training.pipeline_change import FUNCTION_PREFIX, Fingerprint, Transformation
 
 _LAYOUT_ARGUMENTS = frozenset(
@@ -163,7 +168,8 @@ def _content(operation: DatasetOperation, layout: Mapping[str, str]) -> Iterator
         if not is_harmless(operation.kind, name) and (name not in layout or is_limit):
             yield name, _text(values)
     for name, attribute in operation.attributes.items():
-        yield name, _attribute_text(attribute)
+        if name not in HARMLESS_ATTRIBUTES:
+            yield name, _attribute_text(attribute)
     for name, function in operation.functions.items():
         yield f"{FUNCTION_PREFIX}{name}", function.digest
 
