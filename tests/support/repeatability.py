@@ -9,7 +9,7 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_checkpoint.state import Element, ElementBatch, IteratorState, StoredState
+from input_checkpoint.tensorflow.dataset_graph import Pipeline
 from input_checkpoint.tensorflow.shuffle_seeds import ShuffleSeeds, began_another_pass
 from input_checkpoint.tensorflow.variants import split_payload, split_variants
 from tests.support.pipelines import Build, Dataset, TextLines, increment, numbers, read, with_options
@@ -26,7 +27,7 @@ from tests.support.restoring import plain_iterator
 v1 = tf.compat.v1
 experimental = tf.data.experimental
 
-SAVED_AT = (0, 7, 30)
+SAVED_AT = (0, 27)
 DRAWS = (5, 35)
 """How many batches are drawn after the restore, and how many more after that."""
 _READ_AHEAD_SECONDS = 0.02
@@ -108,8 +109,7 @@ def tapped(seeds: ShuffleSeeds, name: str, state: bytes) -> None:
             pass
 
 
-def _restore(build: Build, state: bytes) -> Iterator[Drawn]:
-    pipelines = read(build)
+def _restore(build: Build, pipelines: Mapping[str, Pipeline], state: bytes) -> Iterator[Drawn]:
     (name,) = pipelines
     seeds = ShuffleSeeds(pipelines)
     tapped(seeds, name, state)
@@ -457,11 +457,11 @@ def _refused(folder: Path) -> dict[str, Row]:
 
 def _main(folder: Path) -> None:
     rows = table(folder)
-    states = sorted(folder.glob("*.state"))
     drawn: dict[str, list[list[Drawn]]] = {}
-    for file in states:
-        name = file.name.rsplit(".", 2)[0]
-        drawn.setdefault(name, []).append(list(_restore(rows[name].build, file.read_bytes())))
+    for name, row in rows.items():
+        states = sorted(folder.glob(f"{name}.*.state"))
+        pipelines = read(row.build) if states else {}
+        drawn[name] = [list(_restore(row.build, pipelines, state.read_bytes())) for state in states]
     (folder / "drawn").write_bytes(pickle.dumps(drawn))
 
 
