@@ -260,12 +260,15 @@ def _certain(folder: Path) -> dict[str, Row]:
             .take_while(lambda number: number >= 0)
             .skip(1)
             .take(300)
-            .shard(1, 0)
+            .shard(2, 0)
             .ignore_errors()
             .padded_batch(2)
             .rebatch(1)
             .map(increment)
             .prefetch(2)
+        ),
+        "one pass without a seed, with options": lambda: with_options(
+            shuffled(seed=None), experimental_slack=True
         ),
         "random numbers without a seed": lambda: Dataset.random(),
         "sample without a seed": lambda: Dataset.sample_from_datasets(

@@ -17,6 +17,7 @@ from input_checkpoint.tensorflow.determinism import (
     why_not_repeatable,
 )
 from input_checkpoint.tensorflow.iterators import external_state_policy_number
+from input_checkpoint.tensorflow.random_datasets import READS_ITS_INPUT_ONCE, is_unseeded
 from tests.support.pipelines import numbers, read
 from tests.support.repeatability import DRAWS, Drawn, draw_elsewhere, save, table, write_files
 
@@ -93,6 +94,17 @@ def test_every_transformation_that_counts_as_repeatable_was_tested() -> None:
             (pipeline,) = read(row.build).values()
             tested |= {operation.kind for level in pipeline.every_level() for operation in level}
     assert tested == REPEATABLE_KINDS
+
+
+def test_every_transformation_that_counts_as_reading_its_input_once_was_tested() -> None:
+    """Beside a shuffle without a seed, in a state that was saved before anything was drawn."""
+    tested = set()
+    for row in NAMES.values():
+        if not row.refused and not row.restarts:
+            (pipeline,) = read(row.build).values()
+            if any(map(is_unseeded, pipeline.operations)):
+                tested |= {operation.kind for operation in pipeline.operations}
+    assert tested >= READS_ITS_INPUT_ONCE
 
 
 @pytest.mark.parametrize("policy", ["warn", "ignore"])

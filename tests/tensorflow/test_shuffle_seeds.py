@@ -102,13 +102,30 @@ def test_a_pass_that_has_begun_and_ended_is_recognized(batch: int, draws: int) -
     assert began
 
 
-def test_a_short_file_beside_a_long_one_is_recognized() -> None:
-    """Both states lack it: it was opened and read to its end in between."""
-    build: Build = lambda: numbers(90).interleave(  # noqa: E731
-        lambda n: Dataset.range(tf.where(n < 1, tf.constant(900, tf.int64), 3)).shuffle(3), 2
-    )
-    found = [other_pass(lambda: unprefetched(build()), first, 8) for first in range(3, 12)]
-    assert all(found)
+@pytest.mark.parametrize(("first", "second"), [(1, 7), (8, 7), (8, 14)])
+def test_a_short_file_beside_a_long_one_is_recognized(first: int, second: int) -> None:
+    """Both states lack its shuffle: it was opened and read to its end in between."""
+
+    def one(number: Any) -> Any:
+        return Dataset.range(tf.where(number < 1, tf.constant(900, tf.int64), 3)).shuffle(3)
+
+    assert other_pass(lambda: unprefetched(numbers(90).interleave(one, 2)), first, second)
+
+
+@pytest.mark.parametrize(("first", "second"), [(4, 4), (4, 8)])
+def test_other_files_in_the_place_of_those_that_were_read_are_recognized(first: int, second: int) -> None:
+    """Both states lack their shuffles, because ``batch`` has given them up."""
+
+    def one(number: Any) -> Any:
+        return Dataset.range(number, number + 3).shuffle(3).batch(2)
+
+    assert other_pass(lambda: unprefetched(numbers(90).interleave(one, 2)), first, second)
+
+
+@pytest.mark.parametrize("draws", [1, 5])
+def test_a_pass_that_another_shuffle_has_taken_in_is_recognized(draws: int) -> None:
+    """The second shuffle creates the first one when it is drawn from, and reads all of it at once."""
+    assert other_pass(lambda: unprefetched(numbers(30).shuffle(9).batch(2).shuffle(90)), 0, draws)
 
 
 def test_pipelines_that_do_not_restart_at_random_are_not_looked_at() -> None:
