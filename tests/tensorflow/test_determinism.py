@@ -145,6 +145,21 @@ def test_an_iterator_that_one_dataset_initializes_twice_is_repeatable() -> None:
         assert why_not_repeatable(pipeline_of(dataset, dataset), FAIL) is None
 
 
+def test_options_that_cannot_be_read_are_a_reason() -> None:
+    def build() -> Any:
+        dataset = numbers()
+        variant = tf.raw_ops.OptionsDataset(
+            input_dataset=tf.data.experimental.to_variant(dataset),
+            serialized_options=b"\xff",
+            output_types=[tf.int64],
+            output_shapes=[[]],
+        )
+        return tf.data.experimental.from_variant(variant, dataset.element_spec)
+
+    (pipeline,) = read(build).values()
+    assert "Options of another version" in (why_not_repeatable(pipeline, FAIL) or "")
+
+
 @pytest.mark.parametrize("one_shot", [False, True])
 def test_both_kinds_of_iterators_are_judged(one_shot: bool) -> None:
     (pipeline,) = read(lambda: numbers().shuffle(9).repeat(), one_shot).values()

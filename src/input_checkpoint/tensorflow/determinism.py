@@ -160,7 +160,10 @@ def _operations(pipeline: Pipeline) -> Iterator[DatasetOperation]:
 
 def _unordered(pipeline: Pipeline) -> Optional[str]:
     for operation in _operations(pipeline):
-        if _options(operation).deterministic is False:
+        options = _options(operation)
+        if not options.is_known:
+            return "tf.data.Options of another version of TensorFlow"
+        if options.deterministic is False:
             return "tf.data.Options.deterministic=False"
         method = _METHODS.get(operation.kind, operation.kind)
         if operation.constant("deterministic") in (b"false", False):
