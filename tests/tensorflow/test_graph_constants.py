@@ -55,6 +55,14 @@ def test_the_digest_of_texts_covers_where_one_ends(count: int) -> None:
     assert read_constant(tf.make_tensor_proto(texts, tf.string)).digest == expected(texts, framed)
 
 
+@pytest.mark.parametrize("value", [b"", 0, 0.0], ids=repr)
+def test_a_constant_without_values_may_hold_one_all_the_same(value: Any) -> None:
+    kind = tf.as_dtype(np.asarray(value).dtype)
+    held = tf.make_tensor_proto(value, kind)
+    held.tensor_shape.dim.add().size = 0
+    assert read_constant(held).digest == read_constant(tf.make_tensor_proto([], kind)).digest
+
+
 @pytest.mark.parametrize("kind", [tf.float32, tf.int64, tf.bfloat16], ids=lambda kind: kind.name)
 def test_a_value_that_is_written_once_for_all_places_has_the_digest_of_all_of_them(kind: Any) -> None:
     one = tf.make_tensor_proto(1, kind, [100], allow_broadcast=True)

@@ -46,6 +46,18 @@ def test_the_state_of_one_iterator_is_refused_by_a_graph_with_two(tmp_path: Path
         train(tmp_path / "model", 10, two_iterators)
 
 
+def test_tensors_without_values_in_a_buffer_are_restored(tmp_path: Path) -> None:
+    def boxes() -> Any:
+        examples = tf.data.Dataset.range(300).map(
+            lambda number: (number, tf.zeros([0, 4]), tf.zeros([0], tf.string))
+        )
+        return examples.shuffle(100, seed=7).batch(4).map(lambda numbers, boxes, names: numbers)
+
+    for _ in range(2):
+        train(tmp_path / "model", 10, boxes)
+    assert trained_on(tmp_path / "model") == uninterrupted(boxes, 20, tmp_path / "reference")
+
+
 @pytest.mark.timeout(60)
 def test_two_hooks_save_one_graph_to_two_backends(tmp_path: Path) -> None:
     for _ in range(2):

@@ -156,7 +156,8 @@ def _unpacked_size(element: Any) -> int:
         size = sum(sizes)
         total += size
         value_bytes = _VALUE_BYTES.get(component.dtype)
-        if value_bytes is not None and (len(sizes) != 1 or size != count * value_bytes):
+        # A tensor without values has no size.
+        if value_bytes is not None and (len(sizes) > 1 or size != count * value_bytes):
             raise CorruptCheckpointError(f"a compressed tensor has {size} bytes for {count} values")
         if component.dtype == _STRING and len(sizes) != count:
             raise CorruptCheckpointError(f"a compressed tensor has {len(sizes)} texts for {count} values")

@@ -32,7 +32,8 @@ def read_constant(tensor: Any) -> Argument:
     size = math.prod(shape)
     digest = blake3(f"{'bytes' if is_text else of_type.str}{shape}".encode())
     if size <= _MOST_VALUES:
-        value = tf.make_ndarray(tensor)
+        # A constant without values may hold one, at which make_ndarray fails.
+        value = tf.make_ndarray(tensor) if size else np.zeros(shape, of_type)
         _update(digest, value)
         return Argument(digest.hexdigest(DIGEST_BYTES), size, value)
     # make_ndarray would copy the content twice more.
