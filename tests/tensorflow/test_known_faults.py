@@ -374,6 +374,13 @@ class TestShufflesInsideFunctions:
         with pytest.raises(ic.UnsupportedPipelineError, match="is stateful"):
             self.resumed(build, 3, 10, "fail")
 
+    def test_a_shuffle_that_a_map_runs_to_its_end_is_still_refused(self) -> None:
+        def build() -> Any:
+            return numbers().map(lambda n: n + numbers(9).shuffle(9).reduce(n, lambda total, each: each))
+
+        with pytest.raises(ic.UnsupportedPipelineError, match="is stateful"):
+            self.resumed(build, 3, 10, "fail")
+
 
 class TestLockedCache:
     @staticmethod
