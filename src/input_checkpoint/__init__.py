@@ -45,6 +45,7 @@ from input_checkpoint.store.run import Run
 from input_checkpoint.store.saving import SaveOptions
 from input_checkpoint.store.store import CheckpointStore
 from input_checkpoint.store.verification import VerifyReport
+from input_checkpoint.training.schedule import SaveSchedule
 
 if TYPE_CHECKING:
     from input_checkpoint.tensorflow.hook import CheckpointInputPipelineHook
@@ -95,6 +96,7 @@ __all__ = [
     "SaveContext",
     "SaveExpiredError",
     "SaveOptions",
+    "SaveSchedule",
     "SessionHook",
     "StoredState",
     "UnknownBackendError",

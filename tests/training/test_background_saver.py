@@ -58,6 +58,16 @@ class PruneGate(Wrapped):
             assert self.gate.wait(60), "the gate was never opened"
 
 
+class FailingWrite:
+    """A mark that the storage fails to write."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __call__(self) -> None:
+        raise self._error
+
+
 class FailingPolicy(RetentionPolicy):
     """A retention policy of a user that contains an error."""
 
@@ -189,3 +199,46 @@ class TestToleratedFailures:
         saver.submit(10, Broken(b""))
         with pytest.raises(ZeroDivisionError):
             saver.wait()
+
+
+class TestMarksOnASlowStorage:
+    @pytest.fixture
+    def gate(self) -> Iterator[threading.Event]:
+        gate = threading.Event()
+        yield gate
+        gate.set()
+
+    def test_at_most_one_step_is_without_its_mark(self, memory, gate):
+        saver = saver_on(memory)
+        saver.mark(10, gate.wait)
+        second = threading.Thread(target=saver.mark, args=(20, gate.wait))
+        second.start()
+        second.join(0.2)
+        assert second.is_alive()
+        gate.set()
+        second.join(60)
+        assert not second.is_alive()
+
+    def test_a_mark_of_the_same_step_replaces_the_one_that_waits(self, memory, gate):
+        saver = saver_on(memory)
+        started = threading.Event()
+        saver.mark(10, lambda: (started.set(), gate.wait()))
+        assert started.wait(60)
+        replaced, last = saver.mark(10, gate.wait), saver.mark(10, gate.wait)
+        assert replaced.is_set()
+        assert not last.is_set()
+
+    def test_the_next_mark_does_not_wait_for_one_that_failed(self, memory, caplog):
+        saver = saver_on(memory, tolerated_failures=1)
+        saver.mark(10, FailingWrite(BackendUnavailableError("away")))
+        assert saver.mark(20, lambda: None).wait(60)
+        assert "Mark of step 10" in caplog.text
+
+    def test_busy_saves_that_are_skipped_leave_out_marks_with_a_warning(self, memory, gate, caplog):
+        saver = saver_on(memory, when_busy="skip")
+        started = threading.Event()
+        saver.mark(10, lambda: (started.set(), gate.wait()))
+        assert started.wait(60)
+        for step in (20, 30):
+            saver.mark(step, gate.wait)
+        assert "Mark of step 20 skipped" in caplog.text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import Iterable
 
 import pytest
 
@@ -13,34 +12,9 @@ import input_checkpoint as ic
 from input_checkpoint.backends.memory import MemoryBackend
 from input_checkpoint.format.keys import manifest_key
 from input_checkpoint.training.resuming import Resumer
+from tests.support.counting import Counter
 
 WORKER = "main"
-
-
-class Counter:
-    """The simplest input: a number that counts up."""
-
-    names = ("Counter",)
-
-    def __init__(self) -> None:
-        self.value = 0
-
-    def snapshot(self) -> Counter:
-        snapshot = Counter()
-        snapshot.value = self.value
-        return snapshot
-
-    def states(self) -> list[ic.IteratorState]:
-        return [ic.IteratorState("Counter", [(b"value", b"%d" % self.value)])]
-
-    def release(self) -> None:
-        pass
-
-    def restore(self, states: Iterable[ic.StoredState]) -> None:
-        (state,) = ((state.name, state.in_order()) for state in states)
-        if state[0] not in self.names:
-            raise ic.PipelineMismatchError(f"there is no iterator {state[0]}")
-        self.value = int(state[1][0][1])
 
 
 @pytest.fixture
@@ -60,8 +34,8 @@ def saved(store: ic.CheckpointStore) -> list[ic.CheckpointRef]:
 
 def resume(store: ic.CheckpointStore, step: int, mode: str = "aligned", counter=None):
     counter = counter or Counter()
-    ref = Resumer(store, WORKER, mode).restore(counter, step, store.list_worker(WORKER))
-    return ref, counter.value
+    resumed = Resumer(store, WORKER, mode).restore(counter, step, store.list_worker(WORKER))
+    return resumed and resumed.ref, counter.value
 
 
 def test_the_input_is_restored_to_the_step_of_the_model(store, saved):
@@ -117,7 +91,9 @@ def test_fresh_starts_over_once_and_resumes_from_what_it_saved_afterwards(store,
     run = store.begin_run(WORKER, parent=None)
     counter.value = 7
     ref = run.save(40, counter.snapshot().states()).ref
-    assert resumer.restore(counter, 40, store.list_worker(WORKER)) == ref
+    resumed = resumer.restore(counter, 40, store.list_worker(WORKER))
+    assert resumed is not None
+    assert resumed.ref == ref
 
 
 def test_a_fresh_start_logs_which_checkpoints_will_be_deleted(store, saved, caplog):

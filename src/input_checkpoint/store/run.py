@@ -85,6 +85,11 @@ class Run:
         return self._lineage
 
     @property
+    def base(self) -> Optional[CheckpointRef]:
+        """The checkpoint that was restored when this run began, or None if there was none."""
+        return self._base
+
+    @property
     def uri(self) -> str:
         """URI of the store, without secrets."""
         return self._catalog.backend.uri
@@ -130,11 +135,13 @@ class Run:
         draws: Mapping[str, int],
         digests: Mapping[str, str],
         model_digest: Optional[str] = None,
+        *,
+        check_fence: bool = True,
     ) -> MarkRef:
         """Write a mark: how far the input had been drawn since a full checkpoint when the model was saved.
 
-        A mark costs a listing and a small object. One of the same step and base replaces an earlier one. Any
-        thread may write a mark, also during a save or a prune.
+        A mark costs one small object, and a listing unless ``check_fence`` is False. It replaces an earlier
+        mark of the same step and base. Any thread may write a mark, also during a save or a prune.
 
         Args:
             step: global step of the model.
@@ -142,6 +149,8 @@ class Run:
             draws: how often each iterator was drawn from since ``base``, by its name.
             digests: digest of the last element drawn from each iterator that was drawn from, in hexadecimal.
             model_digest: digest of the model checkpoint of this step, in hexadecimal; None if it is unknown.
+            check_fence: whether to check first that no newer run has begun. False saves a listing. Pass it
+                only if a mark or save that checks follows: until then, a superseded run is not noticed.
 
         Raises:
             ValueError: ``base`` does not come before ``step``, or ``draws`` and ``digests`` contradict each
@@ -159,7 +168,8 @@ class Run:
         """
         ref = MarkRef(CheckpointRef(self._lineage.worker, self._lineage.number, step), base)
         data = encode_mark(Mark(ref, draws, digests, model_digest))
-        self._fence.check_may_save()
+        if check_fence:
+            self._fence.check_may_save()
         self._catalog.backend.put(mark_key(ref), data)
         return ref
 

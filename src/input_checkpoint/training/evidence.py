@@ -1,4 +1,4 @@
-"""Evidence that an input checkpoint and a model checkpoint were saved together."""
+"""Evidence that an input checkpoint or a mark was written with a model checkpoint."""
 
 from __future__ import annotations
 
@@ -24,11 +24,20 @@ class NoModel:
 
 def is_proven(info: CheckpointInfo, model: ModelEvidence) -> bool:
     """Whether an input checkpoint was demonstrably saved together with the model checkpoint of its step."""
-    recorded = info.context.model_digest
-    return recorded is not None and model.digest(info.step) == recorded
+    return proves(info.context.model_digest, info.step, model)
 
 
 def is_refuted(info: CheckpointInfo, model: ModelEvidence) -> bool:
     """Whether the model checkpoint of its step is demonstrably another one than it was saved with."""
-    recorded, present = info.context.model_digest, model.digest(info.step)
+    return refutes(info.context.model_digest, info.step, model)
+
+
+def proves(recorded: Optional[str], step: int, model: ModelEvidence) -> bool:
+    """Whether a digest that was recorded at ``step`` is that of the model checkpoint that exists."""
+    return recorded is not None and model.digest(step) == recorded
+
+
+def refutes(recorded: Optional[str], step: int, model: ModelEvidence) -> bool:
+    """Whether a digest that was recorded at ``step`` is that of another model checkpoint."""
+    present = model.digest(step)
     return recorded is not None and present is not None and present != recorded

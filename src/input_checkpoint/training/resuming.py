@@ -5,22 +5,37 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Callable, Optional
 
-from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
+from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef, MarkRef
 from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError, PipelineMismatchError
+from input_checkpoint.format.keys import mark_key
+from input_checkpoint.format.mark import Mark
 from input_checkpoint.store.catalog import WorkerListing
 from input_checkpoint.store.store import CheckpointStore
 from input_checkpoint.training.evidence import ModelEvidence, NoModel, is_proven, is_refuted
+from input_checkpoint.training.fast_forward import FastForward
 from input_checkpoint.training.pipeline_check import check_nothing
 from input_checkpoint.training.progress import Progress
 from input_checkpoint.training.resume_plan import ResumePlan, plan_resume, starts_here
-from input_checkpoint.training.source import InputSource
+from input_checkpoint.training.source import DrawableSource, InputSource
 
 logger = logging.getLogger(__name__)
 
 _NO_MODEL = NoModel()
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where the input was restored to."""
+
+    ref: CheckpointRef
+    """Its run and step: those of a checkpoint or of a mark."""
+    base: CheckpointRef
+    """The checkpoint that was read. It is ``ref`` itself unless the input was fast-forwarded."""
+    mark: Optional[Mark] = None
+    """The mark up to which the input was drawn, if it was fast-forwarded."""
 
 
 class Resumer:
@@ -49,12 +64,13 @@ class Resumer:
 
     def restore(
         self,
-        source: InputSource,
+        source: DrawableSource,
         step: int,
         listing: WorkerListing,
         model: ModelEvidence = _NO_MODEL,
         check_pipeline: Callable[[CheckpointInfo], None] = check_nothing,
-    ) -> Optional[CheckpointRef]:
+        fast_forward: Optional[FastForward] = None,
+    ) -> Optional[Resumed]:
         """Restore the iterators for a model at ``step``.
 
         Args:
@@ -64,48 +80,70 @@ class Resumer:
             model: the model checkpoints that exist. An input checkpoint that was saved with another model
                 than the one of its step is not used.
             check_pipeline: raises `PipelineMismatchError` for a checkpoint of another pipeline.
+            fast_forward: restores from marks. None: they are not used.
 
         Returns:
-            The checkpoint that they were restored from, or None if they start from their beginning.
+            Where they were restored to, or None if they start from their beginning.
 
         Raises:
+            MarkRefusedError: a mark was tried and refused. The next call tries what comes after it.
             CheckpointNotFoundError, CorruptCheckpointError: the mode is ``'exact'``, and there is no usable
                 checkpoint at ``step``.
             PipelineMismatchError: the checkpoint was taken from another pipeline.
         """
         history = listing.history
-        plan = plan_resume(self.mode, step, history)
+        marks: list[MarkRef] = []
+        if fast_forward is not None:
+            marks = [*fast_forward.candidates(listing, step), *fast_forward.older(listing, step)]
+        plan = plan_resume(self.mode, step, history, marks)
         if self.mode in ("aligned", "exact"):
             left_behind = self._left_behind(step, listing, model)
             plan = replace(plan, candidates=(*left_behind, *plan.candidates))
-        restored = self._restore_first_usable(source, plan, model, check_pipeline)
+        restored = self._restore_first_usable(source, plan, listing, model, check_pipeline, fast_forward)
         if restored is None and plan.required:
             raise CheckpointNotFoundError(
-                f"{self._store.uri} has no input checkpoint of worker {self._worker!r} at step {step}, the "
-                f"step of the model; {_describe_steps(history)}. Pass resume='aligned' to use the newest "
-                "older one, or to start from the beginning of the input if there is none.",
+                f"{self._store.uri} has no usable input checkpoint of worker {self._worker!r} at step "
+                f"{step}, the step of the model; {_describe_steps(history)}. Pass resume='aligned' to use "
+                "the newest older one, or to start from the beginning of the input if there is none.",
                 uri=self._store.uri,
             )
         self._has_resumed = True
         if restored is not None or not starts_here(listing, step):
             self._log_outcome(restored, step, history)
+        too_far = None if fast_forward is None else fast_forward.too_far(listing, step)
+        if too_far is not None and (restored is None or restored.ref.step < step):
+            logger.warning(
+                "The mark of step %d was not used: it is %d steps from its base, more than max_fast_forward "
+                "allows. (%s in %s)",
+                step,
+                step - too_far.base.step,
+                mark_key(too_far),
+                self._store.uri,
+            )
         return restored
 
     def _restore_first_usable(
         self,
-        source: InputSource,
+        source: DrawableSource,
         plan: ResumePlan,
+        listing: WorkerListing,
         model: ModelEvidence,
         check_pipeline: Callable[[CheckpointInfo], None],
-    ) -> Optional[CheckpointRef]:
-        for ref in plan.candidates:
+        fast_forward: Optional[FastForward],
+    ) -> Optional[Resumed]:
+        for candidate in plan.candidates:
+            ref = candidate.base if isinstance(candidate, MarkRef) else candidate
             try:
-                self._restore(source, ref, model, check_pipeline)
+                if isinstance(candidate, MarkRef):
+                    assert fast_forward is not None, "only it finds marks"
+                    mark = fast_forward.restore(source, candidate, listing, model, check_pipeline)
+                    return Resumed(candidate.ref, candidate.base, mark)
+                self._restore(source, candidate, model, check_pipeline)
+                return Resumed(candidate, candidate)
             except (CorruptCheckpointError, CheckpointNotFoundError) as error:
-                if plan.required and ref == plan.candidates[-1]:
+                if plan.required and candidate == plan.candidates[-1]:
                     raise
                 logger.warning("Trying an older input checkpoint, because %s", error)
-                continue
             except PipelineMismatchError as error:
                 if error.ref is not None:
                     raise  # it says all of this already
@@ -115,7 +153,6 @@ class Resumer:
                     uri=self._store.uri,
                     ref=ref,
                 ) from error
-            return ref
         return None
 
     def _left_behind(
@@ -159,12 +196,11 @@ class Resumer:
         source.restore(checkpoint.states)
         self._progress.restored(checkpoint.info, time.monotonic() - started)
 
-    def _log_outcome(
-        self, restored: Optional[CheckpointRef], step: int, history: Sequence[CheckpointRef]
-    ) -> None:
-        if restored is None:
+    def _log_outcome(self, resumed: Optional[Resumed], step: int, history: Sequence[CheckpointRef]) -> None:
+        if resumed is None:
             self._log_fresh_start(step, history)
             return
+        restored = resumed.ref
         if restored.step < step:
             logger.warning(
                 "The model is at step %d, but the newest usable input checkpoint is of step %d: "

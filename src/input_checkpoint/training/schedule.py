@@ -9,15 +9,28 @@ from typing import Any, Optional
 
 @dataclass(frozen=True)
 class SaveSchedule:
-    """Decides at which steps to save. Immutable: `after` returns the schedule that follows a save.
+    """When to save: every N steps, or every N seconds. Immutable.
+
+    `SessionHook(model_schedule=...)` takes one, if the model is saved more often than the input.
 
     Counts from the step at which the model was restored, as TensorFlow's ``CheckpointSaverHook`` does
     (tensorflow/python/training/basic_session_run_hooks.py, ``SecondOrStepTimer``), so that both save at the
     same steps.
 
     Args:
-        every_steps: save when this many steps have passed.
-        every_secs: save when this many seconds have passed. Exactly one of the two is given.
+        every_steps: save when this many global steps have passed.
+        every_secs: save when this many seconds have passed. Give exactly one of the two.
+        last_step: step of the last save. None (default): there was none. `after` sets it.
+        last_time: when the last save was, in seconds. `after` sets it.
+
+    Raises:
+        TypeError: a value is not a number.
+        ValueError: both or neither are given, or a value is not positive.
+
+    Example:
+        >>> schedule = SaveSchedule(every_steps=1000).after(step=0, now=0.0)
+        >>> schedule.due(999, now=60.0), schedule.due(1000, now=60.0)
+        (False, True)
     """
 
     every_steps: Optional[int] = None
@@ -50,6 +63,18 @@ class SaveSchedule:
         if self.every_steps is not None:
             return step >= self.last_step + self.every_steps
         return self.every_secs is not None and now >= self.last_time + self.every_secs
+
+    def is_rarer_than(self, other: SaveSchedule) -> bool:
+        """Whether it certainly means fewer saves than another schedule. Steps and seconds cannot be compared.
+
+        >>> SaveSchedule(every_steps=100).is_rarer_than(SaveSchedule(every_steps=10))
+        True
+        """
+        if self.every_steps is not None and other.every_steps is not None:
+            return self.every_steps > other.every_steps
+        if self.every_secs is not None and other.every_secs is not None:
+            return self.every_secs > other.every_secs
+        return False
 
     def overdue(self, step: int, now: float) -> bool:
         """Whether a timed save is late by a whole interval, so that there is no point in waiting longer."""

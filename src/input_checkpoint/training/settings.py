@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Optional, TypedDict
+from datetime import timedelta
+from typing import Any, Optional, TypedDict, Union
 
 from input_checkpoint.backends.opening import BackendLocation
 from input_checkpoint.backends.retrying import DEFAULT_RETRY_POLICY, RetryPolicy
 from input_checkpoint.format.keys import check_worker
 from input_checkpoint.retention.by_count import KeepLast
 from input_checkpoint.retention.policy import RetentionPolicy
+from input_checkpoint.training.fast_forward_limit import FastForwardLimit
 from input_checkpoint.training.model_directory import check_outside_model_dir
 from input_checkpoint.training.pipeline_change import check_on_pipeline_change
 from input_checkpoint.training.resume_plan import check_mode
@@ -34,6 +36,7 @@ class TrainingOptions(TypedDict, total=False):
     on_save_failure: str
     max_failed_saves: int
     on_pipeline_change: str
+    max_fast_forward: Optional[Union[int, timedelta]]
 
 
 BUSY_MODES = ("wait", "skip")
@@ -54,7 +57,7 @@ class TrainingSettings:
     worker: str = "main"
     num_workers: int = 1
     model_schedule: Optional[SaveSchedule] = None
-    """When the model is saved, if that is known: its input is then saved at the same steps."""
+    """When the model is saved, if that is known. Its input is then marked, or saved, at the same steps."""
     # A URI may hold a password.
     backend: Optional[BackendLocation] = field(default=None, repr=False)
     storage_options: Optional[Mapping[str, Any]] = field(default=None, repr=False)
@@ -69,6 +72,7 @@ class TrainingSettings:
     on_save_failure: str = "raise"
     max_failed_saves: int = 3
     on_pipeline_change: str = "refuse"
+    max_fast_forward: Optional[Union[int, timedelta]] = None
 
     def __post_init__(self) -> None:
         if isinstance(self.model_dir, os.PathLike):
@@ -83,6 +87,7 @@ class TrainingSettings:
         if self.max_failed_saves < 1:
             raise ValueError(f"max_failed_saves must be at least 1, got {self.max_failed_saves}")
         _check_retention(self.retention)
+        _ = self.fast_forward_limit  # raises if it is not valid
         if self.retry is not None and not isinstance(self.retry, RetryPolicy):
             raise TypeError(f"retry must be a RetryPolicy or None, got {self.retry!r}")
         if self.backend is not None and self.model_dir is not None:
@@ -91,19 +96,23 @@ class TrainingSettings:
 
     @property
     def tolerated_failures(self) -> int:
-        """How many saves in a row may fail before training stops."""
+        """How many saves in a row may fail without an error. Marks are counted separately."""
         return self.max_failed_saves - 1 if self.on_save_failure == "warn" else 0
 
     @property
     def schedule(self) -> SaveSchedule:
-        """When to save."""
+        """When to save in full."""
         return SaveSchedule(self.save_steps, self.save_secs)
 
     @property
-    def schedules(self) -> tuple[SaveSchedule, ...]:
-        """When to save: as the user asked, and with the model."""
-        schedules = (self.schedule, self.model_schedule)
-        return tuple(dict.fromkeys(schedule for schedule in schedules if schedule is not None))
+    def mark_schedule(self) -> SaveSchedule:
+        """When the model is saved, and so when to write marks."""
+        return self.model_schedule or self.schedule
+
+    @property
+    def fast_forward_limit(self) -> FastForwardLimit:
+        """How far the input may be fast-forwarded."""
+        return FastForwardLimit.of(self.max_fast_forward)
 
 
 def _check_retention(retention: Any) -> None:

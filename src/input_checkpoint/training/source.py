@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Optional, Protocol
 
 from input_checkpoint.state import IteratorState, StoredState
 
@@ -42,4 +42,32 @@ class InputSource(Protocol):
         Raises:
             PipelineMismatchError: the state was not taken from these iterators.
             CorruptCheckpointError: raised by ``states``.
+        """
+
+
+class DrawError(Exception):
+    """The input cannot be drawn from, because it has ended or is broken."""
+
+
+class DrawableSource(InputSource, Protocol):
+    """An input source whose batches can be drawn without training on them."""
+
+    def skip(self, name: str, count: int) -> None:
+        """Draw ``count`` batches from one iterator and discard them.
+
+        Raises:
+            DrawError: it has ended, or is broken.
+        """
+
+    def draw(self, name: str) -> str:
+        """Draw one batch from one iterator, and return its digest in hexadecimal.
+
+        Raises:
+            DrawError: it has ended, or is broken.
+        """
+
+    def doubt(self) -> Optional[str]:
+        """Return why training may have drawn something else since the restored state, or None.
+
+        Called once, after everything is drawn.
         """

@@ -1,4 +1,4 @@
-"""The background thread that prunes: never in the way of a save, and one prune at a time."""
+"""A background thread that runs a function whenever it is asked to, one call at a time."""
 
 from __future__ import annotations
 
@@ -6,32 +6,34 @@ import threading
 from typing import Callable, Optional
 
 
-class BackgroundPrune:
-    """Runs ``prune`` in its own thread on request.
+class ThreadOnRequest:
+    """Runs a function in its own thread on request.
 
     Requests that arrive while it runs are answered by a single run afterwards.
 
     Args:
-        prune: must not raise.
+        work: must not raise.
+        name: of the thread.
     """
 
-    def __init__(self, prune: Callable[[], None]) -> None:
-        self._prune = prune
+    def __init__(self, work: Callable[[], None], name: str) -> None:
+        self._work = work
+        self._name = name
         self._lock = threading.Lock()
         self._thread: Optional[threading.Thread] = None
         self._requested = False
 
     def request(self) -> None:
-        """Start a prune that sees everything stored so far. Returns at once."""
+        """Have the function run once more, from its beginning. Returns at once."""
         with self._lock:
             self._requested = True
             if self._thread is None:
-                # A prune that the end of the program interrupts is completed by the next one.
-                self._thread = threading.Thread(target=self._run, name="input-checkpoint-prune", daemon=True)
+                # What the end of the program interrupts is completed by the next run of the training.
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
 
     def wait(self) -> None:
-        """Wait until every requested prune is done."""
+        """Wait until every request is answered."""
         with self._lock:
             thread = self._thread
         if thread is not None:
@@ -39,7 +41,7 @@ class BackgroundPrune:
 
     def _run(self) -> None:
         while self._has_work():
-            self._prune()
+            self._work()
 
     def _has_work(self) -> bool:
         with self._lock:
