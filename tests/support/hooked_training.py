@@ -32,7 +32,9 @@ def train(
     estimator.train(input_fn, hooks=[hook, *hooks], steps=steps)
 
 
-def train_in_session(model_dir: Path, hooks: list[Any], steps: int = 30, grace: int = 120) -> None:
+def train_in_session(
+    model_dir: Path, hooks: list[Any], steps: int = 30, grace: int = 120, *, saved_by_session: bool = True
+) -> None:
     """Train without an Estimator.
 
     Args:
@@ -40,6 +42,7 @@ def train_in_session(model_dir: Path, hooks: list[Any], steps: int = 30, grace: 
         hooks: hooks of the session.
         steps: step at which training stops.
         grace: seconds that the coordinator waits for saves before it closes the session.
+        saved_by_session: whether the session saves the model, before all hooks. False: one of them does.
     """
     with v1.Graph().as_default():
         iterator = v1.data.make_initializable_iterator(shuffled_ids())
@@ -47,7 +50,8 @@ def train_in_session(model_dir: Path, hooks: list[Any], steps: int = 30, grace: 
         step = train_op(iterator.get_next())
         with v1.train.MonitoredTrainingSession(
             checkpoint_dir=str(model_dir),
-            save_checkpoint_steps=10,
+            save_checkpoint_steps=10 if saved_by_session else None,
+            save_checkpoint_secs=None,
             stop_grace_period_secs=grace,
             hooks=[*hooks, v1.train.StopAtStepHook(num_steps=steps)],
         ) as session:
@@ -89,10 +93,10 @@ def committed_steps(backend: ic.Backend) -> list[int]:
 
 
 def drop_input(model_dir: Path, *steps: int) -> None:
-    """Delete the input checkpoints of ``steps``, as if a crash had come before their commit."""
+    """Delete the input checkpoints and marks of ``steps``, as if a crash had come before them."""
     for step in steps:
-        for manifest in Path(f"{model_dir}-input").glob(f"checkpoints/*/*/{step:012d}.manifest"):
-            manifest.unlink()
+        for file in Path(f"{model_dir}-input").glob(f"checkpoints/*/*/{step:012d}*"):
+            file.unlink()
 
 
 def set_current_model(model_dir: Path, step: int) -> None:

@@ -10,6 +10,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from tests.support import train_child
+from tests.support.hooked_training import wait_until
 from tests.support.train_child import Training
 
 _IMPORTED_ONCE = ["tests.support.train_child", "tests.support.accumulation"]
@@ -103,6 +105,26 @@ def finish(training: Training) -> Outcome:
     with start(training) as running:
         outcome = running.finish()
     assert outcome.killed == (training.killed is not None), outcome.output[-4000:]
+    return outcome
+
+
+def kill_after(training: Training, seconds: float, written: str = "") -> Outcome:
+    """Run a training process, and kill it at some time after its first step. Fail if it ends before.
+
+    Args:
+        training: what it trains.
+        seconds: how long after the step.
+        written: if this is not empty, the time begins when the store has an object of this key.
+    """
+    with start(training) as running:
+        for line in running.lines():
+            if line.startswith("step "):
+                wait_until(lambda: (Path(str(training.backend)) / written).exists())
+                timer = threading.Timer(seconds, running.kill)
+                timer.start()
+                break
+        outcome = running.finish()
+    assert outcome.killed, outcome.output[-4000:]
     return outcome
 
 

@@ -22,6 +22,7 @@ import tensorflow as tf
 import input_checkpoint as ic
 from input_checkpoint.tensorflow.model_checkpoints import latest_model_step
 from tests.support.hooked_training import wait_until
+from tests.support.repeatable import PIPELINES
 from tests.support.training import make_estimator, shuffled_ids
 from tests.support.wrappers import BeforeWrites
 
@@ -33,6 +34,8 @@ class AtStep:
     """After the training of a step."""
 
     step: int
+    written: str = ""
+    """If this is not empty, the process waits until an object of the store has a key that starts with it."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class BeforeWrite:
     key: str
     model_at: Optional[int] = None
     """The step at which the model was saved last. Training goes no further. None: it may."""
+    written: str = ""
+    """If this is not empty, an object of the store has a key that starts with it."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,16 @@ class Training:
     """The moment at which the process sends itself SIGKILL."""
     stopped: Any = None
     """The moment at which it sends itself SIGSTOP."""
+    keep_models: int = 5
+    """How many model checkpoints are kept."""
+    pipeline: str = ""
+    """Name in `tests.support.repeatable.PIPELINES`. Empty: as ``buffer`` says."""
+    step_seconds: float = 0.0
+    """How long a step takes at least."""
+    pack_seconds: float = 0.0
+    """How long the storage takes for each pack."""
+    mark_seconds: float = 0.0
+    """How long it takes for each mark."""
 
 
 def padded_ids() -> Any:
@@ -130,39 +145,76 @@ def run(work: Callable[[], object], output: Connection) -> None:
 
 def train(training: Training) -> None:
     """Train, and end or stop the process as the training says."""
-    estimator = make_estimator(training.model_dir, save_checkpoints_steps=training.model_every)
+    estimator = make_estimator(
+        training.model_dir,
+        save_checkpoints_steps=training.model_every,
+        keep_checkpoint_max=training.keep_models,
+    )
     hooks: list[Any] = [EachStep(lambda step: print("step", step, flush=True))]
+    if training.step_seconds:
+        hooks.append(EachStep(lambda step: time.sleep(training.step_seconds)))
     listeners = []
     backend: Any = training.backend
     options = dict(training.options)
     for moment, number in ((training.killed, signal.SIGKILL), (training.stopped, signal.SIGSTOP)):
         if isinstance(moment, AtStep):
-            hooks.append(EachStep(_when(moment.step, number)))
+            hooks.append(EachStep(_when(moment.step, number, _wait_for_key(training, moment.written))))
         elif isinstance(moment, InModelSave):
             listeners.append(BeforeModelSave(_when(moment.step, number)))
         elif isinstance(moment, BeforeWrite):
             opened = ic.open_backend(backend, options.pop("storage_options", None))
-            backend = BeforeWrites(opened, _before_write(moment, training.model_dir, number))
+            backend = BeforeWrites(opened, _before_write(moment, training, number))
             if moment.model_at is not None:
                 hooks.append(EachStep(_wait_after(moment.model_at)))
+    if training.pack_seconds or training.mark_seconds:
+        opened = ic.open_backend(backend, options.pop("storage_options", None))
+        backend = BeforeWrites(opened, lambda key: _be_slow(key, training))
     if backend is not None:
         hooks.insert(0, ic.CheckpointInputPipelineHook(estimator, backend=backend, **options))
-    input_fn = padded_ids if training.buffer == 0 else lambda: shuffled_ids(buffer=training.buffer)
-    estimator.train(input_fn, hooks=hooks, saving_listeners=listeners, max_steps=training.steps)
+    estimator.train(input_fn_of(training), hooks=hooks, saving_listeners=listeners, max_steps=training.steps)
 
 
-def _when(step: int, number: signal.Signals) -> Callable[[int], None]:
+def input_fn_of(training: Training) -> Callable[[], Any]:
+    """Return the ``input_fn`` of a training."""
+    if training.pipeline:
+        return PIPELINES[training.pipeline]
+    return padded_ids if training.buffer == 0 else lambda: shuffled_ids(buffer=training.buffer)
+
+
+def _be_slow(key: str, training: Training) -> None:
+    if key.startswith("packs/"):
+        time.sleep(training.pack_seconds)
+    if key.endswith(".mark"):
+        time.sleep(training.mark_seconds)
+
+
+def _wait_for_key(training: Training, prefix: str) -> Callable[[], None]:
+    def wait() -> None:
+        if prefix:
+            opened = ic.open_backend(str(training.backend))
+            wait_until(lambda: any(True for _ in opened.list(prefix)))
+
+    return wait
+
+
+def _when(
+    step: int, number: signal.Signals, before: Callable[[], None] = lambda: None
+) -> Callable[[int], None]:
     def act(reached: int) -> None:
         if reached == step:
+            before()
             os.kill(os.getpid(), number)
 
     return act
 
 
-def _before_write(moment: BeforeWrite, model_dir: Path, number: signal.Signals) -> Callable[[str], None]:
+def _before_write(moment: BeforeWrite, training: Training, number: signal.Signals) -> Callable[[str], None]:
+    wait_for_key = _wait_for_key(training, moment.written)
+
     def act(key: str) -> None:
         if key.startswith(moment.key):
-            wait_until(lambda: moment.model_at in (None, latest_model_step(str(model_dir))))
+            wait_until(lambda: moment.model_at in (None, latest_model_step(str(training.model_dir))))
+            wait_for_key()
             os.kill(os.getpid(), number)
 
     return act

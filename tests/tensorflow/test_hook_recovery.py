@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import tensorflow as tf
 import input_checkpoint as ic
 from input_checkpoint.backends.memory import MemoryBackend
 from input_checkpoint.tensorflow.iterators import GraphIterators
+from input_checkpoint.training.schedule import SaveSchedule
+from tests.support.accumulation import StopAfter
 from tests.support.hooked_training import Steps, preempted, session_hook, slow_upload, train_in_session
 from tests.support.training import FailAt, make_estimator, shuffled_ids, trained_on
 from tests.support.wrappers import BeforeWrites
@@ -83,3 +86,36 @@ def test_a_failed_last_save_is_not_an_error_of_the_next_training(
         estimator.train(shuffled_ids, hooks=[hook], steps=20)
     assert "The last save of the previous training failed: withdrawn" in caplog.text
     assert trained_on(tmp_path / "model") == reference[:20]
+
+
+@pytest.mark.parametrize("every", [10, 1000])
+def test_a_session_that_fails_before_its_model_is_saved_is_replaced_at_once(
+    every: int, tmp_path: Path, reference: Steps, memory: MemoryBackend
+) -> None:
+    schedule = SaveSchedule(every_steps=10)
+    hook = ic.SessionHook(model_dir=str(tmp_path), backend=memory, save_steps=every, model_schedule=schedule)
+    with v1.Graph().as_default():
+        saver = v1.train.CheckpointSaverHook(str(tmp_path), save_steps=10)
+    started = time.monotonic()
+    train_in_session(tmp_path, [hook, preempted(20), saver], saved_by_session=False)
+    assert time.monotonic() - started < 20
+    assert trained_on(tmp_path) == reference[:30]
+
+
+def test_a_mark_whose_model_was_never_saved_does_not_count_in_the_next_session(
+    tmp_path: Path, memory: MemoryBackend
+) -> None:
+    class FailsOnce(tf.estimator.CheckpointSaverListener):
+        has_failed = False
+
+        def before_save(self, session: Any, global_step_value: int) -> None:
+            if global_step_value == 15 and not self.has_failed:
+                self.has_failed = True
+                raise tf.errors.AbortedError(None, None, "preempted")
+
+    estimator = make_estimator(tmp_path / "model", save_checkpoints_steps=5)
+    hook = ic.CheckpointInputPipelineHook(estimator, backend=memory, save_steps=10)
+    hooks = [hook, StopAfter(17)]
+    estimator.train(shuffled_ids, hooks=hooks, saving_listeners=[FailsOnce()])
+    listing = ic.CheckpointStore.open(memory).list_worker("main")
+    assert 15 not in {mark.ref.step for mark in listing.usable_marks}

@@ -138,7 +138,7 @@ def test_training_resumes_exactly_after_an_exception(tmp_path: Path, reference: 
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     tmp_path: Path, reference: Steps, caplog: pytest.LogCaptureFixture
 ) -> None:
-    train(tmp_path / "model", 30)
+    train(tmp_path / "model", 30, max_fast_forward=0)
     for pack in Path(f"{tmp_path}/model-input").glob(f"packs/*/*/{30:012d}-*"):
         pack.write_bytes(pack.read_bytes()[:-1])
     with caplog.at_level(logging.WARNING, "input_checkpoint"):
@@ -149,7 +149,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(
 
 
 def test_exact_raises_on_a_damaged_checkpoint(tmp_path: Path) -> None:
-    train(tmp_path / "model", 10)
+    train(tmp_path / "model", 10, max_fast_forward=0)
     for pack in Path(f"{tmp_path}/model-input").glob(f"packs/*/*/{10:012d}-*"):
         pack.write_bytes(b"")
     with pytest.raises(ic.CorruptCheckpointError, match="step 10"):

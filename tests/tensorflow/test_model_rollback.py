@@ -10,12 +10,16 @@ import pytest
 import tensorflow as tf
 
 import input_checkpoint as ic
+from input_checkpoint.backends.base import Backend
 from input_checkpoint.backends.memory import MemoryBackend
 from input_checkpoint.errors import PipelineMismatchError
 from input_checkpoint.store.store import CheckpointStore
 from input_checkpoint.tensorflow.model_checkpoints import latest_model_step
 from input_checkpoint.tensorflow.model_link import ModelLink
 from input_checkpoint.tensorflow.run_tag_file import write_tag
+from input_checkpoint.training.fast_forward import FastForward
+from input_checkpoint.training.fast_forward_limit import FastForwardLimit
+from input_checkpoint.training.progress import Progress
 from input_checkpoint.training.run_tag import RunTag
 from input_checkpoint.training.settings import TrainingSettings
 from tests.support.hooked_training import (
@@ -57,8 +61,15 @@ def prepared(
     directory = None if model_dir is None else str(model_dir)
     chosen = TrainingSettings(model_dir=directory, save_steps=10, adopt=True, **settings)
     link = ModelLink(CheckpointStore(recording), chosen)
-    link.prepare(mode, lambda info: None)
+    link.prepare(mode, lambda info: None, fast_forward(recording))
     return link
+
+
+def fast_forward(backend: Backend, is_possible: bool = True) -> FastForward:
+    """What restores from marks."""
+    store = CheckpointStore(backend)
+    progress = Progress(store.uri, logging.getLogger("tests"))
+    return FastForward(store, FastForwardLimit(), progress, is_possible)
 
 
 def test_a_model_without_its_input_goes_back_to_the_newest_pair(recording, model_dir):
@@ -107,7 +118,7 @@ def test_a_pair_of_another_pipeline_is_refused_before_the_model_is_touched(recor
 
     settings = TrainingSettings(model_dir=str(model_dir), save_steps=10, adopt=True)
     with pytest.raises(PipelineMismatchError, match="another pipeline"):
-        ModelLink(CheckpointStore(recording), settings).prepare("aligned", refuse)
+        ModelLink(CheckpointStore(recording), settings).prepare("aligned", refuse, fast_forward(recording))
     assert latest_model_step(str(model_dir)) == 30
 
 
@@ -115,6 +126,23 @@ def test_a_training_that_ended_normally_and_went_on_without_the_hook_keeps_its_m
     write_tag(str(model_dir), RunTag("0123", "memory://store", "main", 1, ended_at=20))
     prepared(recording, model_dir)
     assert latest_model_step(str(model_dir)) == 30
+
+
+def test_models_that_have_a_mark_come_from_a_crash_however_many_there_are(tmp_path, memory):
+    """Their marks were refused: the data has changed."""
+    store = CheckpointStore.open(memory, create=True)
+    run = store.begin_run("main")
+    (base,) = save(run, 10)
+    steps = range(10, 90, 10)
+    paths = [str(tmp_path / f"model.ckpt-{step}") for step in steps]
+    for path in paths:
+        Path(f"{path}.index").touch()
+    tf.compat.v1.train.update_checkpoint_state(str(tmp_path), paths[-1], paths)
+    for step in steps[1:]:
+        run.mark(step, base, {"Iterator": step}, {"Iterator": "aa"})
+    link = ModelLink(store, TrainingSettings(model_dir=str(tmp_path), save_steps=10, adopt=True))
+    link.prepare("aligned", lambda info: None, fast_forward(memory, is_possible=False))
+    assert latest_model_step(str(tmp_path)) == 10
 
 
 def test_the_way_back_is_told(recording, model_dir, caplog):
@@ -125,7 +153,7 @@ def test_the_way_back_is_told(recording, model_dir, caplog):
 def test_a_new_session_that_restored_another_step_needs_no_listing(recording, model_dir):
     link = prepared(recording, model_dir, mode="latest")
     recording.calls.clear()
-    assert not link.roll_back_after_error(20, lambda info: None)
+    assert not link.roll_back_in_session(20, lambda info: None, fast_forward(recording))
     assert recording.calls == []
 
 
@@ -163,15 +191,16 @@ def test_a_newer_model_without_a_pair_is_logged_and_no_data_is_lost(
     assert trained_on(tmp_path / "model") == reference[:40] + reference[20:50]
 
 
-def test_a_model_saved_just_before_the_error_goes_back_to_the_newest_pair(
-    tmp_path: Path, reference: Steps, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("limit", [0, None])
+def test_a_model_saved_just_before_the_error_goes_back_only_without_marks(
+    tmp_path: Path, reference: Steps, caplog: pytest.LogCaptureFixture, limit: Optional[int]
 ) -> None:
     """The error comes when the model's saver has seen step 20 and our hook has not."""
     estimator = make_estimator(tmp_path / "model")
-    hook = ic.CheckpointInputPipelineHook(estimator)
+    hook = ic.CheckpointInputPipelineHook(estimator, max_fast_forward=limit)
     with caplog.at_level(logging.WARNING, "input_checkpoint"):
         estimator.train(shuffled_ids, hooks=[preempted(20), hook], steps=30)
-    assert "Going back to step 10" in caplog.text
+    assert ("Going back to step 10" in caplog.text) is (limit == 0)
     assert trained_on(tmp_path / "model") == reference[:30]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 import tensorflow as tf
@@ -211,9 +211,16 @@ class TestRetention:
         assert {20, 28} <= set(steps)  # the models of the last two saves
         assert {10, 11} & set(steps) == set()
 
-    def test_the_input_is_saved_at_the_models_steps_too(self, tmp_path):
-        train(tmp_path / "model", tmp_path / "store", 25, save_steps=7, retention=ic.KeepAll())
+    def test_without_marks_the_input_is_saved_at_the_models_steps_too(self, tmp_path):
+        options = {"save_steps": 7, "max_fast_forward": 0, "retention": ic.KeepAll()}
+        train(tmp_path / "model", tmp_path / "store", 25, **options)
         assert [step for _, step in checkpoints(tmp_path / "store")] == [0, 7, 10, 14, 20, 21, 25]
+
+    def test_the_input_is_marked_at_the_models_steps(self, tmp_path):
+        train(tmp_path / "model", tmp_path / "store", 25, save_steps=7, retention=ic.KeepAll())
+        assert [step for _, step in checkpoints(tmp_path / "store")] == [0, 7, 14, 21, 25]
+        marks = ic.CheckpointStore.open(str(tmp_path / "store")).marks("main")
+        assert {mark.ref.step for mark in marks} == {10, 20}
 
     def test_a_step_at_which_both_are_due_is_saved_once(self, tmp_path):
         train(tmp_path / "model", tmp_path / "store", 20, save_steps=5, retention=ic.KeepAll())
@@ -239,14 +246,17 @@ class TestRetention:
 
 
 class TestFewModels:
-    @pytest.mark.parametrize("kept", [1, 2])
-    def test_too_few_model_checkpoints_are_warned_about(self, tmp_path, caplog, kept):
-        estimator = make_estimator(tmp_path / "model", keep_checkpoint_max=kept)
-        ic.CheckpointInputPipelineHook(estimator)
-        assert "Keep at least 3" in caplog.text
+    def train(self, model_dir: Path, kept: Any, limit: Optional[int]) -> None:
+        estimator = make_estimator(model_dir, keep_checkpoint_max=kept)
+        hook = ic.CheckpointInputPipelineHook(estimator, max_fast_forward=limit)
+        estimator.train(shuffled_ids, hooks=[hook], steps=1)
 
-    @pytest.mark.parametrize("kept", [3, 5, None])
-    def test_enough_are_not(self, tmp_path, caplog, kept):
-        estimator = make_estimator(tmp_path / "model", keep_checkpoint_max=kept)
-        ic.CheckpointInputPipelineHook(estimator)
+    @pytest.mark.parametrize(("kept", "limit", "needed"), [(1, None, 2), (1, 0, 3), (2, 0, 3)])
+    def test_too_few_model_checkpoints_are_warned_about(self, tmp_path, caplog, kept, limit, needed):
+        self.train(tmp_path / "model", kept, limit)
+        assert f"Keep at least {needed}" in caplog.text
+
+    @pytest.mark.parametrize(("kept", "limit"), [(2, None), (5, None), (3, 0), (None, 0)])
+    def test_enough_are_not(self, tmp_path, caplog, kept, limit):
+        self.train(tmp_path / "model", kept, limit)
         assert "Keep at least" not in caplog.text

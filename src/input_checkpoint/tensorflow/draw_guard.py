@@ -39,15 +39,19 @@ class DrawGuard:
         """Note that the input has been restored: its state now belongs to the model."""
         self._is_restored = True
 
-    def count(self, counter: DrawCounter, digests: BatchDigests) -> None:
+    def count(
+        self, counter: DrawCounter, digests: BatchDigests, after_digests: Callable[[], None] = lambda: None
+    ) -> None:
         """Count draws from now on.
 
         Args:
             counter: of this session, which stands where the input has been restored to.
             digests: of the graph.
+            after_digests: called after a run with hooks whose digests were taken, before any hook sees it. So
+                it comes before TensorFlow saves the model.
         """
         self._counter = counter
-        self._watch.count(counter, digests)
+        self._watch.count(counter, digests, after_digests)
 
     def expect(self, arguments: Any, *, with_digests: bool = False) -> None:
         """Announce the run with hooks that comes next.

@@ -36,6 +36,7 @@ class DrawWatch:
         self._expected: Any = _NOTHING
         self._with_digests = False
         self._counted: Optional[CountedRuns] = None
+        self._after_digests: Callable[[], None] = lambda: None
         self._untracked: tuple[Draw, ...] = ()
         self._hooked: tuple[Draw, ...] = ()
         self._names: Optional[dict[bytes, str]] = None
@@ -62,13 +63,15 @@ class DrawWatch:
             else:
                 attributes[name] = self._replaced[name]
 
-    def count(self, counter: DrawCounter, digests: BatchDigests) -> None:
+    def count(self, counter: DrawCounter, digests: BatchDigests, after_digests: Callable[[], None]) -> None:
         """Count draws from now on. Costs some microseconds for each run with hooks.
 
         Args:
             counter: of this session.
             digests: of the graph.
+            after_digests: called after a run with hooks whose digests were taken, before any hook sees it.
         """
+        self._after_digests = after_digests
         self._counted = CountedRuns(self._session, self._reader, self._named_use, counter, digests)
 
     def expect(self, arguments: Any, *, with_digests: bool = False) -> None:
@@ -118,7 +121,11 @@ class DrawWatch:
         if self._is_expected(fetches):
             if self._counted is None:
                 return self._run(fetches, feed_dict, *others, **options)
-            return self._counted.run(self._run, fetches, feed_dict, self._with_digests, *others, **options)
+            with_digests = self._with_digests
+            result = self._counted.run(self._run, fetches, feed_dict, with_digests, *others, **options)
+            if with_digests:
+                self._after_digests()
+            return result
         with self._noted(fetches, feed_dict):
             return self._run(fetches, feed_dict, *others, **options)
 

@@ -19,6 +19,8 @@ _READ_IN_TRAINING = "global_step_read_op_cache"
 
 _MIN_MODELS = 3
 """One whose input is being uploaded, one whose input waits for that, and the pair to go back to."""
+_MIN_MARKED_MODELS = 2
+"""One whose mark is being written, and one that has a mark."""
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +35,9 @@ class CheckpointInputPipelineHook(SessionHook):
     upload, commit and pruning happen in the background.
 
     When training resumes, the input is restored to the step of the restored model, so that no example is lost
-    and none is seen twice. If a crash came between the model's checkpoint and the input's, the model's
-    ``checkpoint`` file is turned back to the newest step that has both.
+    and none is seen twice. If that model has no input checkpoint, the missing batches are drawn without
+    training on them. If that is not possible, and a crash is the reason, the model's ``checkpoint`` file is
+    turned back to the newest step that has both.
 
     Pass the hook to ``train`` only, not to ``evaluate`` or ``predict``.
 
@@ -45,9 +48,13 @@ class CheckpointInputPipelineHook(SessionHook):
         backend: URI (``s3://bucket/run-7/input``, ``/data/run-7-input``, …), path, or an open `Backend`,
             outside the model directory. None means ``<model_dir>-input``, beside it.
         storage_options: passed to the fsspec filesystem.
-        save_steps: number of global steps between two saves. None for both this and ``save_secs`` means: as
-            the estimator's RunConfig says, at the same steps as the model.
-        save_secs: seconds between two saves, each at a step at which the model was saved.
+        save_steps: number of global steps between two saves in full. None for both this and ``save_secs``
+            means: as the estimator's RunConfig says, at the same steps as the model. It may be much larger:
+            at each model checkpoint in between, the hook writes a small mark. A resume from there draws the
+            batches since the last save without training on them. If the pipeline may return other batches,
+            such as those of a shuffle without a seed in its next pass, the input is saved in full whenever
+            the model is.
+        save_secs: seconds between two saves in full, each at a step at which the model was saved.
         retention: which checkpoints to keep; ``KeepLast(5)`` by default.
         resume: ``'aligned'`` (default): at the model's step or, failing that, from the newest older
             checkpoint, with a warning. ``'exact'``: at the model's step, or an error. ``'latest'``: from the
@@ -62,10 +69,14 @@ class CheckpointInputPipelineHook(SessionHook):
         on_pipeline_change: what to do if the pipeline is not the one that a checkpoint was saved from.
             ``'refuse'`` (default): an error if TensorFlow could not restore the state, a warning if it would
             continue in other data. ``'warn'``: a warning in both cases. ``'ignore'``: nothing is compared.
+        max_fast_forward: how far a resume may draw the input without training on it. A number of global
+            steps: the input is then saved in full often enough that no model is farther from a save. A
+            ``timedelta``: a resume stops drawing after this time, and goes back to an older model. None
+            (default): no limit. 0: never, and the input is saved in full whenever the model is.
         adopt: resume from the input state of another training that the store holds, which is refused
             otherwise. False by default.
-        on_save_failure: ``'raise'`` (default): a save that the storage fails stops training. ``'warn'``:
-            training continues, until ``max_failed_saves`` saves in a row have failed.
+        on_save_failure: ``'raise'`` (default): a failed save or mark stops training. ``'warn'``: training
+            continues until ``max_failed_saves`` saves, or marks, in a row have failed.
         max_failed_saves: at least 1; 3 by default.
 
     Raises:
@@ -104,7 +115,7 @@ class CheckpointInputPipelineHook(SessionHook):
         if options.get("save_steps") is None and options.get("save_secs") is None:
             options["save_steps"] = config.save_checkpoints_steps
             options["save_secs"] = config.save_checkpoints_secs
-        _check_models_kept(config.keep_checkpoint_max)
+        self._models_kept: Optional[int] = config.keep_checkpoint_max
         super().__init__(
             model_dir=estimator.model_dir,
             worker=_worker_name(config),
@@ -112,6 +123,13 @@ class CheckpointInputPipelineHook(SessionHook):
             model_schedule=_model_schedule(config),
             external_state_policy=external_state_policy,
             **options,
+        )
+
+    def begin(self) -> None:
+        """See `SessionHook.begin`."""
+        super().begin()
+        _check_models_kept(
+            self._models_kept, _MIN_MARKED_MODELS if self._marking.why_not_alone is None else _MIN_MODELS
         )
 
     @property
@@ -127,14 +145,14 @@ class CheckpointInputPipelineHook(SessionHook):
             )
 
 
-def _check_models_kept(keep_checkpoint_max: Optional[int]) -> None:
+def _check_models_kept(keep_checkpoint_max: Optional[int], needed: int) -> None:
     """Warn if too few model checkpoints are kept for a model to go back to after a crash."""
-    if keep_checkpoint_max and keep_checkpoint_max < _MIN_MODELS:
+    if keep_checkpoint_max and keep_checkpoint_max < needed:
         logger.warning(
             "RunConfig(keep_checkpoint_max=%d) may leave no model checkpoint whose input is stored after a "
             "crash. Keep at least %d.",
             keep_checkpoint_max,
-            _MIN_MODELS,
+            needed,
         )
 
 

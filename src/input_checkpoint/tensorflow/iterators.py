@@ -42,9 +42,9 @@ from input_checkpoint.parallel import map_ordered, prefetch_one
 from input_checkpoint.state import Element, ElementBatch, IteratorState, StoredState
 from input_checkpoint.tensorflow.batch_digest import SCOPE
 from input_checkpoint.tensorflow.dataset_graph import Pipeline, is_alias, read_pipelines
+from input_checkpoint.tensorflow.discarded_draws import DiscardedDraws
 from input_checkpoint.tensorflow.element_check import ElementChecker
 from input_checkpoint.tensorflow.external_state import is_saved_with_iterator
-from input_checkpoint.tensorflow.fast_forward import FastForward
 from input_checkpoint.tensorflow.fingerprint import fingerprint_iterators
 from input_checkpoint.tensorflow.known_faults import check_known_faults, warn_of_locked_caches
 from input_checkpoint.tensorflow.variants import join_variants, split_payload, split_variants
@@ -71,7 +71,7 @@ _DECODERS = 2
 _SERIALIZE_ERRORS = (tf.errors.UnimplementedError, tf.errors.FailedPreconditionError)
 # Raised when a machine fails or runs out of memory. They say nothing about the state. TensorFlow recovers
 # from some of them with a new session.
-_TRANSIENT_ERRORS = (
+TRANSIENT_ERRORS = (
     tf.errors.AbortedError,
     tf.errors.UnavailableError,
     tf.errors.CancelledError,
@@ -132,7 +132,7 @@ class GraphIterators:
                 "There is no iterator in the graph, so there is no input pipeline to checkpoint. "
                 "Return a tf.data.Dataset from input_fn, or create the iterator inside it."
             )
-        pipelines = read_pipelines(graph, resources)
+        self.pipelines = pipelines = read_pipelines(graph, resources)
         check_known_faults(pipelines.values(), policy)
         warn_of_locked_caches(pipelines.values())
         self.fingerprints = fingerprint_iterators(pipelines)
@@ -150,13 +150,13 @@ class GraphIterators:
         """Names of the iterators in the graph."""
         return tuple(ops.name for ops in self._ops)
 
-    def fast_forward(self, name: str) -> FastForward:
+    def draws_from(self, name: str) -> DiscardedDraws:
         """Return the operations that draw from an iterator without training.
 
         Raises:
             PipelineMismatchError: the graph has no such iterator.
         """
-        return self._ops_for(name).fast_forward
+        return self._ops_for(name).draws
 
     def bind(self, session: Any) -> SessionIterators:
         """Return the iterators as they are in one session."""
@@ -188,7 +188,7 @@ class GraphIterators:
         try:
             feeds = self._stage_all(session, states)
             session.run([ops.restore for ops in self._ops], feeds)
-        except _TRANSIENT_ERRORS:
+        except TRANSIENT_ERRORS:
             raise
         except tf.errors.OpError as error:
             if _NOT_INITIALIZED in _reason(error):
@@ -287,12 +287,12 @@ class SessionIterators:
         self.iterators.restore(self.session, states)
 
     def skip(self, name: str, count: int) -> None:
-        """Draw ``count`` elements from the iterator ``name`` and discard them. See `FastForward.skip`."""
-        self.iterators.fast_forward(name).skip(self.session, count)
+        """Draw ``count`` elements from the iterator ``name`` and discard them. See `DiscardedDraws.skip`."""
+        self.iterators.draws_from(name).skip(self.session, count)
 
     def draw(self, name: str) -> str:
-        """Draw one element from the iterator ``name``, and return its digest. See `FastForward.draw`."""
-        return self.iterators.fast_forward(name).draw(self.session)
+        """Draw one element from the iterator ``name``, and return its digest. See `DiscardedDraws.draw`."""
+        return self.iterators.draws_from(name).draw(self.session)
 
     def hold(self) -> HeldIterators:
         """Take a snapshot now, to save it later if it turns out to be needed."""
@@ -389,7 +389,7 @@ class _IteratorOps:
             self.restore = tf.raw_ops.DeserializeIterator(resource_handle=resource, serialized=in_order)
             self.unstage = self._unstage(self.key).op
             self.clear = tf.raw_ops.MapClear(dtypes=[tf.variant], shared_name=self._shared_name)
-            self.fast_forward = FastForward(resource)
+            self.draws = DiscardedDraws(resource)
 
     def _build_encode(self) -> None:
         vector = tf.raw_ops.MapPeek(
@@ -556,6 +556,7 @@ def _reason(error: Any) -> str:
 
 
 __all__ = [
+    "TRANSIENT_ERRORS",
     "GraphIterators",
     "HeldIterators",
     "SessionIterators",

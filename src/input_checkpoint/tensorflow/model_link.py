@@ -28,6 +28,7 @@ from input_checkpoint.tensorflow.run_tag_file import read_tag, remove_tag, write
 from input_checkpoint.tensorflow.session_model import StateStamp, is_session_model, read_stamp
 from input_checkpoint.tensorflow.unfinished_step import remove_leftovers
 from input_checkpoint.training.evidence import ModelEvidence, NoModel, is_proven
+from input_checkpoint.training.fast_forward import FastForward
 from input_checkpoint.training.run_tag import RunTag, check_same_run, warn_of_older_store
 from input_checkpoint.training.settings import TrainingSettings
 
@@ -78,15 +79,18 @@ class ModelLink:
         policy = self._settings.retention
         return policy if self._model_dir is None else policy | KeepForResume(self._model_dir)
 
-    def prepare(self, mode: str, check_pipeline: Callable[[CheckpointInfo], None]) -> None:
+    def prepare(
+        self, mode: str, check_pipeline: Callable[[CheckpointInfo], None], fast_forward: FastForward
+    ) -> None:
         """Look at the model directory and the store before TensorFlow restores the model.
 
-        If a crash has left the newest model without its input, the model directory is turned back to the
-        newest complete pair.
+        If a crash has left the newest model without its input and without a usable mark, the model directory
+        is turned back to the newest complete pair.
 
         Args:
             mode: how the input is about to resume.
             check_pipeline: tells whether a checkpoint fits the present pipeline.
+            fast_forward: which marks can be used.
 
         Raises:
             DifferentRunError: the store holds the input state of another training.
@@ -110,7 +114,7 @@ class ModelLink:
             self._remember(lineage=0, ended_at=None)
         step = 0 if self._model is None else self._model.latest_step
         if mode == "aligned" and self._model is not None:
-            step = self._roll_back(self._model, listing, check_pipeline) or step
+            step = self._roll_back(self._model, listing, check_pipeline, fast_forward) or step
         self._seen = _Seen(step, listing)
         self._stamp = read_stamp(self._model_dir)
 
@@ -140,10 +144,13 @@ class ModelLink:
             uri=self._store.uri,
         )
 
-    def roll_back_after_error(
-        self, restored_step: int, check_pipeline: Callable[[CheckpointInfo], None]
+    def roll_back_in_session(
+        self,
+        restored_step: int,
+        check_pipeline: Callable[[CheckpointInfo], None],
+        fast_forward: FastForward,
     ) -> bool:
-        """If a new session has restored a model without its input, turn the model directory back.
+        """If a session has restored a model without its input, turn the model directory back.
 
         Returns:
             Whether the session must restore the model again.
@@ -154,7 +161,7 @@ class ModelLink:
         if self._model is None or self._model.latest_step != restored_step:
             return False
         listing = self._store.list_worker(self._settings.worker)
-        step = self._roll_back(self._model, listing, check_pipeline)
+        step = self._roll_back(self._model, listing, check_pipeline, fast_forward)
         self._seen = _Seen(restored_step if step is None else step, listing)
         return step is not None
 
@@ -195,8 +202,11 @@ class ModelLink:
         model: ModelCheckpoints,
         listing: WorkerListing,
         check_pipeline: Callable[[CheckpointInfo], None],
+        fast_forward: FastForward,
     ) -> Optional[int]:
-        return roll_back_model(self._store, self._settings, model, listing, self._tag, check_pipeline)
+        return roll_back_model(
+            self._store, self._settings, model, listing, self._tag, check_pipeline, fast_forward
+        )
 
     def _proven_steps(self, listing: WorkerListing) -> list[int]:
         """Return the steps of input checkpoints that were saved with the model checkpoints that exist."""

@@ -11,12 +11,14 @@ from input_checkpoint.retention.with_model import needed_by_model
 from input_checkpoint.tensorflow.model_checkpoints import read_model_checkpoints
 
 _MODELS = 2
-"""The newest model checkpoint, and the one before it, to which a crash may turn the model back."""
+"""The current model checkpoint, and the one before it, to which a crash may turn the model back."""
 
 
 @dataclass(frozen=True)
 class KeepForResume(RetentionPolicy):
-    """Keeps what the newest two model checkpoints would resume from, whatever other policies say.
+    """Keeps what the current model checkpoint and the one before it would resume from.
+
+    It does so whatever other policies say. Newer models, from which training went back, do not count.
 
     Args:
         model_dir: the model directory.
@@ -29,6 +31,6 @@ class KeepForResume(RetentionPolicy):
         model = read_model_checkpoints(self.model_dir)
         if model is None:
             return {}
-        steps = sorted(model.paths)[-_MODELS:]
+        steps = sorted(step for step in model.paths if step <= model.latest_step)[-_MODELS:]
         kept = needed_by_model([info for info in checkpoints if info.step <= max(steps, default=-1)], steps)
         return {ref: f"{reason}, which training would resume from" for ref, reason in kept.items()}

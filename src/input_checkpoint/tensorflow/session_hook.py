@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 import tensorflow as tf
 
@@ -16,23 +15,25 @@ from input_checkpoint.store.run import Run
 from input_checkpoint.store.store import CheckpointStore
 from input_checkpoint.tensorflow.draw_guard import DrawGuard
 from input_checkpoint.tensorflow.draws import check_queue_runners
+from input_checkpoint.tensorflow.due_saves import DueSaves
 from input_checkpoint.tensorflow.iterators import (
     GraphIterators,
-    SessionIterators,
     external_state_policy_number,
 )
 from input_checkpoint.tensorflow.model_checkpoints import (
     add_latest,
     index_digest,
-    latest_model_step,
 )
 from input_checkpoint.tensorflow.model_link import ModelLink
+from input_checkpoint.tensorflow.session_marks import GraphMarks
+from input_checkpoint.tensorflow.session_state import SessionState, StepSave
 from input_checkpoint.tensorflow.unfinished_step import model_beside
 from input_checkpoint.training.background_saver import BackgroundSaver
+from input_checkpoint.training.fast_forward import FastForward, MarkRefusedError
 from input_checkpoint.training.model_directory import default_backend_uri
 from input_checkpoint.training.pipeline_check import PipelineCheck
 from input_checkpoint.training.progress import Progress
-from input_checkpoint.training.resuming import Resumer
+from input_checkpoint.training.resuming import Resumed, Resumer
 from input_checkpoint.training.schedule import SaveSchedule
 from input_checkpoint.training.settings import TrainingSettings
 
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from input_checkpoint.training.settings import TrainingOptions
 
 logger = logging.getLogger(__name__)
+
+_EARLY_MARK_SECONDS = 0.01
+"""How long training waits for a mark before TensorFlow saves the model. A slower one is written meanwhile."""
 
 
 class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # untyped base
@@ -54,11 +58,11 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
             then required, and ``resume`` should be ``'latest'``.
         worker: name of this task, unique in the cluster.
         num_workers: how many tasks save input state.
-        model_schedule: when the session's own saver saves the model, if that is at other steps than
-            ``save_steps`` or ``save_secs`` say. The input is then saved at the model's steps as well.
+        model_schedule: when the session's own saver saves the model, if that is not when ``save_steps`` or
+            ``save_secs`` say. Each model then gets a mark, or its input is saved in full.
         external_state_policy: as for `CheckpointInputPipelineHook`.
-        **options: as for `CheckpointInputPipelineHook`. For ``save_steps`` or ``save_secs``, give the value
-            of the session's own saver.
+        **options: as for `CheckpointInputPipelineHook`. Without ``model_schedule``, give ``save_steps`` or
+            ``save_secs`` the value of the session's own saver.
 
     Raises:
         TypeError, ValueError: as for `CheckpointInputPipelineHook`; or neither ``model_dir`` nor ``backend``
@@ -73,6 +77,14 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         ) as session:
             while not session.should_stop():
                 session.run(train_op)
+        ```
+
+        To save the input more rarely than the model:
+
+        ```python
+        hook = SessionHook(
+            model_dir="/models/run-7", save_steps=20_000, model_schedule=SaveSchedule(every_steps=1000)
+        )
         ```
     """
 
@@ -108,7 +120,8 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         self._resumer = Resumer(self._store, settings.worker, settings.resume, self._progress)
         self._link = ModelLink(self._store, settings)
         self._saver: Optional[BackgroundSaver] = None
-        self._schedules = settings.schedules
+        self._mark_seconds = 0.0
+        """How long the storage took for the last mark before a model."""
 
     def begin(self) -> None:
         """Add the save and restore operations to the graph. Called by TensorFlow."""
@@ -124,27 +137,46 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         self._check_pipeline = PipelineCheck(
             self._iterators.fingerprints, self._settings.on_pipeline_change, self._store.uri
         )
-        self._link.prepare(self._resumer.mode, self._check_pipeline)
+        self._marking = GraphMarks(graph, self._iterators, self._policy, self._settings)
+        self._fast_forward = FastForward(
+            self._store,
+            self._settings.fast_forward_limit,
+            self._progress,
+            is_possible=self._marking.why_not is None,
+        )
+        self._due_saves = DueSaves(
+            self._settings,
+            with_marks=self._marking.why_not is None,
+            marks_are_enough=self._marking.why_not_alone is None,
+        )
+        self._explain_full_saves(self._marking.why_not_alone)
+        self._link.prepare(self._resumer.mode, self._check_pipeline, self._fast_forward)
         self._rolled_back_from: Optional[int] = None
-        self._current: Optional[_SessionState] = None
+        self._current: Optional[SessionState] = None
         self._last_run_started = time.time()
 
     def after_create_session(self, session: Any, coord: Any) -> None:
         """Note that the iterators are new. Called by TensorFlow, again after each recovered error."""
-        source, step = self._iterators.bind(session), self._read_step(session)
-        self._current = _SessionState(
-            source,
-            DrawGuard(source, self._store.uri, self._wait_for_snapshot),
+        source = self._iterators.bind(session)
+        # Before the session is watched, and much faster than `run`.
+        read_step = session.make_callable(self._global_step)
+        step = int(read_step())
+        guard = DrawGuard(source, self._store.uri, self._wait_for_snapshot)
+        self._current = SessionState(
+            guard,
+            self._marking.bind(source, guard),
+            lambda: int(read_step()),
             is_first=self._current is None,
             created_at=step,
             step=step,
         )
         # An exception closes the session without end(): the coordinator then waits for a running save.
-        coord.register_thread(_SaveThreadProxy(self))
+        coord.register_thread(_SaveThreadProxy(self, self._current))
 
     def before_run(self, run_context: Any) -> None:
         """Restore before the first step, wait for the snapshot before later ones. Called by TensorFlow."""
         state = self._state
+        state.settle_model()
         state.guard.check(run_context.original_args, state.step)
         if not state.resumed:
             self._resume(run_context.session, state)
@@ -154,14 +186,17 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
             self._save_if_due(state, with_model=True)
             self._running_saver.wait_for_snapshot()
         state.settle_save()
-        state.guard.expect(run_context.original_args)
         self._last_run_started = time.time()
+        state.guard.expect(
+            run_context.original_args, with_digests=self._due_saves.mark_may_follow(self._last_run_started)
+        )
 
     def after_run(self, run_context: Any, run_values: Any) -> None:
         """Start a save if one is due. Called by TensorFlow."""
         state = self._state
         self._running_saver.check()
-        step = self._read_step(run_context.session)
+        step = state.read_step()
+        self._due_saves.ran(step, time.time() - self._last_run_started)
         if step != state.step:
             state.draws += 1
             state.step, state.draws_at_step = step, state.draws
@@ -174,7 +209,8 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
     def end(self, session: Any) -> None:
         """Save the last state and wait until everything is stored. Called by TensorFlow."""
         state = self._state
-        step = self._read_step(session)
+        state.settle_model()
+        step = state.read_step()
         state.guard.end(step, state.step)
         if not state.resumed:
             return
@@ -203,7 +239,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
             )
 
     @property
-    def _state(self) -> _SessionState:
+    def _state(self) -> SessionState:
         assert self._current is not None, "after_create_session() comes first"
         return self._current
 
@@ -212,53 +248,40 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         assert self._saver is not None, "begin() and before_run() come first"
         return self._saver
 
-    def _read_step(self, session: Any) -> int:
-        return int(session.run(self._global_step))
-
-    def _save_if_due(self, state: _SessionState, *, with_model: bool) -> None:
+    def _save_if_due(self, state: SessionState, *, with_model: bool) -> None:
         # Two schedules may be due at one step, which is saved once, unless the input has advanced since.
-        if not self._is_due(state.step, with_model=with_model):
-            return
-        if state.step != state.saved_step:
-            self._save(state, state.step)
-        elif state.draws != state.saved_draws:
-            self._save_again(state, state.step)
+        due = self._due_saves.due(state.step, self._last_run_started, with_model=with_model)
+        if state.step == state.saved_step and state.draws != state.saved_draws:
+            if due.full or due.mark:
+                self._save_again(state, state.step)
+        elif state.step != state.saved_step and (due.full or due.mark):
+            self._save_or_mark(state, full=due.full, is_model_saved=with_model)
 
-    def _is_due(self, step: int, *, with_model: bool) -> bool:
-        """Whether a save is due by one of the schedules, which then begin to count anew.
-
-        They do so even if the save is skipped: the next attempt then coincides with the model saver's next
-        step.
+    def _save_or_mark(self, state: SessionState, *, full: bool, is_model_saved: bool) -> None:
+        """Save the present step in full if that is due or necessary. Otherwise, write a mark.
 
         Args:
-            step: the global step.
-            with_model: whether to ask the schedules that follow the model's timer, or the others.
+            state: of the session.
+            full: whether a save in full is due.
+            is_model_saved: whether all hooks have seen the last run, so that its model is saved if at all.
         """
-        due = [
-            schedule
-            for schedule in self._schedules
-            if self._follows_model(schedule) == with_model and self._is_due_by(schedule, step)
-        ]
-        started = self._last_run_started
-        self._schedules = tuple(
-            schedule.after(step, started) if schedule in due else schedule for schedule in self._schedules
-        )
-        return bool(due)
+        saver = self._running_saver
+        if self._settings.when_busy == "wait" and not state.marks.have_base(saver):
+            # The first checkpoint of a training, which is small: nothing had been drawn yet.
+            saver.wait_for_save()
+        full = state.marks.is_far(state.step, saver) or full
+        save = StepSave(self._link, state, state.step, state.draws)
+        if is_model_saved:
+            save.settled.set()
+        mark = state.marks.prepare(save.step, save, saver, is_saved_now=full)
+        if (full or mark is None) and self._submit(state, save, mark):
+            return
+        if mark is None:
+            return
+        state.save = save
+        saver.mark(save.step, mark)
 
-    def _follows_model(self, schedule: SaveSchedule) -> bool:
-        """Whether saves follow the model's, whose timer fires at steps that cannot be predicted."""
-        return schedule.every_secs is not None and self._settings.model_dir is not None
-
-    def _is_due_by(self, schedule: SaveSchedule, step: int) -> bool:
-        now = time.time()
-        if not schedule.due(step, now):
-            return False
-        # Late by a whole interval: the model is not being saved, so there is nothing to match.
-        if not self._follows_model(schedule) or schedule.overdue(step, now):
-            return True
-        return latest_model_step(str(self._settings.model_dir)) == step
-
-    def _save(self, state: _SessionState, step: int, model_digest: Optional[str] = None) -> None:
+    def _save(self, state: SessionState, step: int, model_digest: Optional[str] = None) -> None:
         """Start a save.
 
         Args:
@@ -266,23 +289,55 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
             step: the global step.
             model_digest: of the model that belongs to this save; None: of the one that TensorFlow saves now.
         """
-        save = _Save(self._link, state, step, state.draws, model_digest)
+        self._submit(state, StepSave(self._link, state, step, state.draws, model_digest))
+
+    def _mark_before_model(self) -> None:
+        """Write the mark of a step before TensorFlow saves the model, so that no model is without its input.
+
+        It lacks the digest of the model, and is replaced by one that has it as soon as the model is there.
+        """
+        state, saver = self._state, self._running_saver
+        step = state.read_step()
+        if step == state.step or not self._due_saves.is_model_saved_at(step):
+            return
+        mark = state.marks.prepare(step, None, saver, is_saved_now=True)
+        if mark is not None:
+            written = saver.mark(step, lambda: self._write_timed(mark), is_saved_now=True)
+            if self._mark_seconds < _EARLY_MARK_SECONDS:
+                written.wait(_EARLY_MARK_SECONDS)
+
+    def _write_timed(self, write: Callable[[], None]) -> None:
+        started = time.monotonic()
+        write()
+        self._mark_seconds = time.monotonic() - started
+
+    def _submit(
+        self, state: SessionState, save: StepSave, write_mark: Optional[Callable[[], None]] = None
+    ) -> bool:
+        """Start a save, and write its mark first. Return False if it was skipped, without its mark."""
+        saver = self._running_saver
 
         def context() -> SaveContext:
             fingerprints = self._iterators.fingerprints.items()
             return SaveContext(
                 model_digest=save.find_model(),
                 pipeline={name: fingerprint.to_json() for name, fingerprint in fingerprints},
-                save_steps=self._settings.schedule.every_steps,
+                save_steps=self._settings.mark_schedule.every_steps,
                 draws=save.draws,
             )
 
-        if self._running_saver.submit(step, state.guard.source, context):
-            state.save = save
-            state.saved_step, state.saved_draws = step, save.draws
-            state.guard.saved()
+        if saver.skips_now(save.step):
+            return False
+        marked = None if write_mark is None else saver.mark(save.step, write_mark, is_saved_now=True)
+        # A mark is waiting for its model already.
+        state.save = save
+        saver.submit(save.step, state.guard.source, context, marked)
+        state.saved_step, state.saved_draws = save.step, save.draws
+        state.marks.saving(save.step)
+        state.guard.saved()
+        return True
 
-    def _save_last(self, session: Any, state: _SessionState, step: int) -> None:
+    def _save_last(self, session: Any, state: SessionState, step: int) -> None:
         """Save the state in which training ends, unless it is saved already."""
         if (step, state.draws) == (state.saved_step, state.saved_draws):
             return
@@ -295,7 +350,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         else:
             self._warn_of_repetition(state, "the hook has no model directory to write one to")
 
-    def _save_unfinished(self, session: Any, state: _SessionState, step: int, model_dir: str) -> None:
+    def _save_unfinished(self, session: Any, state: SessionState, step: int, model_dir: str) -> None:
         """Save model and input in the middle of a step, so that the runs since it was reached are in both."""
         current = self._link.current_model(step)
         if current is None:
@@ -314,7 +369,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
             else:
                 self._save_again(state, step)
 
-    def _save_again(self, state: _SessionState, step: int, model_digest: Optional[str] = None) -> bool:
+    def _save_again(self, state: SessionState, step: int, model_digest: Optional[str] = None) -> bool:
         """Save ``step``, even if this run has saved it already, and wait.
 
         Returns:
@@ -333,13 +388,13 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
 
     def _saved_model_digest(self) -> Optional[str]:
         """Return the digest of the model that this run was last saved with, or restored with."""
-        ref = self._running_saver.last_committed or self._running_saver.run.lineage.parent
+        ref = self._running_saver.last_committed or self._running_saver.run.base
         try:
             return None if ref is None else self._store.info(ref).context.model_digest
         except (CorruptCheckpointError, CheckpointNotFoundError):
             return None
 
-    def _warn_of_repetition(self, state: _SessionState, reason: str) -> None:
+    def _warn_of_repetition(self, state: SessionState, reason: str) -> None:
         logger.warning(
             "Training ended in the middle of a step: no model checkpoint contains what was run after global "
             "step %d (runs: %d), because %s. Training will resume before these runs and repeat them. Their "
@@ -348,6 +403,17 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
             state.draws - state.saved_draws,
             reason,
             self._store.uri,
+        )
+
+    def _explain_full_saves(self, why_no_marks: Optional[str]) -> None:
+        """Say why the input is saved in full whenever the model is."""
+        settings = self._settings
+        if why_no_marks is None or settings.fast_forward_limit.forbids_all:
+            return
+        logger.log(
+            logging.WARNING if settings.schedule.is_rarer_than(settings.mark_schedule) else logging.INFO,
+            "The input is saved in full whenever the model is: %s.",
+            why_no_marks,
         )
 
     def _wait_for_snapshot(self) -> None:
@@ -368,57 +434,83 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
                 self._store.uri,
             )
 
-    def _resume(self, session: Any, state: _SessionState) -> None:
-        step = self._read_step(session)
+    def _resume(self, session: Any, state: SessionState) -> None:
+        step = state.read_step()
         if self._saver is not None:
             self._saver.wait()
         if state.is_first:
             self._link.check_session({state.created_at, step}, self._saves_model_first)
         else:
-            self._roll_back_in_new_session(step)
+            self._roll_back_in_session(step)
         listing = self._link.listing_for(step)
-        restored = self._resumer.restore(
-            state.source, step, listing, self._link.evidence, self._check_pipeline
-        )
-        self._saver = self._saver_after(restored, step, listing)
-        started = self._last_run_started
-        self._schedules = tuple(schedule.after(step, started) for schedule in self._settings.schedules)
+        resumed = self._restore(state, step, listing)
+        self._saver = self._saver_after(resumed, step, listing)
         state.resumed = True
         state.guard.restored()
+        if self._fast_forward.has_failed:
+            state.marks.stop()
+        state.marks.resumed(resumed, step, self._mark_before_model)
         state.step = state.saved_step = step
-        if restored is None or restored.step != step:
+        if resumed is None or resumed.base.step != step:
             self._save(state, step)
             self._running_saver.wait_for_snapshot()
+        self._due_saves.restart(step, self._last_run_started)
 
-    def _roll_back_in_new_session(self, step: int) -> None:
-        """If TensorFlow has restored, after an error, a model without its input, have it restore another."""
+    def _restore(self, state: SessionState, step: int, listing: WorkerListing) -> Optional[Resumed]:
+        while True:
+            try:
+                return self._resumer.restore(
+                    state.marks.source,
+                    step,
+                    listing,
+                    self._link.evidence,
+                    self._check_pipeline,
+                    self._fast_forward,
+                )
+            except MarkRefusedError:
+                self._roll_back_in_session(step)
+
+    def _roll_back_in_session(self, step: int) -> None:
+        """If the restored model has no usable input, have TensorFlow restore an older one."""
         if step == self._rolled_back_from or self._resumer.mode != "aligned":
             return
-        if self._link.roll_back_after_error(step, self._check_pipeline):
+        if self._link.roll_back_in_session(step, self._check_pipeline, self._fast_forward):
             self._rolled_back_from = step
             # MonitoredSession answers this error with a new session, restored from the checkpoint file.
             raise tf.errors.AbortedError(
-                None, None, f"The model of step {step} has no input checkpoint: restoring an older one."
+                None,
+                None,
+                f"The input of the model of step {step} cannot be restored: restoring an older model.",
             )
 
-    def _saver_after(
-        self, restored: Optional[CheckpointRef], step: int, listing: WorkerListing
-    ) -> BackgroundSaver:
-        """Return the saver that continues from ``restored``: the present one, if nothing came in between."""
+    def _saver_after(self, resumed: Optional[Resumed], step: int, listing: WorkerListing) -> BackgroundSaver:
+        """Return the saver that continues from there: the present one, if nothing came in between."""
         saver, settings = self._saver, self._settings
+        restored = None if resumed is None else resumed.ref
         if (
             saver is not None
             and restored is not None
+            and resumed is not None
+            and resumed.mark is None
             and restored == saver.last_committed
             and restored.step <= step
             and listing.lineage == saver.run.lineage
+            # A mark that was written just before the session failed is not one of what is trained now.
+            and not any(mark.ref.step > step for mark in listing.usable_marks)
         ):
             return saver
         run = self._store.begin_run(
-            settings.worker, restored, listing=listing, run_id=self._link.run_id, start_step=step
+            settings.worker,
+            restored,
+            base=None if resumed is None or resumed.mark is None else resumed.base,
+            listing=listing,
+            run_id=self._link.run_id,
+            start_step=step,
         )
         self._link.run_begun(run)
-        self._progress.begun(settings, listing, restored)
+        is_rarer = settings.schedule.is_rarer_than(settings.mark_schedule)
+        with_model = is_rarer and self._marking.why_not_alone is not None
+        self._progress.begun(settings, listing, restored, with_model)
         return self._saver_for(run)
 
     def _saver_for(self, run: Run) -> BackgroundSaver:
@@ -431,72 +523,18 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         )
 
 
-@dataclass
-class _SessionState:
-    """How far one session has come."""
-
-    source: SessionIterators
-    """The iterators of the graph, in this session."""
-    guard: DrawGuard
-    is_first: bool
-    """Whether it is the first session of this graph. Later ones come after recovered errors."""
-    created_at: int
-    """The global step when it was created."""
-    step: int
-    """The global step that was reached."""
-    resumed: bool = False
-    draws: int = 0
-    """How many runs have drawn from the input."""
-    accumulates: bool = False
-    """Whether a run has drawn from the input without finishing a step."""
-    draws_at_step: int = 0
-    """``draws`` when it was reached. The runs since then belong to a step that is not finished."""
-    saved_step: Optional[int] = None
-    saved_draws: int = 0
-    """``draws`` when ``saved_step`` was saved."""
-    save: Optional[_Save] = None
-    """The last save, until the next run begins."""
-
-    def settle_save(self) -> None:
-        """Look at the model of the last save while it is certain which runs it contains.
-
-        Only if several runs may make up a step: otherwise, there is time until the commit.
-        """
-        save, self.save = self.save, None
-        if save is not None and (self.accumulates or self.draws == 0):
-            save.find_model()
-
-
-@dataclass
-class _Save:
-    """One save, and the model that belongs to it."""
-
-    link: ModelLink
-    state: _SessionState
-    step: int
-    draws: int
-    """``draws`` of the session when its snapshot was taken."""
-    model_digest: Optional[str] = None
-
-    def find_model(self) -> Optional[str]:
-        """Return the digest of the model that was saved together with this snapshot, if it is known."""
-        if self.model_digest is None:
-            found = self.link.model_digest(self.step)
-            # With several runs to a step, TensorFlow may have saved this model after more of them.
-            if not self.state.accumulates or self.state.draws == self.draws:
-                self.model_digest = found
-        return self.model_digest
-
-
 class _SaveThreadProxy:
     """A running save, with as much of a thread's interface as ``tf.train.Coordinator`` needs."""
 
     name = "input-checkpoint-save"
 
-    def __init__(self, hook: SessionHook) -> None:
+    def __init__(self, hook: SessionHook, state: SessionState) -> None:
         self._hook = hook
+        self._state = state
 
     def is_alive(self) -> bool:
         """Whether the session must stay open a little longer."""
+        # The coordinator asks when the session is over. If it has failed, its last model is never saved.
+        self._state.settle_model()
         saver = self._hook._saver
         return saver is not None and saver.busy

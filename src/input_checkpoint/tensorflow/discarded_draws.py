@@ -16,7 +16,7 @@ _RUN_SECONDS = 1.0
 """Python handles signals only between two runs of a session."""
 
 
-class FastForward:
+class DiscardedDraws:
     """The operations that draw from one iterator without training.
 
     Create it before the graph is finalized.

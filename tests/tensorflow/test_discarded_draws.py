@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from input_checkpoint.errors import PipelineMismatchError, UnsupportedPipelineError
 from input_checkpoint.state import ElementBatch, StoredState
-from input_checkpoint.tensorflow import fast_forward
+from input_checkpoint.tensorflow import discarded_draws
 from input_checkpoint.tensorflow.batch_digest import BatchDigests, digest_text
 from input_checkpoint.tensorflow.iterators import GraphIterators, SessionIterators
 from tests.support.batches import BATCHES
@@ -126,7 +126,7 @@ def test_one_run_of_the_session_does_not_last_long(
     monkeypatch: pytest.MonkeyPatch, control_flow: str
 ) -> None:
     """Python notices Ctrl-C only between two runs."""
-    monkeypatch.setattr(fast_forward, "_RUN_SECONDS", 0.0)
+    monkeypatch.setattr(discarded_draws, "_RUN_SECONDS", 0.0)
     with pipeline(lambda: Dataset.range(100)) as made:
         runs = []
         run = made.session.run
