@@ -43,7 +43,7 @@ servers:
 integration: $(VENV)/installed servers
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup integration
 
-# The measurements that docs/benchmarks.md describes. They take about twelve minutes on two cores.
+# The measurements that docs/benchmarks.md describes. They take about 25 minutes on two cores.
 bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet -e '.[bench]'
 	mkdir -p $(FIGURES)

@@ -129,7 +129,7 @@ class Ours(HookCandidate):
     def wait_until_durable(self) -> None:
         """See `Candidate.wait_until_durable`."""
         # The hook itself waits only at the end of training.
-        self.hook._current_writer.wait()
+        self.hook._running_saver.wait()
         self.durable_seconds = self.backend.committed_at - self._started_at
 
 
@@ -247,6 +247,10 @@ class TrainingSession:
         # TensorFlow's hook checks that there is a default graph.
         with self.graph.as_default():
             self._session.run(self._train_op)
+
+    def global_step(self) -> int:
+        """Return the number of steps that the model has been trained for."""
+        return int(self.raw_session().run(v1.train.get_global_step(self.graph)))
 
     def raw_session(self) -> Any:
         """Return the underlying TensorFlow session, which runs no hooks."""

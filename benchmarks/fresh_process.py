@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import signal
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
 from typing import Any, Callable, TypeVar
 
 from input_checkpoint.parallel import map_ordered
@@ -30,6 +33,38 @@ def run_each(
 ) -> Iterator[_Result]:
     """Call the function once per tuple of arguments, several at a time. Only for what is not timed."""
     return map_ordered(lambda arguments: run(work, *arguments), calls, concurrency)
+
+
+def run_until_killed(work: Callable[..., None], *arguments: Any) -> Any:
+    """Call a module-level function in a fresh process, which is killed where the function says.
+
+    Args:
+        work: gets one argument more, a function. Calling it kills the process with SIGKILL.
+        *arguments: for ``work``.
+
+    Returns:
+        What ``work`` has passed to that function.
+    """
+    receiver, sender = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(target=_until_killed, args=(sender, work, arguments))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise RuntimeError(f"{work.__name__} ended before it was killed") from None
+    finally:
+        process.join()
+
+
+def _until_killed(sender: Connection, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    _silence_warnings()
+
+    def kill(result: Any) -> None:
+        sender.send(result)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    work(*arguments, kill)
 
 
 def _silence_warnings() -> None:

@@ -96,6 +96,16 @@ def jpeg(number: Any) -> Any:
     return tf.strings.join([head, serial, tf.constant(tails)[choice]])
 
 
+def token_row(number: Any) -> Any:
+    """Return the row of tokens with this number. Each is unique, because it begins with the number."""
+    text = _token_ids()
+    # A large prime, so that neighboring rows come from different parts of the text.
+    start = number * 7919 % (len(text) - ROW_TOKENS)
+    row = tf.concat([[number], tf.constant(text)[start : start + ROW_TOKENS - 1]], axis=0)
+    row.set_shape([ROW_TOKENS])
+    return row
+
+
 def _shuffled_pictures(pipeline: Pipeline) -> Any:
     return _counted().map(jpeg).shuffle(pipeline.elements, seed=1)
 
@@ -105,15 +115,7 @@ def _cached_pictures(pipeline: Pipeline) -> Any:
 
 
 def _shuffled_tokens(pipeline: Pipeline) -> Any:
-    text = _token_ids()
-    last = len(text) - ROW_TOKENS
-
-    def row(number: Any) -> Any:
-        # A large prime, so that neighboring rows come from different parts of the text.
-        start = number * 7919 % last
-        return tf.concat([[number], tf.constant(text)[start : start + ROW_TOKENS - 1]], axis=0)
-
-    return _counted().map(row).shuffle(pipeline.elements, seed=1)
+    return _counted().map(token_row).shuffle(pipeline.elements, seed=1)
 
 
 def _shuffled_vectors(pipeline: Pipeline) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 import matplotlib
 
-from benchmarks import durable, growth, restore, stall, throughput, upload
+from benchmarks import durable, fast_forward, growth, rare_saves, restore, stall, throughput, upload
 from benchmarks.report import Figure
 
 matplotlib.use("svg")
@@ -32,6 +32,8 @@ def draw(figures: Sequence[Figure], folder: Path) -> list[Path]:
         _bars(figures, upload.NAME, upload.UPLOADED, folder, logarithmic=False, leave_out=(upload.ALLOWED,)),
         _bars(figures, durable.NAME, durable.SECONDS, folder, logarithmic=False, leave_out=(durable.LIMIT,)),
         _bars(figures, restore.NAME, restore.SECONDS, folder, logarithmic=True),
+        _bars(figures, rare_saves.NAME, rare_saves.STALL, folder, logarithmic=False),
+        _bars(figures, fast_forward.NAME, fast_forward.SPEED, folder, logarithmic=True),
         _curves(figures, folder),
     ]
     return [path for path in drawn if path is not None]

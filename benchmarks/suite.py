@@ -16,7 +16,17 @@ from typing import Any, Callable, Optional
 from benchmarks import report
 from benchmarks.report import Figure, Ratio
 
-MEASUREMENTS = ("stall", "throughput", "upload", "durable", "restore", "memory", "growth")
+MEASUREMENTS = (
+    "stall",
+    "throughput",
+    "upload",
+    "durable",
+    "restore",
+    "memory",
+    "growth",
+    "rare_saves",
+    "fast_forward",
+)
 
 
 def run(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from input_checkpoint.backends.base import Backend, Data, ObjectInfo
-from input_checkpoint.format.keys import parse_checkpoint_key
+from input_checkpoint.format.keys import parse_checkpoint_key, parse_mark_key
 
 _KEYS_PER_PAGE = 1000  # as S3 and Cloud Storage; Azure returns up to 5,000
 
@@ -27,6 +27,8 @@ class Traffic:
     deletes: int = 0
     uploaded: int = 0
     """Bytes."""
+    marked: int = 0
+    """Those of ``uploaded`` that belong to marks."""
     downloaded: int = 0
     """Bytes."""
 
@@ -67,7 +69,7 @@ class TrafficBackend(Backend):
     def put(self, key: str, data: Data) -> None:
         """See `Backend.put`."""
         self._inner.put(key, data)
-        self._count(writes=1, uploaded=len(data))
+        self._count(writes=1, uploaded=len(data), marked=len(data) if parse_mark_key(key) else 0)
 
     def get(self, key: str, start: int = 0, end: Optional[int] = None) -> bytes:
         """See `Backend.get`."""

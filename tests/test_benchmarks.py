@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import doctest
 import json
+import os
 import random
 import socket
 import threading
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
+from typing import Callable
 
 import pytest
 
 import input_checkpoint as ic
-from benchmarks import report, slow_link
+from benchmarks import fresh_process, report, slow_link
 from benchmarks.report import (
     Figure,
     Goal,
@@ -31,6 +34,7 @@ from benchmarks.report import (
 from benchmarks.slow_link import Line, Link, Proxy
 from benchmarks.traffic import TrafficBackend
 from input_checkpoint.backends.memory import MemoryBackend
+from input_checkpoint.format.keys import mark_key
 
 OURS_FASTER = [
     Figure("restore", "pictures", who, "restore [s]", turn, value)
@@ -203,6 +207,43 @@ def test_traffic_is_counted(backend: TrafficBackend) -> None:
     assert (found.writes, found.reads, found.pages, found.listed, found.deletes) == (2, 1, 1, 2, 1)
     assert (found.uploaded, found.downloaded, found.requests) == (8, 2, 5)
     assert backend.take_traffic().requests == 0
+
+
+def test_the_bytes_of_marks_are_counted_apart_as_well(backend: TrafficBackend) -> None:
+    run = ic.CheckpointStore.open(backend, create=True).begin_run("main")
+    base = run.save(1, []).ref
+    backend.take_traffic()
+    mark = run.mark(2, base, {"one": 1}, {"one": "5f0c"})
+    size = len(backend.get(mark_key(mark)))
+    found = backend.take_traffic()
+    assert (found.marked, found.uploaded) == (size, size)
+    run.save(3, [ic.IteratorState("one", [(b"key", b"payload")])])
+    found = backend.take_traffic()
+    assert (found.marked, found.uploaded > 0) == (0, True)
+
+
+def die(path: str, kill: Callable[[int], None]) -> None:
+    with open(path, "w") as file:
+        try:
+            kill(os.getpid())
+        finally:
+            file.write("survived")
+
+
+def end(path: str, kill: Callable[[int], None]) -> None:
+    """Return without a call of ``kill``."""
+
+
+def test_a_killed_process_returns_its_figures_and_runs_nothing_more(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    pid = fresh_process.run_until_killed(die, str(file))
+    assert pid != os.getpid()
+    assert file.read_text() == ""
+
+
+def test_a_process_that_should_have_been_killed_and_ended_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="end ended before it was killed"):
+        fresh_process.run_until_killed(end, str(tmp_path))
 
 
 def test_the_time_of_a_commit_is_recorded(backend: TrafficBackend) -> None:
