@@ -101,7 +101,7 @@ class SaveContext:
     pipeline: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Fingerprint of the pipeline behind each iterator, by the iterator's name; empty if it is unknown."""
     save_steps: Optional[int] = None
-    """Steps between two saves; None if they are not counted in steps."""
+    """Steps between two saves of the model; None if they are not counted in steps."""
     draws: Optional[int] = None
     """How many runs of the session had drawn from the input since it was restored; None if it is unknown."""
 
