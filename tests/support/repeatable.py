@@ -23,6 +23,11 @@ def shifted() -> Any:
     return Dataset.range(300, 600).shuffle(100, seed=7).repeat().batch(BATCH)
 
 
+def reseeded() -> Any:
+    """As ``seeded``, but with another seed."""
+    return shuffled_ids(seed=8)
+
+
 def parallel_map() -> Any:
     ids = Dataset.range(300).shuffle(100, seed=7).repeat()
     return ids.map(lambda number: number + 0, num_parallel_calls=4).batch(BATCH).prefetch(4)
@@ -70,6 +75,16 @@ def sloppy() -> Any:
 
 PIPELINES = {
     build.__name__: build
-    for build in (seeded, shifted, parallel_map, parallel_interleave, cached, unseeded, unseeded_once, sloppy)
+    for build in (
+        seeded,
+        shifted,
+        reseeded,
+        parallel_map,
+        parallel_interleave,
+        cached,
+        unseeded,
+        unseeded_once,
+        sloppy,
+    )
 }
 REPEATABLE = ("seeded", "parallel_map", "parallel_interleave", "cached", "unseeded_once")

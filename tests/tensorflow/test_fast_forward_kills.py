@@ -175,11 +175,17 @@ def test_a_sloppy_pipeline_is_saved_in_full_with_every_model(model, store):
 class TestALyingMark:
     """The data or the seed has changed since the mark was written."""
 
-    def test_changed_data_is_found_out(self, model, store, reference: Steps):
-        finish(training(model, store, killed=at(33, 30)))
-        options = {"save_steps": 100, "on_pipeline_change": "ignore"}
-        outcome = finish(training(model, store, options=options, pipeline="shifted", killed=AtStep(40)))
+    @pytest.mark.parametrize("pipeline", ["shifted", "reseeded"])
+    def test_it_is_found_out(self, model, store, pipeline):
+        """A new seed counts from the second pass on, which begins after step 75."""
+        settings: Any = {"keep_models": 40}
+        finish(training(model, store, 100, killed=at(83, 80), **settings))
+        settings["options"] = {"save_steps": 100, "on_pipeline_change": "ignore"}
+        changed = training(model, store, 100, pipeline=pipeline, killed=AtStep(90), **settings)
+        outcome = finish(changed)
         assert "is not the one that the model was trained on" in outcome.output
+        assert "Going back to step 0" in outcome.output
+        assert first_step(outcome.output) == 1
 
     def test_exact_refuses_it(self, model, store):
         finish(training(model, store, killed=at(33, 30)))
