@@ -9,7 +9,7 @@ import itertools
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from types import TracebackType
 from typing import Any, Callable, Optional, TypeVar
@@ -175,6 +175,21 @@ def run_both(
     with DaemonExecutor(1, "input-checkpoint-both") as executor:
         future = executor.submit(second)
         return first(), future.result()
+
+
+def run_all(works: Sequence[Callable[[], _Result]]) -> list[_Result]:
+    """Call functions at the same time and return their results, in order.
+
+    All of them have ended when this returns. If several raise, the error of the first one in order is raised.
+
+    Example:
+        >>> run_all([lambda: 1, lambda: 2, lambda: 3])
+        [1, 2, 3]
+    """
+    first, *others = works
+    with DaemonExecutor(max(1, len(others)), "input-checkpoint-all") as executor:
+        futures = [executor.submit(work) for work in others]
+        return [first(), *(future.result() for future in futures)]
 
 
 def prefetch_one(items: Iterable[_Result]) -> Iterator[_Result]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Iterator
-from typing import Callable, Optional
+from typing import Callable, Optional, TypeVar
 
 from input_checkpoint import Backend, ObjectExistsError
 from input_checkpoint.backends.base import Data, ObjectInfo
+
+_Answer = TypeVar("_Answer")
 
 
 class Wrapped(Backend):
@@ -92,6 +95,58 @@ class Recording(Wrapped):
     def keys(self, verb: str) -> list[str]:
         """Return the keys of all calls to one method."""
         return [key for called, key in self.calls if called == verb]
+
+
+class Rounds(Wrapped):
+    """Counts requests in sequence: those that are sent at the same time count once.
+
+    Args:
+        inner: the backend that answers.
+        seconds: how long each request takes. Must be longer than a thread needs to start.
+    """
+
+    def __init__(self, inner: Backend, seconds: float = 0.15) -> None:
+        super().__init__(inner)
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._answered = 0
+        self._rounds: list[list[str]] = []
+
+    def take(self) -> list[list[str]]:
+        """Return the requests of each round since the last call, as sorted ``"verb folder"``."""
+        with self._lock:
+            rounds, self._rounds, self._answered = self._rounds, [], 0
+        return [sorted(requests) for requests in rounds]
+
+    def create(self, key: str, data: Data) -> None:
+        self._send("create", key, lambda: self.inner.create(key, data))
+
+    def put(self, key: str, data: Data) -> None:
+        self._send("put", key, lambda: self.inner.put(key, data))
+
+    def get(self, key: str, start: int = 0, end: Optional[int] = None) -> bytes:
+        return self._send("get", key, lambda: self.inner.get(key, start, end))
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return iter(self._send("list", prefix, lambda: [*self.inner.list(prefix)]))
+
+    def delete(self, keys: Iterable[str]) -> None:
+        found = [*keys]
+        if found:
+            self._send("delete", found[0], lambda: self.inner.delete(found))
+
+    def _send(self, verb: str, key: str, request: Callable[[], _Answer]) -> _Answer:
+        with self._lock:
+            number = self._answered
+            while len(self._rounds) <= number:
+                self._rounds.append([])
+            self._rounds[number].append(f"{verb} {key.split('/')[0]}")
+        time.sleep(self._seconds)
+        try:
+            return request()
+        finally:
+            with self._lock:
+                self._answered = max(self._answered, number + 1)
 
 
 class Failing(Wrapped):

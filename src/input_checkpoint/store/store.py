@@ -91,8 +91,8 @@ class CheckpointStore:
             options: how saves are made.
             retry: how long to retry when the storage becomes unavailable later. Opening itself is tried once,
                 so that a wrong URI is reported at once. None: nothing is retried.
-            probe: write, read, list and delete a small object now, so that a problem with the storage shows
-                before the first save.
+            probe: write, read, list and delete two small objects now, so that a problem with the storage
+                shows before the first save.
 
         Raises:
             BackendNotFoundError: there is no store at ``uri`` and ``create`` is False.

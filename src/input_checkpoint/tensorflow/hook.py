@@ -64,7 +64,7 @@ class CheckpointInputPipelineHook(SessionHook):
             or ``'skip'`` the new one.
         retry: how long the background save retries while the storage is unavailable; two minutes by default.
             None: not at all.
-        probe: write, read, list and delete a small object now, so that a problem with the storage shows
+        probe: write, read, list and delete two small objects now, so that a problem with the storage shows
             before training begins. True by default.
         on_pipeline_change: what to do if the pipeline is not the one that a checkpoint was saved from.
             ``'refuse'`` (default): an error if TensorFlow could not restore the state, a warning if it would

@@ -1,0 +1,42 @@
+"""How many requests follow one another. Those that are sent at the same time count once.
+
+With a tiny state, each of them costs as much as anything else that the library does.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+import input_checkpoint as ic
+from tests.support.stores import some_state
+from tests.support.wrappers import Rounds
+
+
+@pytest.fixture
+def rounds(memory) -> Rounds:
+    return Rounds(memory)
+
+
+@pytest.fixture
+def saved(memory) -> ic.CheckpointRef:
+    """A checkpoint that an earlier process has left."""
+    return ic.CheckpointStore.open(memory, create=True).begin_run("main").save(10, some_state()).ref
+
+
+def probe_rounds() -> list[list[str]]:
+    return [
+        ["create probe", "put probe"],
+        ["create probe", "list probe", "put probe"],
+        ["get probe", "get probe", "get probe"],
+        ["delete probe"],
+    ]
+
+
+def test_opening_a_store_with_a_probe(rounds, saved):
+    ic.CheckpointStore.open(rounds, probe=True)
+    assert rounds.take() == [["get format.json"], *probe_rounds()]
+
+
+def test_making_a_store_with_a_probe(rounds):
+    ic.CheckpointStore.open(rounds, create=True, probe=True)
+    assert rounds.take() == [["get format.json"], *probe_rounds(), ["create format.json"]]
