@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -149,11 +148,9 @@ class TestPruning:
         recording.calls.clear()
         info = observed.save(30, some_state(b"30"))
         calls = [(verb, key.split("/")[0]) for verb, key in recording.calls]
-        assert [call for call, _ in itertools.groupby(calls)] == [
-            ("put", "lineages"),
-            ("get", "checkpoints"),
-            ("get", "packs"),
-            ("put", "packs"),
+        assert calls[0] == ("put", "lineages")
+        assert set(calls[1:-4]) == {("get", "checkpoints"), ("get", "packs"), ("put", "packs")}
+        assert calls[-4:] == [
             ("list", "lineages"),
             ("create", "checkpoints"),
             ("list", "lineages"),
@@ -230,7 +227,9 @@ class TestPruning:
 
         for step in range(10, 200, 10):
             run.save(step, [IteratorState("Iterator", elements_while_a_prune_runs(step))])
-            assert len(pack_keys(backend)) <= 4
+            # Two that the policy keeps, the new one, one that the prune has just released, and one more if
+            # the prune was faster than the lookup of what the save builds on.
+            assert len(pack_keys(backend)) <= 5
 
     def test_an_old_announcement_of_the_pruning_run_does_not_block_it(self, store, run, backend):
         save(run, 10)

@@ -40,3 +40,36 @@ def test_opening_a_store_with_a_probe(rounds, saved):
 def test_making_a_store_with_a_probe(rounds):
     ic.CheckpointStore.open(rounds, create=True, probe=True)
     assert rounds.take() == [["get format.json"], *probe_rounds(), ["create format.json"]]
+
+
+SAVE = [
+    ["put lineages"],
+    ["get checkpoints", "get packs", "put packs"],
+    ["list lineages"],
+    ["create checkpoints"],
+    ["list lineages"],
+    ["delete lineages"],
+]
+
+
+def test_the_first_save_of_a_resumed_run_takes_no_more_round_trips_than_any_other(memory, rounds, saved):
+    run = ic.CheckpointStore(rounds).begin_run("main", parent=saved)
+    rounds.take()
+    run.save(20, some_state(b"20"))
+    assert rounds.take() == [["get checkpoints", "list lineages", "put lineages"], *SAVE[1:]]
+
+
+def test_a_save_takes_four_round_trips_to_its_commit(memory, rounds, saved):
+    run = ic.CheckpointStore(rounds).begin_run("main")
+    run.save(20, some_state(b"20"))
+    rounds.take()
+    run.save(30, some_state(b"30"))
+    assert rounds.take() == SAVE
+
+
+def test_a_save_with_one_request_at_a_time(memory, rounds, saved):
+    options = ic.SaveOptions(concurrency=1)
+    run = ic.CheckpointStore(rounds, options).begin_run("main", parent=saved)
+    rounds.take()
+    run.save(20, some_state(b"20"))
+    assert all(len(requests) == 1 for requests in rounds.take())

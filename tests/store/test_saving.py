@@ -115,6 +115,80 @@ class TestOrder:
         assert announcements(memory) == []
 
 
+class LookupsAfterUploads(Wrapped):
+    """Answers no read of a pack before a pack was stored."""
+
+    def __init__(self, inner: ic.Backend) -> None:
+        super().__init__(inner)
+        self.stored = threading.Event()
+
+    def before(self, verb: str, key: str) -> None:
+        if verb == "get" and key.startswith("packs/"):
+            assert self.stored.wait(10), "no pack was stored"
+
+    def after(self, verb: str, key: str) -> None:
+        if verb == "put" and key.startswith("packs/"):
+            self.stored.set()
+
+
+class TestChunksStoredBeforeTheLookupIsAnswered:
+    def test_what_turns_out_to_be_missing_is_stored_as_well(self, memory):
+        store = ic.CheckpointStore.open(memory, create=True, options=ic.SaveOptions(pack_bytes=1))
+        parent = store.begin_run("main").save(1, state(large(1), large(2)))
+        memory.delete([pack_keys(memory)[0]])
+        run = ic.CheckpointStore(LookupsAfterUploads(memory)).begin_run("main", parent=parent.ref)
+        elements = [large(1), large(2), large(3)]
+        info = run.save(2, [*state(*elements), ic.IteratorState("second", elements[:2])])
+        assert loaded(store, info) == [("Iterator", elements), ("second", elements[:2])]
+        assert list(store.verify().problems) == [parent.ref]
+
+    def test_nothing_of_a_save_that_fails_then_is_built_on(self, memory):
+        store = ic.CheckpointStore.open(memory, create=True, options=ic.SaveOptions(pack_bytes=1))
+        parent = store.begin_run("main").save(1, state(large(1), large(2)))
+        memory.delete([pack_keys(memory)[0]])
+        run = ic.CheckpointStore(LookupsAfterUploads(memory)).begin_run("main", parent=parent.ref)
+
+        def fail() -> ic.SaveContext:
+            raise OSError("no space left")
+
+        with pytest.raises(OSError, match="no space left"):
+            run.save(2, state(large(1), large(2), large(3)), fail)
+        committed = {pack.key for pack in parent.packs}
+        assert run._saver._index.packs <= committed & set(pack_keys(memory))
+        info = run.save(3, state(large(1), large(2), large(3)))
+        assert loaded(store, info) == [("Iterator", [large(1), large(2), large(3)])]
+
+    def test_no_more_of_a_state_is_held_than_a_fixed_amount(self, memory, monkeypatch):
+        monkeypatch.setattr(saving, "_MAX_HELD_BYTES", 1 << 19)
+        store = ic.CheckpointStore.open(memory, create=True)
+        parent = store.begin_run("main").save(1, state(large(1)))
+        drawn: list[int] = []
+        answer = threading.Event()
+
+        class Waiting(Wrapped):
+            def before(self, verb: str, key: str) -> None:
+                if verb == "get" and key.startswith("packs/"):
+                    assert answer.wait(10)
+
+        def elements() -> Iterator[Element]:
+            for number in range(100):
+                drawn.append(number)
+                yield (b"slot", random.Random(number).randbytes(1 << 16))
+
+        run = ic.CheckpointStore(Waiting(memory)).begin_run("main", parent=parent.ref)
+        saving_thread = threading.Thread(
+            target=run.save, args=(2, [ic.IteratorState("Iterator", elements())])
+        )
+        saving_thread.start()
+        try:
+            time.sleep(0.5)
+            assert 0 < len(drawn) < 20
+        finally:
+            answer.set()
+            saving_thread.join()
+        assert len(drawn) == 100
+
+
 class TestDataDeletedFromOutside:
     """What is no prune's work: a lifecycle rule, a cleanup job, a person."""
 

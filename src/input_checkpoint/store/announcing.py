@@ -6,7 +6,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Collection, Iterator
-from typing import Callable
+from typing import Callable, Optional
 
 from input_checkpoint.backends.base import Backend
 from input_checkpoint.errors import (
@@ -14,6 +14,7 @@ from input_checkpoint.errors import (
     BackendUnavailableError,
     SaveExpiredError,
 )
+from input_checkpoint.parallel import run_all
 from input_checkpoint.store.bounded_reads import exists
 
 STALE_ANNOUNCEMENT_SECONDS = 24 * 3600.0
@@ -53,11 +54,15 @@ class Announcement:
         return self._key
 
     @contextlib.contextmanager
-    def in_force(self) -> Iterator[None]:
-        """Write the announcement, and delete it at the end of the block."""
+    def in_force(self, meanwhile: Optional[Callable[[], object]] = None) -> Iterator[None]:
+        """Write the announcement, and delete it at the end of the block.
+
+        Args:
+            meanwhile: called while it is being written. The block is not entered if this raises.
+        """
         unavailable = False
         try:
-            self._write()
+            run_all([self._write, *filter(None, [meanwhile])])
             yield
         except BackendUnavailableError:
             unavailable = True

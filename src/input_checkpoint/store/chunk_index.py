@@ -101,13 +101,15 @@ class ChunkIndex:
 
     @contextlib.contextmanager
     def rollback_on_error(self) -> Iterator[None]:
-        """Remove the chunks added in the block if it raises, because they are not part of a checkpoint."""
-        count = len(self)
+        """Remove the packs added in the block if it raises, because they are not part of a checkpoint.
+
+        Other packs may be forgotten in the block. They stay forgotten.
+        """
+        before = set(self._packs)
         try:
             yield
         except BaseException:
-            if len(self) > count:
-                self._keep(np.arange(count))
+            self.forget_packs(self._packs.keys() - before)
             raise
 
     def raw_bytes(self, chunks: ChunkRows) -> int:

@@ -78,14 +78,22 @@ class PackWriter:
             self._upload()
         return location
 
+    def flush(self) -> None:
+        """Begin to upload what has been added. Returns at once if an upload slot is free.
+
+        Raises:
+            BackendError: an earlier upload failed.
+        """
+        if self._chunks:
+            self._upload()
+
     def finish(self) -> dict[str, int]:
         """Upload the last pack, wait until every pack is stored, and return the size of each pack by key.
 
         Raises:
             BackendError: an upload failed.
         """
-        if self._chunks:
-            self._upload()
+        self.flush()
         for upload in self._uploads:
             upload.result()
         return self._sizes

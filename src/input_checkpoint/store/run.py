@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -25,7 +24,9 @@ from input_checkpoint.format.keys import (
     mark_key,
 )
 from input_checkpoint.format.lineage import Lineage, encode_lineage, next_lineage
+from input_checkpoint.format.manifest import Manifest
 from input_checkpoint.format.mark import Mark, encode_mark
+from input_checkpoint.parallel import run_both
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.state import IteratorState
 from input_checkpoint.store.catalog import Catalog, WorkerListing, saved_refs
@@ -122,9 +123,12 @@ class Run:
             BackendError: the storage failed. Nothing became visible, unless it failed after the commit.
         """
         check_step(step)
-        if not self._has_saved:
-            self._prepare_first_save()
-        header = self._saver.save(step, iterators, context if callable(context) else lambda: context)
+        header = self._saver.save(
+            step,
+            iterators,
+            context if callable(context) else lambda: context,
+            None if self._has_saved else self._prepare_first_save,
+        )
         self._catalog.remember(header)
         return header.info
 
@@ -228,13 +232,25 @@ class Run:
 
     def _prepare_first_save(self) -> None:
         """Let the first save build on the checkpoint that was restored."""
-        # Before anything is read or uploaded: a full save is wasted work if the run is superseded.
-        self._fence.check_may_save()
-        if self._base is not None:
-            # The first save is a full one if the checkpoint cannot be read.
-            with contextlib.suppress(CorruptCheckpointError, CheckpointNotFoundError):
-                self._saver.add_manifest(self._catalog.manifest(self._base))
+        # Before any data is uploaded: a full save is wasted work if the run is superseded.
+        check, read = self._fence.check_may_save, self._read_base
+        if self._options.concurrency > 1:
+            _, base = run_both(check, read)
+        else:
+            check()
+            base = read()
+        if base is not None:
+            self._saver.add_manifest(base)
         self._has_saved = True
+
+    def _read_base(self) -> Optional[Manifest]:
+        """Return the manifest to build on. None: the first save is a full one."""
+        if self._base is None:
+            return None
+        try:
+            return self._catalog.manifest(self._base)
+        except (CorruptCheckpointError, CheckpointNotFoundError):
+            return None
 
 
 def check_base(base: Optional[CheckpointRef], parent: Optional[CheckpointRef]) -> None:

@@ -46,6 +46,9 @@ _MAX_CLOSED_PACK_BYTES = MAX_PACK_BYTES - MAX_CHUNK_BYTES
 
 _LOOKUPS_AT_ONCE = 32
 
+_MAX_HELD_BYTES = 1 << 22
+"""How much of a state is held in memory while a save looks up what it builds on."""
+
 _PLACEHOLDER = b"\0"
 """The pack of a save that stores no chunk."""
 
@@ -126,9 +129,20 @@ class CheckpointSaver:
         self._retain(manifest.header, self._index.add_manifest(manifest))
 
     def save(
-        self, step: int, iterators: Iterable[IteratorState], context: Callable[[], SaveContext]
+        self,
+        step: int,
+        iterators: Iterable[IteratorState],
+        context: Callable[[], SaveContext],
+        prepare: Optional[Callable[[], None]] = None,
     ) -> Header:
         """Store and commit one checkpoint.
+
+        Args:
+            step: global step of the model.
+            iterators: the state of each iterator.
+            context: called just before the commit.
+            prepare: called while the save is being announced, before it looks up what it builds on. The save
+                stores nothing if this raises.
 
         Raises:
             CheckpointTooLargeError: the state is larger than the format allows. Nothing became visible.
@@ -141,11 +155,11 @@ class CheckpointSaver:
         with (
             self._naming_the_checkpoint(ref),
             _start_encoding(iterators) as states,
-            self._announced(ref) as announcement,
+            self._announced(ref, prepare) as announcement,
+            self._looking_up() as lookup,
         ):
-            self._forget_missing()
             with self._index.rollback_on_error():
-                stored = self._upload(ref, write_id, states, announcement)
+                stored = self._upload(ref, write_id, states, announcement, lookup)
                 header = self._commit(ref, write_id, stored, context(), announcement)
             self._last_committed = ref
         self._retain(header, stored.chunks)
@@ -172,24 +186,44 @@ class CheckpointSaver:
         self._index.forget_packs(self._index.packs - self._known_packs().keys())
 
     @contextlib.contextmanager
-    def _announced(self, ref: CheckpointRef) -> Iterator[Announcement]:
+    def _announced(self, ref: CheckpointRef, prepare: Optional[Callable[[], None]]) -> Iterator[Announcement]:
         """Announce the save, so that no prune removes what it builds on.
 
         If its announcement is left behind, this run's own prune removes it.
         """
         announcement = Announcement(self._backend, lambda unique: announcement_key(ref, unique))
+        if prepare is not None and not self._in_parallel:
+            prepare()
+            prepare = None
         self._current = (ref, announcement)
         try:
-            with announcement.in_force():
+            with announcement.in_force(prepare):
                 yield announcement
         finally:
             self._current = None
 
-    def _forget_missing(self) -> None:
-        """Build only on what still exists once the save is announced (see `Pruner`)."""
+    @property
+    def _in_parallel(self) -> bool:
+        return self._options.concurrency > 1
+
+    @contextlib.contextmanager
+    def _looking_up(self) -> Iterator[_Lookup]:
+        """Look up what this save may build on, now that it is announced (see `Pruner`)."""
+        with DaemonExecutor(1, "input-checkpoint-look-up") as executor:
+            lookup = _Lookup(executor.submit(self._look_up), self._index)
+            if not self._in_parallel:
+                lookup.finish()
+            yield lookup
+
+    def _look_up(self) -> set[str]:
+        """Build only on what still exists, and return the keys of the packs that are left out.
+
+        Runs in another thread, so that a prune beside this save learns of it at once. The index still has the
+        chunks of these packs.
+        """
         manifests = {manifest_key(ref): ref for ref in self._known}
         packs = self._known_packs()
-        lookups = _LOOKUPS_AT_ONCE if self._options.concurrency > 1 else 1
+        lookups = _LOOKUPS_AT_ONCE if self._in_parallel else 1
         present = self._catalog.existing({**dict.fromkeys(manifests, 1), **packs}, lookups)
         committed = {ref: self._known[ref] for key, ref in manifests.items() if key in present}
         self._warn_of_lost_packs(committed, present)
@@ -197,7 +231,7 @@ class CheckpointSaver:
             ref: {key: size for key, size in sizes.items() if key in present}
             for ref, sizes in committed.items()
         }
-        self._index.forget_packs(packs.keys() - self._known_packs().keys())
+        return packs.keys() - self._known_packs().keys()
 
     def _warn_of_lost_packs(
         self, committed: Mapping[CheckpointRef, Mapping[str, int]], present: AbstractSet[str]
@@ -227,30 +261,29 @@ class CheckpointSaver:
         write_id: str,
         iterators: Iterable[IteratorState],
         announcement: Announcement,
+        lookup: _Lookup,
     ) -> _Stored:
-        entries: list[IteratorEntry] = []
-        parts: list[ChunkRows] = []
+        streams: list[tuple[str, ChunkRows, ChunkRows]] = []
         with PackWriter(
             self._backend,
             lambda number: pack_key(ref, write_id[:8], number),
             self._options.pack_bytes,
             self._options.concurrency,
         ) as writer:
-            sink = _Sink(writer, self._index, self._options.compress)
+            sink = _Sink(writer, self._index, self._options.compress, lookup)
             for state in iterators:
                 keys, elements = ChunkRows(), ChunkRows()
+                streams.append((state.name, keys, elements))
                 for batch in _batches(split_into_chunks(state.elements)):
                     sink.store(batch, keys if batch[0].is_keys else elements)
                     announcement.renew_if_due()
-                entries.append(self._entry(state.name, keys, elements))
-                parts += [keys, elements]
-            chunks = ChunkRows.joined(parts)
-            packs = writer.finish()
+            packs = sink.finish()
+        chunks = ChunkRows.joined([part for _, *parts in streams for part in parts])
         if len(chunks) and not packs:
             # The listing of packs then shows that this checkpoint exists: see `checked_listing`.
             self._backend.put(pack_key(ref, write_id[:8], 0), _PLACEHOLDER)
             packs = {pack_key(ref, write_id[:8], 0): len(_PLACEHOLDER)}
-        return _Stored(tuple(entries), chunks, packs)
+        return _Stored(tuple(self._entry(*stream) for stream in streams), chunks, packs)
 
     def _entry(self, name: str, keys: ChunkRows, elements: ChunkRows) -> IteratorEntry:
         return IteratorEntry(
@@ -328,18 +361,83 @@ class _Stored:
     """Size in bytes of each pack that was uploaded."""
 
 
-class _Sink:
-    """Puts new chunks into packs."""
+class _Lookup:
+    """Which known packs a save must not build on. The answer may still be on its way.
 
-    def __init__(self, writer: PackWriter, index: ChunkIndex, compress: bool) -> None:
+    Args:
+        forgotten: keys of these packs.
+        index: still has their chunks until `finish`.
+    """
+
+    def __init__(self, forgotten: Future[set[str]], index: ChunkIndex) -> None:
+        self._forgotten = forgotten
+        self._index = index
+        self._is_applied = False
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether `finish` would have to wait."""
+        return not self._forgotten.done()
+
+    def finish(self) -> None:
+        """Wait for the answer, and forget the chunks in these packs.
+
+        Raises:
+            BackendError: the storage failed.
+        """
+        if not self._is_applied:
+            self._index.forget_packs(self._forgotten.result())
+            self._is_applied = True
+
+
+class _Sink:
+    """Puts new chunks into packs.
+
+    While it is not known which earlier packs still exist, new chunks are stored already. Batches are held, so
+    that their other chunks can still be stored if they turn out to be missing.
+    """
+
+    def __init__(self, writer: PackWriter, index: ChunkIndex, compress: bool, lookup: _Lookup) -> None:
         self._writer = writer
         self._index = index
         self._compress = compress
+        self._lookup = lookup
+        self._held: list[tuple[Sequence[ChunkContent], ChunkRows]] = []
+        self._held_bytes = 0
         # One per kind: keys shrink even where payloads do not.
         self._compressors: defaultdict[tuple[bool, bool], Compressor] = defaultdict(Compressor)
 
     def store(self, batch: Sequence[ChunkContent], chunks: ChunkRows) -> None:
         """Add chunks of one kind to the checkpoint, and to a pack those that are not stored yet."""
+        size = sum(len(chunk.data) for chunk in batch)
+        if self._lookup.is_pending and self._held_bytes + size <= _MAX_HELD_BYTES:
+            self._store_new(batch)
+            self._held.append((batch, chunks))
+            self._held_bytes += size
+            return
+        self._settle()
+        self._add(batch, chunks)
+
+    def finish(self) -> dict[str, int]:
+        """Wait until everything is stored, and return the size of each pack by key."""
+        if self._held:
+            self._writer.flush()
+        self._settle()
+        return self._writer.finish()
+
+    def _settle(self) -> None:
+        """Forget what is missing. Then add the batches that were held."""
+        self._lookup.finish()
+        held, self._held, self._held_bytes = self._held, [], 0
+        for batch, chunks in held:
+            self._add(batch, chunks)
+
+    def _add(self, batch: Sequence[ChunkContent], chunks: ChunkRows) -> None:
+        for row, chunk in zip(self._store_new(batch), batch):
+            chunks.add(row, chunk.elements)
+
+    def _store_new(self, batch: Sequence[ChunkContent]) -> list[int]:
+        """Put those chunks into a pack that are not in the index, and return the row of each chunk."""
         names = [digest(chunk.data) for chunk in batch]
         rows = list(map(self._index.find, names))
         new = {name: chunk.data for name, row, chunk in zip(names, rows, batch) if row < 0}
@@ -347,8 +445,7 @@ class _Sink:
             name: self._index.add(name, self._writer.add(packed, len(data)))
             for (name, data), packed in zip(new.items(), self._packed(batch[0], list(new.values())))
         }
-        for name, row, chunk in zip(names, rows, batch):
-            chunks.add(added[name] if row < 0 else row, chunk.elements)
+        return [added[name] if row < 0 else row for name, row in zip(names, rows)]
 
     def _packed(self, like: ChunkContent, contents: Sequence[bytes]) -> Sequence[bytes]:
         if not self._compress or not contents:
