@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 import input_checkpoint as ic
-from tests.support.stores import some_state
+from tests.support.stores import loaded, some_state
 from tests.support.wrappers import Rounds
 
 
@@ -73,3 +73,16 @@ def test_a_save_with_one_request_at_a_time(memory, rounds, saved):
     rounds.take()
     run.save(20, some_state(b"20"))
     assert all(len(requests) == 1 for requests in rounds.take())
+
+
+def test_a_resume_takes_four_round_trips(rounds, saved):
+    store = ic.CheckpointStore(rounds)
+    listing = store.list_worker("main", read_ahead=True)
+    assert loaded(store, listing.history[-1]) == [("Iterator", some_state()[0].elements)]
+    store.begin_run("main", parent=listing.history[-1], listing=listing)
+    assert rounds.take() == [
+        ["list checkpoints", "list lineages"],
+        ["get checkpoints", "get lineages"],
+        ["get packs"],
+        ["create lineages"],
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import Optional
 
 from input_checkpoint.backends.base import Backend, Data
 from input_checkpoint.errors import ObjectNotFoundError
@@ -85,6 +86,22 @@ def read_manifest(backend: Backend, key: str) -> StoredManifest:
         # Read from its beginning again: joining the two parts would need twice the memory.
         body = backend.get(key, start, end + 1)
     return StoredManifest(stored[:start], body, decode_body(header, body))
+
+
+def read_small_manifest(backend: Backend, key: str) -> Optional[Manifest]:
+    """Return a manifest, or None if it is larger than 1 MiB. Takes one request.
+
+    Raises:
+        ObjectNotFoundError: there is none.
+        CorruptCheckpointError: it is damaged.
+        BackendError: the storage failed.
+    """
+    stored = backend.get(key, 0, _FIRST_READ_BYTES)
+    if len(stored) == _FIRST_READ_BYTES:
+        return None
+    header = decode_header(stored)
+    check_header(header)
+    return decode_body(header, memoryview(stored)[header_end(stored) :])
 
 
 def _read_header(backend: Backend, key: str, first_read: int) -> tuple[bytes, Header]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Optional, Union
 
@@ -45,6 +46,7 @@ from input_checkpoint.store.bounded_reads import (
     read_at_most,
     read_header,
     read_manifest,
+    read_small_manifest,
 )
 from input_checkpoint.store.contradictions import inconsistent_listing
 from input_checkpoint.store.reading import read_batches
@@ -129,6 +131,7 @@ class Catalog:
         self.backend = backend
         self._headers: dict[CheckpointRef, Header] = {}
         self._last_packs: Mapping[str, PackEntry] = {}
+        self._read_ahead: Optional[Manifest] = None
 
     def refs(self, worker: Optional[str] = None) -> list[CheckpointRef]:
         """Return every checkpoint that is there now, from old to new, of one worker or of all."""
@@ -221,6 +224,17 @@ class Catalog:
         """Read a manifest."""
         return self.stored_manifest(ref).manifest
 
+    def take_manifest(self, ref: CheckpointRef) -> Manifest:
+        """Return a manifest. It is not read again if `list_worker` has read it ahead; that counts once."""
+        manifest, self._read_ahead = self._read_ahead, None
+        if manifest is not None and manifest.header.ref == ref:
+            return manifest
+        return self.manifest(ref)
+
+    def forget_read_ahead(self) -> None:
+        """Release the manifest that was read ahead and not needed."""
+        self._read_ahead = None
+
     def stored_manifest(self, ref: CheckpointRef) -> StoredManifest:
         """Read a manifest; return it as it is stored, and decoded."""
         key = manifest_key(ref)
@@ -279,15 +293,20 @@ class Catalog:
                 announcements[info.key] = info
         return RunListing(records, announcements)
 
-    def list_worker(self, worker: str) -> WorkerListing:
+    def list_worker(self, worker: str, *, read_ahead: bool = False) -> WorkerListing:
         """Return a worker's checkpoints and marks, and its newest lineage.
+
+        Args:
+            worker: name of the worker.
+            read_ahead: also read the manifest of the newest checkpoint, for `take_manifest`, at the same time
+                as the lineage record. It is kept only if it is small and intact.
 
         If the record of that lineage cannot be read, or is missing although its checkpoints exist, a warning
         is logged and an `InferredLineage` takes its place. Its ancestors are guessed from the newest record
         that can be read.
         """
         for _ in range(_LISTING_ATTEMPTS):
-            listing = self._try_list_worker(worker)
+            listing = self._try_list_worker(worker, read_ahead)
             if listing is not None:
                 return listing
         prefix = lineages_prefix(worker)
@@ -297,26 +316,48 @@ class Catalog:
             key=prefix,
         )
 
-    def _try_list_worker(self, worker: str) -> Optional[WorkerListing]:
+    def _try_list_worker(self, worker: str, read_ahead: bool) -> Optional[WorkerListing]:
         """Return None if a newer run has begun meanwhile."""
         present, listed = run_both(
             lambda: self.list_checkpoints(worker), lambda: self.list_runs(worker).records
         )
         # A run that began between the two listings may be known by its checkpoints and marks alone.
         numbers = {*listed, *(ref.lineage for ref in saved_refs(present))}
-        lost: list[int] = []
-        newest: Optional[Lineage] = None
-        for number in sorted(numbers, reverse=True):
-            newest = self._readable_lineage(worker, number)
-            if newest is not None:
-                break
-            lost.append(number)
+        find = functools.partial(self._newest_readable, worker, numbers)
+        if read_ahead and present.checkpoints:
+            (newest, lost), self._read_ahead = run_both(
+                find, lambda: self._small_manifest(present.checkpoints[-1])
+            )
+        else:
+            newest, lost = find()
         if lost and self.list_runs(worker).newest > lost[0]:
             # The record was not damaged, but removed since it was listed.
             return None
         for number in reversed(lost):
             newest = infer_lineage(worker, number, newest, present.checkpoints)
         return WorkerListing(present.checkpoints, newest, present.marks)
+
+    def _newest_readable(
+        self, worker: str, numbers: Collection[int]
+    ) -> tuple[Optional[Lineage], Sequence[int]]:
+        """Return the newest record that can be read, and the numbers of those after it, from new to old."""
+        lost: list[int] = []
+        for number in sorted(numbers, reverse=True):
+            found = self._readable_lineage(worker, number)
+            if found is not None:
+                return found, lost
+            lost.append(number)
+        return None, lost
+
+    def _small_manifest(self, ref: CheckpointRef) -> Optional[Manifest]:
+        """Return a manifest, or None if it is large or cannot be read. Whoever needs it reads it then."""
+        try:
+            manifest = read_small_manifest(self.backend, manifest_key(ref))
+            if manifest is not None:
+                _same(manifest.header, ref)
+            return manifest
+        except (BackendError, CorruptCheckpointError):
+            return None
 
     def lineage(self, worker: str, number: int) -> Lineage:
         """Read one lineage record."""

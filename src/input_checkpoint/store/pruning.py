@@ -124,9 +124,9 @@ class Pruner:
 
     Removing data is safe without a lock, even while a save is running in this or another process. A save
     first announces itself, then looks up the manifests that it may build on and builds only on those that
-    exist, then uploads, commits, makes sure that its announcement still exists, and withdraws it. A prune
-    lists packs, deletes manifests, looks for announcements, deletes those that it does not respect, then
-    lists the manifests again. In whatever order these steps interleave, either the prune sees the
+    exist. It uploads meanwhile. Then it commits, makes sure that its announcement still exists, and withdraws
+    it. A prune lists packs, deletes manifests, looks for announcements, deletes those that it does not
+    respect, then lists the manifests again. In whatever order these steps interleave, either the prune sees the
     announcement and leaves the packs alone, or the save sees that the manifest or its announcement is gone,
     or the prune sees the new manifest.
 

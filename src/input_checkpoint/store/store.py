@@ -165,12 +165,17 @@ class CheckpointStore:
         """
         return self.list_worker(worker).history
 
-    def list_worker(self, worker: str) -> WorkerListing:
+    def list_worker(self, worker: str, *, read_ahead: bool = False) -> WorkerListing:
         """Return a worker's checkpoints, its marks, its newest lineage and its history, from one listing.
 
         If the record of the newest lineage is damaged, an `InferredLineage` takes its place.
+
+        Args:
+            worker: name of the worker.
+            read_ahead: pass True if you are about to `read` the newest checkpoint. Its manifest is then
+                requested already, unless it is larger than 1 MiB, and the next `read` does not wait for it.
         """
-        return self._catalog.list_worker(worker)
+        return self._catalog.list_worker(worker, read_ahead=read_ahead)
 
     def newest(self, worker: str) -> CheckpointInfo:
         """Return the newest checkpoint of the worker's history.
@@ -238,17 +243,20 @@ class CheckpointStore:
             2
         """
         check_base(base, parent)
+        self._catalog.forget_read_ahead()
         lineage = begin_lineage(self._catalog, worker, parent, listing, run_id, start_step)
         return Run(self._catalog, lineage, self._options, self._released, base)
 
     def read(self, checkpoint: Union[CheckpointInfo, CheckpointRef]) -> StoredCheckpoint:
         """Return a checkpoint's info and a stream of its iterators, for one reading of its manifest.
 
+        What `list_worker` has read ahead is not read again.
+
         Raises:
             CheckpointNotFoundError: it does not exist (any more).
             CorruptCheckpointError: its manifest is damaged. The stream may raise it as well: see `load`.
         """
-        manifest = self._catalog.manifest(_ref(checkpoint))
+        manifest = self._catalog.take_manifest(_ref(checkpoint))
         return StoredCheckpoint(manifest.header.info, self._states(manifest))
 
     def load(self, checkpoint: Union[CheckpointInfo, CheckpointRef]) -> Iterator[StoredState]:

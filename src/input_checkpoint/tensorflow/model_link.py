@@ -101,7 +101,7 @@ class ModelLink:
         remove_leftovers(self._model_dir)
         self._model = read_model_checkpoints(self._model_dir)
         self._tag = read_tag(self._model_dir)
-        listing = self._store.list_worker(self._settings.worker)
+        listing = self._store.list_worker(self._settings.worker, read_ahead=True)
         proven = self._proven_steps(listing) if self._tag is None else []
         if mode != "fresh" and not self._settings.adopt:
             check_same_run(self._tag, listing, proven, uri=self._store.uri, model_dir=self._model_dir)
@@ -160,7 +160,7 @@ class ModelLink:
         self._model = read_model_checkpoints(self._model_dir)
         if self._model is None or self._model.latest_step != restored_step:
             return False
-        listing = self._store.list_worker(self._settings.worker)
+        listing = self._store.list_worker(self._settings.worker, read_ahead=True)
         step = self._roll_back(self._model, listing, check_pipeline, fast_forward)
         self._seen = _Seen(restored_step if step is None else step, listing)
         return step is not None
@@ -170,7 +170,7 @@ class ModelLink:
         seen, self._seen = self._seen, None
         if seen is not None and seen.step == step:
             return seen.listing
-        return self._store.list_worker(self._settings.worker)
+        return self._store.list_worker(self._settings.worker, read_ahead=True)
 
     @property
     def run_id(self) -> Optional[str]:
