@@ -126,9 +126,9 @@ class Pruner:
     first announces itself, then looks up the manifests that it may build on and builds only on those that
     exist. It uploads meanwhile. Then it commits, makes sure that its announcement still exists, and withdraws
     it. A prune lists packs, deletes manifests, looks for announcements, deletes those that it does not
-    respect, then lists the manifests again. In whatever order these steps interleave, either the prune sees the
-    announcement and leaves the packs alone, or the save sees that the manifest or its announcement is gone,
-    or the prune sees the new manifest.
+    respect, then lists the manifests again. In whatever order these steps interleave, either the prune sees
+    the announcement and leaves the packs alone, or the save sees that the manifest or its announcement is
+    gone, or the prune sees the new manifest.
 
     A run that prunes beside its own save knows what that save builds on and spares exactly that. Otherwise
     nothing could ever be removed while one save follows the other without a pause.
