@@ -13,7 +13,7 @@ import input_checkpoint as ic
 from input_checkpoint.tensorflow.model_checkpoints import read_model_checkpoints
 from tests.support.hooked_training import Steps, drop_input, input_steps, set_current_model, train
 from tests.support.training import FailAt, make_estimator, shuffled_ids, trained_on, uninterrupted
-from tests.support.wrappers import Recording
+from tests.support.wrappers import Recording, Rounds
 
 
 def test_no_input_state_is_in_the_model_directory(tmp_path: Path) -> None:
@@ -217,6 +217,19 @@ def test_a_resume_lists_the_checkpoints_of_the_worker_once(tmp_path: Path) -> No
     until_the_run_begins = verbs[: verbs.index(("create", "lineages/main/00000002.json"))]
     assert until_the_run_begins.count(("list", "checkpoints/main/")) == 1
     assert until_the_run_begins.count(("list", "lineages/main/")) == 1
+
+
+def test_a_resume_takes_four_round_trips(tmp_path: Path) -> None:
+    train(tmp_path / "model", 20)
+    rounds = Rounds(ic.open_backend(f"{tmp_path}/model-input"))
+    train(tmp_path / "model", 5, backend=rounds)
+    sent = rounds.take()
+    start = sent.index(["list checkpoints", "list lineages"])
+    assert sent[start + 1 : start + 4] == [
+        ["get checkpoints", "get lineages"],
+        ["get packs"],
+        ["create lineages"],
+    ]
 
 
 def test_one_hook_can_be_used_for_several_train_calls(tmp_path: Path) -> None:
