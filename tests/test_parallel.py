@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from input_checkpoint.parallel import DaemonExecutor, map_ordered, prefetch_one, run_both
+from input_checkpoint.parallel import DaemonExecutor, map_ordered, prefetch_one, run_all, run_both
 
 
 class RecordingWork:
@@ -83,6 +84,30 @@ def test_two_functions_run_at_the_same_time():
 def test_an_error_of_either_function_is_raised(one, other):
     with pytest.raises(ZeroDivisionError):
         run_both(lambda: 1 / one, lambda: 1 / other)
+
+
+def test_all_functions_run_at_the_same_time():
+    meeting = threading.Barrier(3)
+    assert sorted(run_all([lambda: meeting.wait(10)] * 3)) == [0, 1, 2]
+
+
+def test_a_single_function_runs_too():
+    assert run_all([lambda: 1]) == [1]
+
+
+@pytest.mark.parametrize("failing", [(0,), (2,), (1, 2), (0, 1, 2)])
+def test_the_error_of_the_first_function_that_fails_is_raised_after_all_have_ended(failing):
+    ended: list[int] = []
+
+    def work(number: int) -> None:
+        time.sleep(0.05 * (3 - number))
+        ended.append(number)
+        if number in failing:
+            raise ValueError(f"function {number} failed")
+
+    with pytest.raises(ValueError, match=f"function {failing[0]} failed"):
+        run_all([functools.partial(work, number) for number in range(3)])
+    assert sorted(ended) == [0, 1, 2]
 
 
 def test_the_next_item_is_drawn_while_the_caller_uses_the_current_one() -> None:

@@ -21,6 +21,7 @@ from input_checkpoint import (
 from input_checkpoint.format.keys import manifest_key
 from input_checkpoint.state import Element
 from tests.support.stores import (
+    announcements,
     die_before_commit,
     loaded,
     pack_keys,
@@ -98,6 +99,7 @@ class TestCommit:
         with pytest.raises(WriterSupersededError):
             save(run_in(store, run), 20)
         assert pack_keys(backend) == before
+        assert announcements(backend) == []
 
     def test_a_store_does_not_keep_a_finished_run_in_memory(self, store):
         run = store.begin_run("main")

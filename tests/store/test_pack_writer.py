@@ -13,7 +13,7 @@ from input_checkpoint import Backend, BackendUnavailableError
 from input_checkpoint.backends.memory import MemoryBackend
 from input_checkpoint.format.chunk_table import Location
 from input_checkpoint.store.pack_writer import PackWriter
-from tests.support.wrappers import Failing, Gated, Recording
+from tests.support.wrappers import Failing, Gated, Recording, contents
 
 CHUNKS = [bytes([number]) * (100 + number) for number in range(40)]
 
@@ -120,6 +120,16 @@ def test_no_upload_is_running_after_an_error_in_the_stream(memory):
     calls = list(recording.calls)
     time.sleep(0.05)
     assert recording.calls == calls
+
+
+def test_a_flush_uploads_what_was_added_as_a_pack_of_its_own(memory):
+    with PackWriter(memory, pack_key) as writer:
+        writer.flush()
+        writer.add(b"abc", 3)
+        writer.flush()
+        wait_until(lambda: contents(memory) == {pack_key(0): b"abc"})
+        writer.add(b"de", 2)
+        assert writer.finish() == {pack_key(0): 3, pack_key(1): 2}
 
 
 def test_the_location_of_a_chunk_gives_its_pack_offset_and_sizes(memory):
