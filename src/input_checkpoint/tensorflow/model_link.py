@@ -165,6 +165,14 @@ class ModelLink:
         self._seen = _Seen(restored_step if step is None else step, listing)
         return step is not None
 
+    @property
+    def expected(self) -> Optional[tuple[int, WorkerListing]]:
+        """The step of the model that the session is going to restore, and what the worker has stored.
+
+        None if nothing is linked, or since `listing_for` was called.
+        """
+        return None if self._seen is None else (self._seen.step, self._seen.listing)
+
     def listing_for(self, step: int) -> WorkerListing:
         """Return what the worker has stored; already known if the model is the one that was expected."""
         seen, self._seen = self._seen, None

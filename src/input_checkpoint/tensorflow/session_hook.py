@@ -33,6 +33,7 @@ from input_checkpoint.training.fast_forward import FastForward, MarkRefusedError
 from input_checkpoint.training.model_directory import default_backend_uri
 from input_checkpoint.training.pipeline_check import PipelineCheck
 from input_checkpoint.training.progress import Progress
+from input_checkpoint.training.read_ahead import ReadAhead
 from input_checkpoint.training.resuming import Resumed, Resumer
 from input_checkpoint.training.schedule import SaveSchedule
 from input_checkpoint.training.settings import TrainingSettings
@@ -117,7 +118,10 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         )
         self._settings = settings
         self._progress = Progress(self._store.uri, tf.get_logger())
-        self._resumer = Resumer(self._store, settings.worker, settings.resume, self._progress)
+        self._read_ahead = ReadAhead(self._store)
+        self._resumer = Resumer(
+            self._store, settings.worker, settings.resume, self._progress, self._read_ahead
+        )
         self._link = ModelLink(self._store, settings)
         self._saver: Optional[BackgroundSaver] = None
         self._mark_seconds = 0.0
@@ -133,6 +137,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         check_queue_runners(graph)
         self._iterators = GraphIterators(graph, self._policy)
         self._global_step = tf.identity(step, name="input_checkpoint/global_step")
+        self._read_ahead.cancel()
         self._finish_earlier_training()
         self._check_pipeline = PipelineCheck(
             self._iterators.fingerprints, self._settings.on_pipeline_change, self._store.uri
@@ -143,6 +148,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
             self._settings.fast_forward_limit,
             self._progress,
             is_possible=self._marking.why_not is None,
+            read_ahead=self._read_ahead,
         )
         self._due_saves = DueSaves(
             self._settings,
@@ -151,6 +157,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         )
         self._explain_full_saves(self._marking.why_not_alone)
         self._link.prepare(self._resumer.mode, self._check_pipeline, self._fast_forward)
+        self._begin_to_read()
         self._rolled_back_from: Optional[int] = None
         self._current: Optional[SessionState] = None
         self._last_run_started = time.time()
@@ -179,7 +186,10 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         state.settle_model()
         state.guard.check(run_context.original_args, state.step)
         if not state.resumed:
-            self._resume(run_context.session, state)
+            try:
+                self._resume(run_context.session, state)
+            finally:
+                self._read_ahead.cancel()
         else:
             self._running_saver.check()
             # Here, and not in after_run(): the model's saver may come after this hook in the list.
@@ -208,6 +218,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
 
     def end(self, session: Any) -> None:
         """Save the last state and wait until everything is stored. Called by TensorFlow."""
+        self._read_ahead.cancel()
         state = self._state
         state.settle_model()
         step = state.read_step()
@@ -433,6 +444,13 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
                 error,
                 self._store.uri,
             )
+
+    def _begin_to_read(self) -> None:
+        """Read the checkpoint that will probably be restored while TensorFlow restores the model."""
+        expected = self._link.expected
+        if expected is not None:
+            step, listing = expected
+            self._read_ahead.expect(self._resumer.expected(step, listing, self._fast_forward))
 
     def _resume(self, session: Any, state: SessionState) -> None:
         step = state.read_step()

@@ -16,6 +16,7 @@ from input_checkpoint.store.store import CheckpointStore
 from input_checkpoint.training.evidence import ModelEvidence, proves, refutes
 from input_checkpoint.training.fast_forward_limit import FastForwardLimit
 from input_checkpoint.training.progress import Progress
+from input_checkpoint.training.read_ahead import ReadAhead
 from input_checkpoint.training.source import DrawableSource, DrawError
 
 logger = logging.getLogger(__name__)
@@ -42,12 +43,19 @@ class FastForward:
         limit: how far to go.
         progress: reports long fast-forwards.
         is_possible: whether the pipeline draws the same batches again.
+        read_ahead: reads the bases. None: they are read from ``store`` when they are restored.
     """
 
     def __init__(
-        self, store: CheckpointStore, limit: FastForwardLimit, progress: Progress, is_possible: bool = True
+        self,
+        store: CheckpointStore,
+        limit: FastForwardLimit,
+        progress: Progress,
+        is_possible: bool = True,
+        read_ahead: Optional[ReadAhead] = None,
     ) -> None:
         self._store = store
+        self._read_base = store.read if read_ahead is None else read_ahead.read
         self._limit = limit
         self._progress = progress
         self._is_possible = is_possible
@@ -160,7 +168,7 @@ class FastForward:
     ) -> None:
         started = time.monotonic()
         try:
-            base = self._store.read(ref.base)
+            base = self._read_base(ref.base)
             check_pipeline(base.info)
             source.restore(base.states)
         except (CorruptCheckpointError, CheckpointNotFoundError) as error:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Callable, Optional
+from typing import Callable, Optional, Union
 
 from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef, MarkRef
 from input_checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError, PipelineMismatchError
@@ -18,6 +18,7 @@ from input_checkpoint.training.evidence import ModelEvidence, NoModel, is_proven
 from input_checkpoint.training.fast_forward import FastForward
 from input_checkpoint.training.pipeline_check import check_nothing
 from input_checkpoint.training.progress import Progress
+from input_checkpoint.training.read_ahead import ReadAhead
 from input_checkpoint.training.resume_plan import ResumePlan, plan_resume, starts_here
 from input_checkpoint.training.source import DrawableSource, InputSource
 
@@ -46,21 +47,41 @@ class Resumer:
         worker: name of the worker.
         mode: one of `resume_plan.MODES`.
         progress: reports every restore. None: to this module's logger.
+        read_ahead: reads the checkpoints. None: they are read from ``store`` when they are restored.
     """
 
     def __init__(
-        self, store: CheckpointStore, worker: str, mode: str, progress: Optional[Progress] = None
+        self,
+        store: CheckpointStore,
+        worker: str,
+        mode: str,
+        progress: Optional[Progress] = None,
+        read_ahead: Optional[ReadAhead] = None,
     ) -> None:
         self._store = store
         self._worker = worker
         self._mode = mode
         self._progress = progress or Progress(store.uri, logger)
+        self._read = store.read if read_ahead is None else read_ahead.read
         self._has_resumed = False
 
     @property
     def mode(self) -> str:
         """How to resume next. After a fresh start, later sessions resume from what it has saved."""
         return "aligned" if self._mode == "fresh" and self._has_resumed else self._mode
+
+    def expected(
+        self, step: int, listing: WorkerListing, fast_forward: Optional[FastForward] = None
+    ) -> Optional[CheckpointRef]:
+        """Return the checkpoint that `restore` will read first, as far as the listing shows, or None.
+
+        Args:
+            step: global step of the model that is about to be restored.
+            listing: what the worker has stored.
+            fast_forward: restores from marks. None: they are not used.
+        """
+        candidates = self._plan(step, listing, fast_forward).candidates
+        return _full_checkpoint(candidates[0]) if candidates else None
 
     def restore(
         self,
@@ -92,10 +113,7 @@ class Resumer:
             PipelineMismatchError: the checkpoint was taken from another pipeline.
         """
         history = listing.history
-        marks: list[MarkRef] = []
-        if fast_forward is not None:
-            marks = [*fast_forward.candidates(listing, step), *fast_forward.older(listing, step)]
-        plan = plan_resume(self.mode, step, history, marks)
+        plan = self._plan(step, listing, fast_forward)
         if self.mode in ("aligned", "exact"):
             left_behind = self._left_behind(step, listing, model)
             plan = replace(plan, candidates=(*left_behind, *plan.candidates))
@@ -122,6 +140,12 @@ class Resumer:
             )
         return restored
 
+    def _plan(self, step: int, listing: WorkerListing, fast_forward: Optional[FastForward]) -> ResumePlan:
+        marks: list[MarkRef] = []
+        if fast_forward is not None:
+            marks = [*fast_forward.candidates(listing, step), *fast_forward.older(listing, step)]
+        return plan_resume(self.mode, step, listing.history, marks)
+
     def _restore_first_usable(
         self,
         source: DrawableSource,
@@ -132,7 +156,7 @@ class Resumer:
         fast_forward: Optional[FastForward],
     ) -> Optional[Resumed]:
         for candidate in plan.candidates:
-            ref = candidate.base if isinstance(candidate, MarkRef) else candidate
+            ref = _full_checkpoint(candidate)
             try:
                 if isinstance(candidate, MarkRef):
                     assert fast_forward is not None, "only it finds marks"
@@ -184,7 +208,7 @@ class Resumer:
         check_pipeline: Callable[[CheckpointInfo], None],
     ) -> None:
         started = time.monotonic()
-        checkpoint = self._store.read(ref)
+        checkpoint = self._read(ref)
         if self.mode != "latest" and is_refuted(checkpoint.info, model):
             raise CheckpointNotFoundError(
                 f"the checkpoint of step {ref.step} in {self._store.uri} was saved with another model than "
@@ -235,6 +259,10 @@ class Resumer:
                 self._store.uri,
                 step,
             )
+
+
+def _full_checkpoint(candidate: Union[CheckpointRef, MarkRef]) -> CheckpointRef:
+    return candidate.base if isinstance(candidate, MarkRef) else candidate
 
 
 def _describe_steps(history: Sequence[CheckpointRef]) -> str:
