@@ -20,7 +20,7 @@ from input_checkpoint.store.store import CheckpointStore, StoredCheckpoint
 logger = logging.getLogger(__name__)
 
 MAX_BYTES = 256 << 20
-"""How much memory the batches that were read ahead may use. The last one may exceed it."""
+"""How much memory the batches that are read ahead may use. The last of them may exceed it."""
 _ELEMENT_BYTES = 200
 """Memory that an element uses beyond the bytes of its key and its payload."""
 
@@ -32,7 +32,7 @@ _Read = Callable[[CheckpointRef], StoredCheckpoint]
 class ReadAhead:
     """Reads checkpoints from a store, and begins early with the one that is expected.
 
-    An error of the early read is not raised: the checkpoint is read again when it is asked for.
+    An error of the early read is not raised. The checkpoint is then read again when it is asked for.
 
     Args:
         store: where the checkpoints are.
@@ -84,7 +84,7 @@ class ReadAhead:
 class _EarlyRead:
     """One checkpoint, of which a thread reads as much as may be held in memory.
 
-    Only the thread holds what it has read, and it ends with this object at the latest.
+    Only the thread holds what it has read. The thread ends when this object is deleted, or earlier.
     """
 
     def __init__(self, read: _Read, ref: CheckpointRef, max_bytes: int) -> None:
@@ -92,22 +92,23 @@ class _EarlyRead:
         result: Future[Optional[StoredCheckpoint]] = Future()
         self._orders = orders
         self._result = result
-        # Neither this object nor one of its methods, or the thread would keep it alive.
+        # The thread has no reference to this object, so this object can be deleted before the thread ends.
         threading.Thread(
             target=lambda: run_into(result, lambda: _read_ahead(read, ref, max_bytes, orders)),
             name="input-checkpoint-read-ahead",
             daemon=True,
         ).start()
-        # A session that cannot be created ends without a call of the hook. `SimpleQueue.put` may be called
-        # by the garbage collector.
+        # If TensorFlow cannot create the session, it calls no method of the hook any more. The garbage
+        # collector may call `SimpleQueue.put` at any time.
         weakref.finalize(self, orders.put, False)
 
     def take(self) -> Optional[StoredCheckpoint]:
-        """Return the checkpoint, or None if reading it has failed. The rest of it is read by the caller."""
+        """Return the checkpoint, or None if reading it has failed. Its iterator reads what is left."""
         self._orders.put(True)
         return self._result.result()
 
     def cancel(self) -> None:
+        """Have the thread end without a result."""
         self._orders.put(False)
 
 
