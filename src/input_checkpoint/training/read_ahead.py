@@ -100,16 +100,13 @@ class _EarlyRead:
         ).start()
         # If TensorFlow cannot create the session, it calls no method of the hook any more. The garbage
         # collector may call `SimpleQueue.put` at any time.
-        weakref.finalize(self, orders.put, False)
+        self.cancel = weakref.finalize(self, orders.put, False)
+        """Has the thread end without a result."""
 
     def take(self) -> Optional[StoredCheckpoint]:
         """Return the checkpoint, or None if reading it has failed. Its iterator reads what is left."""
         self._orders.put(True)
         return self._result.result()
-
-    def cancel(self) -> None:
-        """Have the thread end without a result."""
-        self._orders.put(False)
 
 
 def _read_ahead(
