@@ -160,7 +160,9 @@ def train(
         Whether the process was killed.
     """
     hook = {} if backend is None else {"storage_options": dict(options or {})}
-    with start(Training(model_dir, backend, steps, options=hook, buffer=0)) as running:
+    # Slowly enough that the signal arrives before training ends.
+    training = Training(model_dir, backend, steps, options=hook, buffer=0, step_seconds=0.02)
+    with start(training) as running:
         for line in running.lines():
             if kill_at is not None and line.startswith(kill_at):
                 time.sleep(kill_after_seconds)
