@@ -6,7 +6,6 @@ successor resumed is abandoned.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -19,13 +18,11 @@ from typing import Optional
 
 from input_checkpoint.checkpoint import CheckpointRef, MarkRef
 from input_checkpoint.errors import UNREADABLE_JSON, CheckpointTooLargeError, CorruptCheckpointError
-from input_checkpoint.format.chunking import digest
+from input_checkpoint.format.checked_json import decode_record, encode_record
 from input_checkpoint.format.keys import lineage_key
 from input_checkpoint.format.limits import MAX_LINEAGE_BYTES, MAX_NUMBER
 from input_checkpoint.format.strict_json import (
-    parse_object,
     read_number,
-    read_object,
     read_objects,
     read_optional_number,
     read_text,
@@ -202,8 +199,7 @@ def encode_lineage(lineage: Lineage) -> bytes:
     """
     fields = asdict(lineage)
     fields["created"] = encode_timestamp(lineage.created)
-    text = json.dumps(fields, sort_keys=True)
-    stored = json.dumps({"lineage": fields, "digest": digest(text.encode()).hex()}, indent=1).encode()
+    stored = encode_record("lineage", fields)
     if len(stored) > MAX_LINEAGE_BYTES:
         raise CheckpointTooLargeError(
             f"run {lineage.number} of worker {lineage.worker!r} was not begun: its record has {len(stored)} "
@@ -225,10 +221,7 @@ def decode_lineage(data: bytes) -> Lineage:
             f"a lineage record has more than {MAX_LINEAGE_BYTES} bytes, more than the format allows"
         )
     try:
-        record = parse_object(data)
-        fields = read_object(record, "lineage")
-        if digest(json.dumps(fields, sort_keys=True).encode()).hex() != record["digest"]:
-            raise CorruptCheckpointError("a lineage record fails its checksum")
+        fields = decode_record(data, "lineage", what="a lineage record")
         return Lineage(
             worker=read_text(fields, "worker"),
             number=read_number(fields, "number"),

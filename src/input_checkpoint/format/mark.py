@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -13,11 +12,10 @@ from typing import Any, Optional
 
 from input_checkpoint.checkpoint import CheckpointRef, MarkRef
 from input_checkpoint.errors import UNREADABLE_JSON, CheckpointTooLargeError, CorruptCheckpointError
-from input_checkpoint.format.chunking import digest
+from input_checkpoint.format.checked_json import decode_record, encode_record
 from input_checkpoint.format.keys import mark_key, parse_mark_key
 from input_checkpoint.format.limits import MAX_MARK_BYTES, MAX_NUMBER
 from input_checkpoint.format.strict_json import (
-    parse_object,
     read_number,
     read_object,
     read_optional_text,
@@ -79,8 +77,7 @@ def encode_mark(mark: Mark) -> bytes:
         "host": mark.host,
         "pid": mark.pid,
     }
-    text = json.dumps(fields, sort_keys=True)
-    stored = json.dumps({"mark": fields, "digest": digest(text.encode()).hex()}, indent=1).encode()
+    stored = encode_record("mark", fields)
     if len(stored) > MAX_MARK_BYTES:
         raise CheckpointTooLargeError(
             f"{mark.ref} was not written: it has {len(stored)} bytes, at most {MAX_MARK_BYTES} are allowed. "
@@ -102,10 +99,7 @@ def decode_mark(data: bytes) -> Mark:
             f"a mark has more than {MAX_MARK_BYTES} bytes, more than the format allows"
         )
     try:
-        record = parse_object(data)
-        fields = read_object(record, "mark")
-        if digest(json.dumps(fields, sort_keys=True).encode()).hex() != record["digest"]:
-            raise CorruptCheckpointError("a mark fails its checksum")
+        fields = decode_record(data, "mark", what="a mark")
         draws, digests = read_object(fields, "draws"), read_object(fields, "digests")
         mark = Mark(
             ref=MarkRef(_read_ref(fields, "ref"), _read_ref(fields, "base")),
