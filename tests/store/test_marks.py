@@ -46,6 +46,11 @@ def mark(run: Run, step: int, base: CheckpointRef, count: int = 5, model: Option
     return run.mark(step, base, {"Iterator": count}, {"Iterator": "9f3c"} if count else {}, model)
 
 
+def listing_without(backend: Backend, key: str) -> Backend:
+    """Return a storage whose listings of checkpoints lack an object that exists."""
+    return FalseListings(backend, "checkpoints/", lambda found: [info for info in found if info.key != key])
+
+
 def objects(backend: Backend) -> list[str]:
     return [info.key for info in backend.list()]
 
@@ -401,26 +406,16 @@ class TestPruning:
     def test_no_mark_is_removed_because_a_listing_lacks_its_base(self, store, run, backend):
         (base,) = save(run, 10)
         ref = mark(run, 15, base)
-
-        def without_the_manifest(found):
-            return [info for info in found if info.key != manifest_key(base)]
-
-        false = FalseListings(backend, "checkpoints/", without_the_manifest)
         with pytest.raises(InconsistentListingError):
-            CheckpointStore(false).prune(KeepAll())
+            CheckpointStore(listing_without(backend, manifest_key(base))).prune(KeepAll())
         assert store.marks() == [ref]
 
     def test_no_mark_is_removed_because_a_listing_lacks_a_base_that_has_no_data(self, store, run, backend):
         base = run.save(10, []).ref
         save(run, 20)
         ref = mark(run, 25, base)
-
-        def without_the_manifest(found):
-            return [info for info in found if info.key != manifest_key(base)]
-
-        false = FalseListings(backend, "checkpoints/", without_the_manifest)
         with pytest.raises(InconsistentListingError):
-            CheckpointStore(false).prune(KeepAll())
+            CheckpointStore(listing_without(backend, manifest_key(base))).prune(KeepAll())
         assert store.marks() == [ref]
 
     def test_nothing_is_removed_for_being_left_behind_while_the_newest_record_is_damaged(

@@ -20,16 +20,6 @@ from tests.support.train_child import AtStep, BeforeWrite, Training
 from tests.support.training import trained_on, uninterrupted
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return tmp_path / "model"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    return tmp_path / "store"
-
-
 def training(model: Path, store: Path, steps: int = 60, **settings: Any) -> Training:
     settings = {"options": {"save_steps": 100}, "model_every": 5, **settings}
     return Training(model, str(store), steps, **settings)

@@ -19,16 +19,6 @@ from tests.support.train_child import AtStep, BeforeWrite, InModelSave, Training
 from tests.support.training import trained_on
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return tmp_path / "model"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    return tmp_path / "store"
-
-
 def training(model: Path, store: Path, steps: int = 40, **settings: Any) -> Training:
     return Training(model, str(store), steps, **settings)
 

@@ -140,7 +140,10 @@ def test_the_seeds_are_found_by_the_path_of_the_shuffle() -> None:
 
 
 def test_a_snapshot_is_read_only_until_all_seeds_are_found() -> None:
-    build: Build = lambda: numbers(2000).shuffle(500).repeat()  # noqa: E731
+
+    def build() -> Any:
+        return numbers(2000).shuffle(500).repeat()
+
     (name,) = read(build)
     with plain_iterator(build) as iterator:
         iterator.draw(1)

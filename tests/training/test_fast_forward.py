@@ -30,6 +30,9 @@ class Models:
         return self._digests.get(f"step{step}")
 
 
+NO_MODELS = Models()
+
+
 @pytest.fixture
 def store(memory: MemoryBackend) -> ic.CheckpointStore:
     return ic.CheckpointStore.open(memory, create=True)
@@ -60,7 +63,7 @@ def forward(store, limit=None, **options) -> FastForward:
     return FastForward(store, FastForwardLimit.of(limit), progress, **options)
 
 
-def resume(store, step=20, mode="aligned", fast_forward=None, counter=None, model=Models()):  # noqa: B008
+def resume(store, step=20, mode="aligned", fast_forward=None, counter=None, model=NO_MODELS):
     counter = counter or Counter()
     resumer = Resumer(store, WORKER, mode)
     fast_forward = fast_forward or forward(store)
