@@ -75,8 +75,6 @@ class FastForward:
         Marks that a restart has left behind come last. They are used only if their digest proves that they
         belong to the model.
         """
-        if not self._is_possible or self._has_failed:
-            return []
         usable = [mark for mark in listing.usable_marks if mark.ref.step == step]
         left_behind = [
             mark
@@ -87,8 +85,6 @@ class FastForward:
 
     def older(self, listing: WorkerListing, step: int) -> list[MarkRef]:
         """Return the marks of the steps before ``step``, best first."""
-        if not self._is_possible or self._has_failed:
-            return []
         marks = _newest_base_first(mark for mark in listing.usable_marks if mark.ref.step < step)
         return self._allowed(sorted(marks, key=lambda mark: mark.ref.step, reverse=True))
 
@@ -98,6 +94,8 @@ class FastForward:
         return marks[-1] if self._is_possible and marks and not any(map(self._limit.reaches, marks)) else None
 
     def _allowed(self, marks: Iterable[MarkRef]) -> list[MarkRef]:
+        if not self._is_possible or self._has_failed:
+            return []
         return [mark for mark in marks if mark not in self._refused and self._limit.reaches(mark)]
 
     def read(self, ref: MarkRef, listing: WorkerListing, model: ModelEvidence) -> Mark:
