@@ -16,11 +16,11 @@ from typing import Any, Callable
 
 import numpy as np
 import tensorflow as tf
-from sklearn.datasets import load_sample_images
 
 v1 = tf.compat.v1
 
 ROW_TOKENS = 1024
+VECTOR_NUMBERS = 32
 _CROPS = 64
 CROP = (352, 480)
 _QUALITY = 97
@@ -106,6 +106,11 @@ def token_row(number: Any) -> Any:
     return row
 
 
+def vector(number: Any) -> Any:
+    """Return the vector with this number."""
+    return tf.random.stateless_uniform([VECTOR_NUMBERS], [number, 1], None, None, tf.int64)
+
+
 def _shuffled_pictures(pipeline: Pipeline) -> Any:
     return _counted().map(jpeg).shuffle(pipeline.elements, seed=1)
 
@@ -119,9 +124,6 @@ def _shuffled_tokens(pipeline: Pipeline) -> Any:
 
 
 def _shuffled_vectors(pipeline: Pipeline) -> Any:
-    def vector(number: Any) -> Any:
-        return tf.random.stateless_uniform([32], [number, 1], None, None, tf.int64)
-
     return _counted().map(vector).shuffle(pipeline.elements, seed=1)
 
 
@@ -136,6 +138,9 @@ def _counted() -> Any:
 @functools.cache
 def _picture_bytes() -> tuple[bytes, list[bytes]]:
     """Return the bytes of all pictures before the serial number, and those of each picture after it."""
+    # Imported only here, because it takes longer than many of the measurements.
+    from sklearn.datasets import load_sample_images
+
     photographs = load_sample_images().images
     pictures = _encoded([_crop(photographs, number) for number in range(_CROPS)])
     head = _START_OF_IMAGE + _COMMENT_MARKER + (2 + _SERIAL_DIGITS).to_bytes(2, "big")

@@ -21,6 +21,7 @@ MEASUREMENTS = (
     "throughput",
     "upload",
     "durable",
+    "restart",
     "restore",
     "memory",
     "growth",
