@@ -1,4 +1,4 @@
-"""Input pipelines that read files, as most users' pipelines do: for trainings that are started in new processes.
+"""Input pipelines that read files, as most users' pipelines do, for trainings in new processes.
 
 Making the elements would take longer than the start that is measured.
 """

@@ -37,7 +37,7 @@ from integration.servers.server import Place
 
 NAME = "restart"
 TF_GET = "s3fs.get + TensorFlow's hook"
-ALLOWED = "TensorFlow's hook × 1.05 + 0.1 s"
+ALLOWED = "TensorFlow's hook x 1.05 + 0.1 s"
 COLD = ", cold"
 """The end of the name of a case in which no file of the checkpoint is in the page cache."""
 
@@ -125,15 +125,15 @@ class _Trainings:
         self._run(order)
         if who == TF_GET:
             assert self._remote is not None
-            files = [str(path) for path in Path(order.model_dir).glob("input_*")]
+            files = [str(path) for path in Path(order.model_dir).glob("input*")]
             filesystem = s3fs.S3FileSystem(skip_instance_cache=True, **self._remote.storage_options)
-            filesystem.put([*files, f"{order.model_dir}/checkpoint_input"], f"{self._remote.uri}/tensorflow/")
+            filesystem.put(files, f"{self._remote.uri}/tensorflow/")
 
     def resume(self, who: str, cold: bool) -> dict[str, float]:
         """Resume in a new process, and return how long what took."""
         order = self._order(who)
         if who == TF_GET:
-            for path in Path(order.model_dir).glob("input_*"):
+            for path in Path(order.model_dir).glob("input*"):
                 path.unlink()
         # What the process before has written must not be written to the disk during this one.
         os.sync()

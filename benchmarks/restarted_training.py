@@ -1,6 +1,6 @@
 """A training program, as a user writes it, which tells how long its start took.
 
-``python -m benchmarks.restarted_training ORDER`` runs it. `benchmarks.restart` starts one process after another.
+``python -m benchmarks.restarted_training ORDER`` runs it. `benchmarks.restart` starts the processes.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Order:
         return json.dumps(asdict(self))
 
 
-class _First(v1.train.SessionRunHook):  # type: ignore[misc]  # untyped base
+class _First(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # untyped base
     """The first hook of the list, so that no other hook's work after the step counts as part of it."""
 
     step_ended_at: Optional[float] = None
@@ -71,7 +71,7 @@ class _First(v1.train.SessionRunHook):  # type: ignore[misc]  # untyped base
             self.step_ended_at = time.perf_counter()
 
 
-class _Last(v1.train.SessionRunHook):  # type: ignore[misc]  # untyped base
+class _Last(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # untyped base
     """The last hook of the list. All others are done when it is called."""
 
     begun_at = 0.0
@@ -146,7 +146,9 @@ def _hooks(order: Order) -> list[Any]:
             )
         ]
     if order.who == TF_HOOK:
-        config = tf.estimator.RunConfig(order.model_dir, save_checkpoints_steps=order.train_steps or 1_000_000)
+        config = tf.estimator.RunConfig(
+            order.model_dir, save_checkpoints_steps=order.train_steps or 1_000_000
+        )
         estimator = tf.estimator.Estimator(lambda features: None, config=config)
         return [tf.data.experimental.CheckpointInputPipelineHook(estimator)]
     return []
