@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Union
 
-Element = tuple[bytes, bytes]
+Payload = Union[bytes, memoryview]
+"""The content of an element. May be a view of a larger buffer, which stays in memory as long as the view."""
+Element = tuple[bytes, Payload]
 """A buffered element or counter: a small key (its position in the pipeline) and its payload (its content).
 
 The two are stored apart, because an element that moves to another position keeps its payload.
 """
+
+_ELEMENT_BYTES = 200
+"""Memory that an element uses beyond the bytes of its key and its payload."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,11 @@ class ElementBatch:
     positions: Sequence[int]
     elements: Sequence[Element]
 
+    @property
+    def memory_bytes(self) -> int:
+        """Approximately how much memory they use."""
+        return sum(_ELEMENT_BYTES + len(key) + len(payload) for key, payload in self.elements)
+
 
 @dataclass(frozen=True)
 class StoredState:
@@ -45,5 +56,6 @@ class StoredState:
         """Return all elements in order. Holds the whole state in memory."""
         by_position: dict[int, Element] = {}
         for batch in self.batches:
-            by_position.update(zip(batch.positions, batch.elements))
+            elements = ((key, bytes(payload)) for key, payload in batch.elements)
+            by_position.update(zip(batch.positions, elements))
         return [by_position[position] for position in range(self.count)]

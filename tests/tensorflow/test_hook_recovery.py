@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import input_checkpoint as ic
 from input_checkpoint.backends.memory import MemoryBackend
-from input_checkpoint.tensorflow.iterators import GraphIterators
+from input_checkpoint.tensorflow.restore_ops import RestoreOps
 from input_checkpoint.training.schedule import SaveSchedule
 from tests.support.accumulation import StopAfter
 from tests.support.hooked_training import Steps, preempted, session_hook, slow_upload, train_in_session
@@ -40,14 +40,14 @@ def test_an_error_during_the_restore_of_the_input_is_left_to_tensorflow(
     estimator = make_estimator(tmp_path / "model")
     estimator.train(shuffled_ids, hooks=[ic.CheckpointInputPipelineHook(estimator)], steps=10)
     errors = [tf.errors.AbortedError(None, None, "preempted")]
-    hold = GraphIterators._stage_stored
+    hold = RestoreOps.prepare
 
-    def fail_once(self: GraphIterators, *arguments: Any) -> Any:
+    def fail_once(self: RestoreOps, *arguments: Any) -> Any:
         if errors:
             raise errors.pop()
         return hold(self, *arguments)
 
-    monkeypatch.setattr(GraphIterators, "_stage_stored", fail_once)
+    monkeypatch.setattr(RestoreOps, "prepare", fail_once)
     estimator.train(shuffled_ids, hooks=[ic.CheckpointInputPipelineHook(estimator)], steps=10)
     assert errors == []
     assert trained_on(tmp_path / "model") == reference[:20]

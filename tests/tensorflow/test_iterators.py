@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import tensorflow as tf
 from input_checkpoint.errors import SnapshotLostError
 from input_checkpoint.state import ElementBatch, StoredState
 from input_checkpoint.tensorflow import iterators
+from input_checkpoint.tensorflow.checked_batches import check_batches
 from input_checkpoint.tensorflow.iterators import GraphIterators
 
 v1 = tf.compat.v1
@@ -50,7 +52,7 @@ class RecordingSession:
 
 def test_a_batch_of_any_size_is_decoded_in_small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tensor of more than 2 GB would kill the process, and a batch may expand to that size."""
-    monkeypatch.setattr(iterators, "_SLICE_BYTES", 4000)
+    monkeypatch.setattr(iterators, "check_batches", partial(check_batches, batch_bytes=4000))
     with session_with_full_buffer() as (session, graph_iterators, next_element):
         (state,) = [list(state.elements) for state in graph_iterators.snapshot(session).states()]
         expected = [session.run(next_element).tolist() for _ in range(300)]

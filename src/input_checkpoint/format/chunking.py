@@ -18,7 +18,7 @@ from blake3 import blake3
 from input_checkpoint.backends.base import Data
 from input_checkpoint.errors import CheckpointTooLargeError, CorruptCheckpointError
 from input_checkpoint.format.limits import MAX_CHUNK_BYTES, MAX_CHUNK_ELEMENTS
-from input_checkpoint.state import Element
+from input_checkpoint.state import Element, Payload
 
 DIGEST_BYTES = 16
 
@@ -67,7 +67,7 @@ _GOLDEN_RATIO = 0x9E3779B1
 class ChunkContent:
     """The content of a chunk before it is compressed and put into a pack."""
 
-    data: bytes
+    data: Payload
     elements: int
     """Number of whole elements or keys that it frames; 0 for the payload of one element."""
     is_keys: bool = False
@@ -97,7 +97,7 @@ def split_into_chunks(elements: Iterable[Element]) -> Iterator[ChunkContent]:
         >>> [(chunk.elements, chunk.is_keys) for chunk in split_into_chunks(elements)]
         [(1, False), (0, False), (1, False), (1, True)]
     """
-    group: list[bytes] = []
+    group: list[Payload] = []
     position = 0
     keys: list[bytes] = []
     for key, payload in elements:
@@ -131,7 +131,7 @@ def _is_boundary(key: bytes, one_in: int) -> bool:
     return not (zlib.crc32(key) * _GOLDEN_RATIO & _32_BITS) * one_in >> 32
 
 
-def _element_chunk(keys_and_payloads: Sequence[bytes]) -> ChunkContent:
+def _element_chunk(keys_and_payloads: Sequence[Payload]) -> ChunkContent:
     return ChunkContent(frame(keys_and_payloads), len(keys_and_payloads) // 2)
 
 
@@ -147,7 +147,7 @@ def _check_size(size: int, what: str) -> None:
         )
 
 
-def frame(parts: Sequence[bytes]) -> bytes:
+def frame(parts: Sequence[Payload]) -> bytes:
     """Join byte strings: their number, their lengths (all uint32, little-endian), then the strings.
 
     Raises:

@@ -16,7 +16,7 @@ from input_checkpoint.format.chunking import digest, unframe, unframe_elements
 from input_checkpoint.format.compression import decompress_each
 from input_checkpoint.format.manifest import IteratorRows, Manifest
 from input_checkpoint.parallel import map_ordered
-from input_checkpoint.state import Element, ElementBatch
+from input_checkpoint.state import Element, ElementBatch, Payload
 from input_checkpoint.store.pack_writer import CONCURRENCY
 from input_checkpoint.store.rereading import read_again_if_damaged
 
@@ -36,8 +36,8 @@ READS_PER_UPLOAD = 3
 """Number of extents that are read at once, per pack that may be uploaded at once. An extent has a quarter of
 the size of a pack."""
 
-Chunks = list[tuple[int, bytes]]
-"""Contents of chunks, each with its row number in a chunk table."""
+Chunks = list[tuple[int, Payload]]
+"""Contents of chunks, each with its row number in a chunk table. Some are views of what was read."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class _BatchDecoder:
                 elements.append((self._keys[key_number], data))
                 continue
             # Elements before positions: their number is only a claim until the chunk is unframed.
-            elements += unframe_elements(data, count)
+            elements += unframe_elements(bytes(data), count)
             positions += range(first, first + count)
         return ElementBatch(positions, elements)
 
@@ -226,14 +226,14 @@ def part_counts(rows: IteratorRows) -> Column:
     return np.concatenate((rows.keys.elements, np.where(elements == 0, -1, 2 * elements)))
 
 
-def check_part_count(data: bytes, count: int) -> None:
+def check_part_count(data: Payload, count: int) -> None:
     """Check that a chunk frames ``count`` parts. A negative count means a large payload, which is not framed.
 
     Raises:
         CorruptCheckpointError: it does not.
     """
     if count >= 0:
-        unframe(data, count)
+        unframe(bytes(data), count)
 
 
 def read_chunks(
@@ -287,7 +287,7 @@ def _join_keys(table: ChunkTable, extents: Iterable[Chunks]) -> Sequence[bytes]:
     found = {row: data for chunks in extents for row, data in chunks}
     keys: list[bytes] = []
     for row in range(len(table)):
-        keys += unframe(found[row], int(table.elements[row]))
+        keys += unframe(bytes(found[row]), int(table.elements[row]))
     return keys
 
 
@@ -301,8 +301,11 @@ def _fetch_extent(backend: Backend, pack: str, extent: Extent) -> bytes:
     return data
 
 
-def decode_chunks(data: bytes, pack: str, table: ChunkTable, extent: Extent) -> Iterator[tuple[int, bytes]]:
+def decode_chunks(data: bytes, pack: str, table: ChunkTable, extent: Extent) -> Iterator[tuple[int, Payload]]:
     """Yield the row number and the content of each chunk in an extent, each one verified.
+
+    The payload of a large element that is not compressed is a view of ``data``: a copy would take longer than
+    everything else, because it uses memory that is new to the process.
 
     Args:
         data: the bytes of the extent.
@@ -318,9 +321,12 @@ def decode_chunks(data: bytes, pack: str, table: ChunkTable, extent: Extent) -> 
     decompressed = decompress_each(
         (data[start : start + stored], raw) for start, stored, raw in ranges if stored != raw
     )
-    for row, name, (start, stored, raw) in zip(extent.rows, part.digest, ranges):
+    view = memoryview(data)
+    counts = part.elements.tolist()
+    for row, name, count, (start, stored, raw) in zip(extent.rows, part.digest, counts, ranges):
         try:
-            content = data[start : start + stored] if stored == raw else next(decompressed)
+            plain = data if count else view
+            content = plain[start : start + stored] if stored == raw else next(decompressed)
             if digest(content) != name.tobytes():
                 raise CorruptCheckpointError("it fails its checksum")
         except CorruptCheckpointError as error:

@@ -440,7 +440,8 @@ class _Sink:
         """Put those chunks into a pack that are not in the index, and return the row of each chunk."""
         names = [digest(chunk.data) for chunk in batch]
         rows = list(map(self._index.find, names))
-        new = {name: chunk.data for name, row, chunk in zip(names, rows, batch) if row < 0}
+        # A view would keep in memory what it is a part of.
+        new = {name: bytes(chunk.data) for name, row, chunk in zip(names, rows, batch) if row < 0}
         added = {
             name: self._index.add(name, self._writer.add(packed, len(data)))
             for (name, data), packed in zip(new.items(), self._packed(batch[0], list(new.values())))

@@ -1,8 +1,7 @@
 """Saves and restores the state of TensorFlow iterators in a session graph.
 
-Only this module uses TensorFlow's serialize and deserialize operations. A snapshot is staged in memory by a
-``MapStage`` container inside the session, encoded slice by slice from another thread, and restored through
-the same container.
+A snapshot is staged in memory by a ``MapStage`` container inside the session, and encoded slice by slice from
+another thread. `RestoreOps` restores it.
 
 This relies on facts that were measured with TensorFlow 2.15.1 and 2.21:
 
@@ -10,8 +9,6 @@ This relies on facts that were measured with TensorFlow 2.15.1 and 2.21:
   (tensorflow/core/kernels/data/iterator_ops.cc).
 * Encoding more than 2 GB of variants into one tensor crashes the process. So the loop below encodes a few
   elements at a time and stops at a size limit (docs/decisions/2026-11-22-encode-in-small-blocks.md).
-* Among the operations that concatenate tensors, only ``DynamicStitch`` and ``ParallelDynamicStitch`` accept
-  variants in a graph.
 """
 
 from __future__ import annotations
@@ -22,32 +19,30 @@ import os
 import re
 import threading
 import uuid
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional, Union
+from typing import Any, Callable, Optional, Union
 
-import numpy as np
 import tensorflow as tf
 
 from input_checkpoint.backends.causes import raise_from
 from input_checkpoint.backends.redaction import redact
 from input_checkpoint.errors import (
-    CorruptCheckpointError,
     PipelineMismatchError,
     SnapshotLostError,
     UnsupportedPipelineError,
 )
-from input_checkpoint.parallel import map_ordered, prefetch_one
-from input_checkpoint.state import Element, ElementBatch, IteratorState, StoredState
+from input_checkpoint.parallel import prefetch_one
+from input_checkpoint.state import Element, IteratorState, StoredState
 from input_checkpoint.tensorflow.batch_digest import SCOPE
+from input_checkpoint.tensorflow.checked_batches import check_batches
 from input_checkpoint.tensorflow.dataset_graph import Pipeline, is_alias, read_pipelines
 from input_checkpoint.tensorflow.discarded_draws import DiscardedDraws
-from input_checkpoint.tensorflow.element_check import ElementChecker
 from input_checkpoint.tensorflow.external_state import is_saved_with_iterator
 from input_checkpoint.tensorflow.fingerprint import fingerprint_iterators
 from input_checkpoint.tensorflow.known_faults import check_known_faults, warn_of_locked_caches
-from input_checkpoint.tensorflow.variants import join_variants, split_payload, split_variants
+from input_checkpoint.tensorflow.restore_ops import RestoreOps
+from input_checkpoint.tensorflow.variants import split_payload, split_variants
 
 v1 = tf.compat.v1
 
@@ -65,8 +60,6 @@ _MISSING_KEY = re.compile(r"Iterator::[^\s.,]+")
 _SLICE_BYTES = 8 << 20
 _BLOCK_ELEMENTS = 4
 _LARGE_ELEMENT_BYTES = 64 << 20
-_DECODERS = 2
-"""Number of slices that are decoded at once, while the next ones are being read."""
 
 _SERIALIZE_ERRORS = (tf.errors.UnimplementedError, tf.errors.FailedPreconditionError)
 # Raised when a machine fails or runs out of memory. They say nothing about the state. TensorFlow recovers
@@ -136,12 +129,18 @@ class GraphIterators:
         check_known_faults(pipelines.values(), policy)
         warn_of_locked_caches(pipelines.values())
         self.fingerprints = fingerprint_iterators(pipelines)
-        self._keys = itertools.count(1)
+        self._new_key = itertools.count(1).__next__
         # A separate container each, so that two hooks on one graph do not mix up their snapshots.
         container = f"input_checkpoint/{uuid.uuid4().hex}"
         with graph.as_default(), graph.name_scope(SCOPE):
             self._ops = [
-                _IteratorOps(graph, resource, _policy_for(pipelines.get(resource.op.name), policy), container)
+                _IteratorOps(
+                    graph,
+                    resource,
+                    _policy_for(pipelines.get(resource.op.name), policy),
+                    container,
+                    self._new_key,
+                )
                 for resource in resources
             ]
 
@@ -171,7 +170,7 @@ class GraphIterators:
         Raises:
             UnsupportedPipelineError: TensorFlow cannot serialize one of the pipelines.
         """
-        key = next(self._keys)
+        key = self._new_key()
         try:
             session.run([ops.stage_state for ops in self._ops], {ops.key: key for ops in self._ops})
         except _SERIALIZE_ERRORS as error:
@@ -186,36 +185,48 @@ class GraphIterators:
             CorruptCheckpointError: the state is damaged.
         """
         try:
-            feeds = self._stage_all(session, states)
-            session.run([ops.restore for ops in self._ops], feeds)
+            with self._clearing_on_error(session):
+                restores, feeds = self._prepare_all(session, states)
+                session.run(restores, feeds)
         except TRANSIENT_ERRORS:
             raise
         except tf.errors.OpError as error:
             if _NOT_INITIALIZED in _reason(error):
                 raise_from(UnsupportedPipelineError(_not_initialized_message(error)), error)
             raise_from(PipelineMismatchError(_mismatch_message(error)), error)
-        finally:
-            # A broken session has already freed what was staged in it.
-            with contextlib.suppress(*_SESSION_CLOSED_ERRORS):
-                session.run([ops.clear for ops in self._ops])
 
-    def _stage_all(self, session: Any, states: Iterable[StoredState]) -> dict[Any, Any]:
-        """Decode all states into staged vectors. Return the feeds that restore the iterators from them."""
+    @contextlib.contextmanager
+    def _clearing_on_error(self, session: Any) -> Iterator[None]:
+        """Free what was staged for a restore that fails."""
+        try:
+            yield
+        except BaseException:
+            # A broken session has already freed it.
+            with contextlib.suppress(*_SESSION_CLOSED_ERRORS):
+                session.run([ops.restoring.clear for ops in self._ops])
+            raise
+
+    def _prepare_all(self, session: Any, states: Iterable[StoredState]) -> tuple[list[Any], dict[Any, Any]]:
+        """Parse all states. Return the operations that restore the iterators from them, and their feeds."""
+        restores: dict[str, Any] = {}
         feeds: dict[Any, Any] = {}
         for state in states:
             ops = self._ops_for(state.name)
-            if ops.key in feeds:
+            if ops.name in restores:
                 raise PipelineMismatchError(
                     f"the checkpoint holds several iterators, among them {state.name!r}, but this graph has "
                     f"only {', '.join(self.names)}."
                 )
-            feeds[ops.key], feeds[ops.positions] = self._stage_stored(session, ops, state)
-        missing = {ops.name for ops in self._ops if ops.key not in feeds}
+            restores[ops.name], fed = ops.restoring.prepare(
+                session, check_batches(state.batches), state.count
+            )
+            feeds.update(fed)
+        missing = {ops.name for ops in self._ops} - restores.keys()
         if missing:
             raise PipelineMismatchError(
                 f"the checkpoint has no state for iterator {', '.join(sorted(missing))}."
             )
-        return feeds
+        return list(restores.values()), feeds
 
     def _ops_for(self, name: str) -> _IteratorOps:
         by_name = {ops.name: ops for ops in self._ops}
@@ -227,43 +238,6 @@ class GraphIterators:
         raise PipelineMismatchError(
             f"the checkpoint holds an iterator named {name!r}, but this graph has {', '.join(by_name)}."
         )
-
-    def _stage_stored(self, session: Any, ops: _IteratorOps, state: StoredState) -> tuple[int, Sequence[int]]:
-        """Decode a stored state into one staged vector.
-
-        Slices are concatenated in pairs of equal weight, so that each element is copied only a few times.
-
-        Returns:
-            The key of the vector, and the position of each of its elements in the state.
-        """
-        checker = ElementChecker()
-
-        def stage(batch: ElementBatch) -> tuple[int, Sequence[int]]:
-            checker.check(batch.elements)
-            key = next(self._keys)
-            session.run(ops.stage_encoded, {ops.key: key, ops.encoded: join_variants(batch.elements)})
-            return key, batch.positions
-
-        staged: list[tuple[int, int]] = []
-        positions = array("i")
-        for key, batch_positions in map_ordered(stage, _slices(state.batches), _DECODERS):
-            positions.extend(batch_positions)
-            weight = 1
-            while staged and staged[-1][1] <= weight:
-                left, left_weight = staged.pop()
-                key, weight = self._concat(session, ops, left, key), weight + left_weight
-            staged.append((key, weight))
-        if not staged or not _is_permutation(positions, state.count):
-            raise CorruptCheckpointError(f"the state of iterator {ops.name!r} is incomplete")
-        key = staged.pop()[0]
-        while staged:
-            key = self._concat(session, ops, staged.pop()[0], key)
-        return key, positions
-
-    def _concat(self, session: Any, ops: _IteratorOps, left: int, right: int) -> int:
-        key = next(self._keys)
-        session.run(ops.concat, {ops.key: key, ops.left: left, ops.right: right})
-        return key
 
 
 @dataclass(frozen=True)
@@ -371,7 +345,9 @@ class SessionSnapshot:
 class _IteratorOps:
     """The operations of one iterator. They work on vectors of variants that are staged under integer keys."""
 
-    def __init__(self, graph: Any, resource: Any, policy: int, container: str) -> None:
+    def __init__(
+        self, graph: Any, resource: Any, policy: int, container: str, new_key: Callable[[], int]
+    ) -> None:
         self.name: str = resource.op.name
         self._shared_name = f"{container}/{self.name}"
         with graph.colocate_with(resource.op, ignore_existing=True):
@@ -381,14 +357,8 @@ class _IteratorOps:
                 tf.raw_ops.SerializeIterator(resource_handle=resource, external_state_policy=policy),
             )
             self._build_encode()
-            self._build_decode()
-            self.positions = v1.placeholder(tf.int32, [None], name="positions")
-            in_order = tf.raw_ops.ParallelDynamicStitch(
-                indices=[self.positions], data=[tf.reshape(self._unstage(self.key), [-1])]
-            )
-            self.restore = tf.raw_ops.DeserializeIterator(resource_handle=resource, serialized=in_order)
             self.unstage = self._unstage(self.key).op
-            self.clear = tf.raw_ops.MapClear(dtypes=[tf.variant], shared_name=self._shared_name)
+            self.restoring = RestoreOps(resource, self.name, self._shared_name, new_key)
             self.draws = DiscardedDraws(resource)
 
     def _build_encode(self) -> None:
@@ -399,18 +369,6 @@ class _IteratorOps:
         self.start = v1.placeholder(tf.int32, [], name="start")
         self.block = v1.placeholder(tf.int32, [], name="block")
         self.slice_end, self.slice = _encode_slice(vector, self.count, self.start, self.block)
-
-    def _build_decode(self) -> None:
-        self.encoded = v1.placeholder(tf.string, [], name="encoded")
-        self.stage_encoded = self._stage(self.key, tf.io.parse_tensor(self.encoded, tf.variant))
-        self.left = v1.placeholder(tf.int64, [], name="left")
-        self.right = v1.placeholder(tf.int64, [], name="right")
-        left, right = (tf.reshape(self._unstage(key), [-1]) for key in (self.left, self.right))
-        middle = tf.size(left)
-        concatenated = tf.raw_ops.ParallelDynamicStitch(
-            indices=[tf.range(middle), middle + tf.range(tf.size(right))], data=[left, right]
-        )
-        self.concat = self._stage(self.key, concatenated)
 
     def _stage(self, key: Any, vector: Any) -> Any:
         return tf.raw_ops.MapStage(
@@ -455,28 +413,6 @@ def _encode_slice(vector: Any, count: Any, start: Any, block: Any) -> tuple[Any,
         has_more, encode, [start, no_bytes, tf.constant(0), blocks], parallel_iterations=1
     )
     return end, blocks.stack()
-
-
-def _slices(batches: Iterable[ElementBatch]) -> Iterator[ElementBatch]:
-    """Yield the same elements in batches of about `_SLICE_BYTES`: small enough for one tensor, but few."""
-    positions: list[int] = []
-    elements: list[Element] = []
-    size = 0
-    for batch in batches:
-        for position, element in zip(batch.positions, batch.elements):
-            positions.append(position)
-            elements.append(element)
-            size += len(element[1])
-            if size >= _SLICE_BYTES:
-                yield ElementBatch(positions, elements)
-                positions, elements, size = [], [], 0
-    if elements:
-        yield ElementBatch(positions, elements)
-
-
-def _is_permutation(positions: Sequence[int], count: int) -> bool:
-    """Whether ``positions`` contains each number from 0 to ``count`` - 1 once."""
-    return len(positions) == count and np.array_equal(np.sort(positions), np.arange(count))
 
 
 def _policy_for(pipeline: Optional[Pipeline], policy: int) -> int:

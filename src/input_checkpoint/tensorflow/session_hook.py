@@ -450,7 +450,8 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         expected = self._link.expected
         if expected is not None:
             step, listing = expected
-            self._read_ahead.expect(self._resumer.expected(step, listing, self._fast_forward))
+            ref = self._resumer.expected(step, listing, self._fast_forward)
+            self._read_ahead.expect(ref, self._marking.prepare_batches)
 
     def _resume(self, session: Any, state: SessionState) -> None:
         step = state.read_step()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Callable, Optional, Protocol
 
+from input_checkpoint.state import ElementBatch
 from input_checkpoint.tensorflow.batch_digest import BatchDigests
+from input_checkpoint.tensorflow.checked_batches import check_batches
 from input_checkpoint.tensorflow.countable import why_not_countable
 from input_checkpoint.tensorflow.determinism import why_not_repeatable
 from input_checkpoint.tensorflow.draw_counter import DrawCounter, Position, draws_between
@@ -71,6 +73,11 @@ class GraphMarks:
                 "a seed to shuffle"
             )
         return self._why_not
+
+    def prepare_batches(self, batches: Iterator[ElementBatch]) -> Iterator[ElementBatch]:
+        """Return the elements of a state in the form in which they are restored fastest."""
+        # The seeds are read from the elements.
+        return batches if self._seeds_matter else check_batches(batches)
 
     def bind(self, source: SessionIterators, guard: DrawGuard) -> SessionMarks:
         """Return the marks of one session."""

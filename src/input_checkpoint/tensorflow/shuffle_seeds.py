@@ -27,7 +27,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.framework import dataset_pb2, tensor_pb2
 
 from input_checkpoint.errors import CorruptCheckpointError
-from input_checkpoint.state import Element, ElementBatch, IteratorState, StoredState
+from input_checkpoint.state import Element, ElementBatch, IteratorState, Payload, StoredState
 from input_checkpoint.tensorflow.dataset_graph import Pipeline
 from input_checkpoint.tensorflow.element_check import ElementChecker
 from input_checkpoint.tensorflow.random_datasets import (
@@ -183,9 +183,9 @@ class _SeedReader:
         if _IS_RANDOM.search(path) or _HAS_SEEDS.search(key):
             self._with_seeds[name] = element
 
-    def _note_input(self, path: bytes, key: bytes, payload: bytes) -> None:
+    def _note_input(self, path: bytes, key: bytes, payload: Payload) -> None:
         for caller in _CALLER.finditer(path):
-            digest = blake3(key + payload).digest(_DIGEST_BYTES)
+            digest = blake3(key).update(payload).digest(_DIGEST_BYTES)
             name = path[: caller.end()].decode(errors="backslashreplace")
             # A sum, because a restore reads the elements in another order.
             self._inputs[name] = self._inputs.get(name, 0) + int.from_bytes(digest, "big")

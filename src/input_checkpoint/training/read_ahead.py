@@ -21,12 +21,11 @@ logger = logging.getLogger(__name__)
 
 MAX_BYTES = 256 << 20
 """How much memory the batches that are read ahead may use. The last of them may exceed it."""
-_ELEMENT_BYTES = 200
-"""Memory that an element uses beyond the bytes of its key and its payload."""
 
 _Item = Union[StoredState, ElementBatch]
 """An iterator, whose batches follow."""
 _Read = Callable[[CheckpointRef], StoredCheckpoint]
+_Prepare = Callable[[Iterator[ElementBatch]], Iterator[ElementBatch]]
 
 
 class ReadAhead:
@@ -55,15 +54,17 @@ class ReadAhead:
         self._expected: Optional[CheckpointRef] = None
         self._early: Optional[_EarlyRead] = None
 
-    def expect(self, ref: Optional[CheckpointRef]) -> None:
+    def expect(self, ref: Optional[CheckpointRef], prepare: _Prepare = iter) -> None:
         """Begin to read a checkpoint in a thread, in place of the one that was expected before.
 
         Args:
             ref: which checkpoint. None: no checkpoint is expected.
+            prepare: returns the same elements in a form that is restored faster. Called in the thread.
         """
         self.cancel()
         if ref is not None:
-            self._expected, self._early = ref, _EarlyRead(self._store.read, ref, self._max_bytes)
+            self._expected = ref
+            self._early = _EarlyRead(self._store.read, ref, self._max_bytes, prepare)
 
     def read(self, ref: CheckpointRef) -> StoredCheckpoint:
         """Return a checkpoint, as `CheckpointStore.read` does. Nothing is expected any more after that."""
@@ -87,14 +88,14 @@ class _EarlyRead:
     Only the thread holds what it has read. The thread ends when this object is deleted, or earlier.
     """
 
-    def __init__(self, read: _Read, ref: CheckpointRef, max_bytes: int) -> None:
+    def __init__(self, read: _Read, ref: CheckpointRef, max_bytes: int, prepare: _Prepare) -> None:
         orders: SimpleQueue[bool] = SimpleQueue()
         result: Future[Optional[StoredCheckpoint]] = Future()
         self._orders = orders
         self._result = result
         # The thread has no reference to this object, so this object can be deleted before the thread ends.
         threading.Thread(
-            target=lambda: run_into(result, lambda: _read_ahead(read, ref, max_bytes, orders)),
+            target=lambda: run_into(result, lambda: _read_ahead(read, ref, max_bytes, prepare, orders)),
             name="input-checkpoint-read-ahead",
             daemon=True,
         ).start()
@@ -110,7 +111,7 @@ class _EarlyRead:
 
 
 def _read_ahead(
-    read: _Read, ref: CheckpointRef, max_bytes: int, orders: SimpleQueue[bool]
+    read: _Read, ref: CheckpointRef, max_bytes: int, prepare: _Prepare, orders: SimpleQueue[bool]
 ) -> Optional[StoredCheckpoint]:
     """Read a checkpoint until an order comes, then hand it over.
 
@@ -118,6 +119,7 @@ def _read_ahead(
         read: reads a checkpoint.
         ref: which one.
         max_bytes: how much memory may be used.
+        prepare: see `ReadAhead.expect`.
         orders: True: the checkpoint is wanted now. False: it is not wanted.
 
     Returns:
@@ -125,7 +127,7 @@ def _read_ahead(
     """
     try:
         checkpoint = read(ref)
-        items = _flattened(checkpoint.states)
+        items = _flattened(checkpoint.states, prepare)
         with contextlib.ExitStack() as unless_wanted:
             unless_wanted.enter_context(contextlib.closing(items))
             ahead = _read_some(items, max_bytes, orders)
@@ -152,16 +154,14 @@ def _read_some(items: Iterator[_Item], max_bytes: int, orders: SimpleQueue[bool]
 
 
 def _memory_of(item: _Item) -> int:
-    if isinstance(item, StoredState):
-        return 0
-    return sum(_ELEMENT_BYTES + len(key) + len(payload) for key, payload in item.elements)
+    return 0 if isinstance(item, StoredState) else item.memory_bytes
 
 
-def _flattened(states: Iterator[StoredState]) -> Generator[_Item, None, None]:
-    """Yield each state, and its batches after it."""
+def _flattened(states: Iterator[StoredState], prepare: _Prepare) -> Generator[_Item, None, None]:
+    """Yield each state, and its prepared batches after it."""
     for state in states:
         yield state
-        yield from state.batches
+        yield from prepare(state.batches)
 
 
 def _continued(ahead: deque[_Item], items: Generator[_Item, None, None]) -> Iterator[_Item]:
