@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 import uuid
@@ -13,6 +14,7 @@ from input_checkpoint import Backend, BackendUnavailableError
 from input_checkpoint.backends.memory import MemoryBackend
 from input_checkpoint.format.chunk_table import Location
 from input_checkpoint.store.pack_writer import PackWriter
+from input_checkpoint.store.upload_speed import UploadSpeed
 from tests.support.wrappers import Failing, Gated, Recording, contents
 
 CHUNKS = [bytes([number]) * (100 + number) for number in range(40)]
@@ -137,3 +139,23 @@ def test_the_location_of_a_chunk_gives_its_pack_offset_and_sizes(memory):
         locations = [writer.add(b"abc", 3), writer.add(b"de", 200)]
         assert writer.finish() == {pack_key(0): 5}
     assert locations == [Location(pack_key(0), 0, 3, 3), Location(pack_key(0), 3, 2, 200)]
+
+
+def test_the_uploads_of_packs_are_measured(memory):
+    ticks = itertools.count()
+    speed = UploadSpeed(lambda: float(next(ticks)))
+    with PackWriter(memory, pack_key, 1_000_000, concurrency=1, speed=speed) as writer:
+        for _ in range(5):
+            writer.add(bytes(2_000_000), 2_000_000)
+        writer.finish()
+    assert speed.seconds_per_byte() == 1 / 2_000_000
+
+
+def test_a_failed_upload_is_not_measured(memory):
+    speed = UploadSpeed()
+    failing = Failing(memory, "put", pack_key(0), BackendUnavailableError("no answer"))
+    with PackWriter(failing, pack_key, speed=speed) as writer:
+        writer.add(bytes(2_000_000), 2_000_000)
+        with pytest.raises(BackendUnavailableError, match="no answer"):
+            writer.finish()
+    assert speed.seconds_per_byte() is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import random
 import threading
 import time
@@ -13,10 +15,12 @@ import pytest
 import input_checkpoint as ic
 from benchmarks.incremental import measure
 from input_checkpoint.backends.memory import MemoryBackend
+from input_checkpoint.format.compression import Compressor
 from input_checkpoint.format.keys import manifest_key
 from input_checkpoint.state import Element
 from input_checkpoint.store import saving
 from input_checkpoint.store.saving import checkpoints_to_build_on
+from input_checkpoint.store.upload_speed import UploadSpeed
 from tests.support.faults import Fail, FaultyBackend
 from tests.support.memory import peak_memory
 from tests.support.stores import announcements, loaded, pack_keys, run_in
@@ -85,6 +89,84 @@ class TestUploads:
         assert info.stored_bytes < 4 * 2100 + 3000 * 8 + 20
         (loaded,) = store.load(info)
         assert loaded.in_order() == [large(n % 3) for n in range(3000)]
+
+
+def shrinking(number: int, share: float = 0.15) -> Element:
+    """An element of 100 kB that shrinks by about this share."""
+    zeros = int(share * 100_000)
+    return (b"slot", random.Random(number).randbytes(100_000 - zeros) + bytes(zeros))
+
+
+class TestCompression:
+    COUNT = 60
+
+    def elements(self, generation: int, share: float = 0.15) -> list[Element]:
+        first = generation * self.COUNT
+        return [shrinking(number, share) for number in range(first, first + self.COUNT)]
+
+    @pytest.fixture
+    def upload_seconds(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        """The time that each upload of a pack takes. Compressing up to 256 KiB takes 1 ms."""
+        seconds = [1.0]
+        uploading, compressing = itertools.count(), itertools.count()
+        monkeypatch.setattr(
+            saving, "UploadSpeed", functools.partial(UploadSpeed, lambda: next(uploading) * seconds[0])
+        )
+        monkeypatch.setattr(
+            saving, "Compressor", functools.partial(Compressor, clock=lambda: next(compressing) * 0.001)
+        )
+        return seconds
+
+    def stored_shares(self, compress, generations: int, share: float = 0.15) -> list[float]:
+        """Save several times, each time all new. Return how much is stored of each state."""
+        options = ic.SaveOptions(pack_bytes=1_500_000, concurrency=1, compress=compress)
+        store = ic.CheckpointStore.open(f"memory://{uuid.uuid4().hex}", create=True, options=options)
+        run = store.begin_run("main")
+        shares = []
+        for step in range(generations):
+            info = run.save(step, state(*self.elements(step, share)))
+            assert loaded(store, info) == [("Iterator", self.elements(step, share))]
+            shares.append(info.stored_bytes / info.logical_bytes)
+        return shares
+
+    def test_on_a_fast_storage_a_later_save_compresses_only_a_megabyte_of_what_shrinks_little(
+        self, upload_seconds
+    ):
+        upload_seconds[0] = 0.001
+        (_, second) = self.stored_shares("auto", 2)
+        assert 0.96 < second < 0.98
+
+    def test_on_a_slow_storage_every_save_compresses_what_shrinks_little(self, upload_seconds):
+        upload_seconds[0] = 1.0
+        assert [round(share, 2) for share in self.stored_shares("auto", 3)] == [0.85] * 3
+
+    def test_on_a_fast_storage_what_shrinks_much_is_compressed(self, upload_seconds):
+        upload_seconds[0] = 0.001
+        assert [round(share, 2) for share in self.stored_shares("auto", 2, share=0.3)] == [0.70] * 2
+
+    @pytest.mark.parametrize(("compress", "expected"), [(True, 0.85), (False, 1.0)])
+    def test_a_fixed_choice_does_not_depend_on_the_speed(self, upload_seconds, compress, expected):
+        upload_seconds[0] = 0.001
+        assert [round(share, 2) for share in self.stored_shares(compress, 2)] == [expected] * 2
+
+    @pytest.mark.parametrize(("first", "then"), [(False, True), (True, False)])
+    def test_chunks_are_found_again_however_they_are_stored(self, memory, first, then):
+        store = ic.CheckpointStore.open(memory, create=True, options=ic.SaveOptions(compress=first))
+        old, new = self.elements(0, share=0.5), self.elements(1, share=0.5)
+        parent = store.begin_run("main").save(1, state(*old))
+        other = ic.CheckpointStore(memory, ic.SaveOptions(compress=then))
+        run = other.begin_run("main", parent=parent.ref)
+        assert run.save(2, state(*old)).stored_bytes < 10
+        mixed = run.save(3, state(*old, *new))
+        share = mixed.stored_bytes / sum(len(payload) for _, payload in new)
+        assert round(share, 1) == (0.5 if then else 1.0)
+        assert loaded(store, mixed) == [("Iterator", [*old, *new])]
+        assert store.verify().ok
+
+    @pytest.mark.parametrize("compress", ["always", "", None, 2])
+    def test_another_choice_is_refused(self, compress):
+        with pytest.raises(ValueError, match='compress must be "auto", True or False, got'):
+            ic.SaveOptions(compress=compress)
 
 
 class TestOrder:

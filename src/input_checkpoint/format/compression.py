@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import struct
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Callable, Optional
 
 import zstandard
 
@@ -17,6 +19,10 @@ _LEVEL = 1
 _TRIAL_BYTES = 1 << 20
 _PAUSE_BYTES = 64 << 20
 _WORTHWHILE_RATIO = 0.9
+_ALWAYS_RATIO = 0.8
+"""Data that shrinks to this is compressed for any storage: uncompressed, it would be a quarter larger."""
+_TRANSFERS = 2
+"""A byte is uploaded by a save and read by a restore, usually at about the same speed."""
 _READ_BYTES = 1 << 18
 _HAS_BATCH_API = {"multi_compress_to_buffer", "multi_decompress_to_buffer"} <= zstandard.backend_features
 _BATCH_BYTES = 1 << 20
@@ -28,16 +34,54 @@ _SKIPPABLE_MAGIC = 0x184D2A50
 _UNKNOWN_SIZE = -1
 
 
+def pays(size: int, stored: int, seconds: float, upload_seconds_per_byte: Optional[float]) -> bool:
+    """Return whether to compress more data of a kind, judging by what was compressed last.
+
+    Data that shrinks by less than a tenth is not compressed. Data that shrinks by a fifth or more is, because
+    disk space counts too. In between, compression pays if it takes less time than the saved bytes would take
+    to be uploaded and to be read back.
+
+    Args:
+        size: bytes before compression.
+        stored: bytes after compression.
+        seconds: how long compressing took.
+        upload_seconds_per_byte: how long the upload of a byte takes. None: unknown, treated as slow.
+
+    Example:
+        >>> pays(1000, 850, seconds=20, upload_seconds_per_byte=0.1)
+        True
+        >>> pays(1000, 850, seconds=20, upload_seconds_per_byte=0.01)
+        False
+    """
+    if stored > _WORTHWHILE_RATIO * size:
+        return False
+    if stored <= _ALWAYS_RATIO * size or upload_seconds_per_byte is None:
+        return True
+    return seconds < _TRANSFERS * (size - stored) * upload_seconds_per_byte
+
+
 class Compressor:
-    """Compresses chunks, and pauses for 64 MiB when the last megabyte shrank by less than a tenth.
+    """Compresses chunks, and pauses for 64 MiB when the last megabyte shows that it does not pay.
 
     Use one compressor per kind of chunk, because it predicts how well the next chunks compress from the last
     ones. Not thread-safe.
+
+    Args:
+        upload_seconds_per_byte: called after each megabyte. See `pays`, which decides.
+        clock: returns the processor time of this thread in seconds. On a busy machine, wall time includes
+            time during which other threads and programs run.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        upload_seconds_per_byte: Callable[[], Optional[float]] = lambda: None,
+        clock: Callable[[], float] = time.thread_time,
+    ) -> None:
         self._zstd = zstandard.ZstdCompressor(level=_LEVEL)
+        self._upload_seconds_per_byte = upload_seconds_per_byte
+        self._clock = clock
         self._tried_bytes = self._stored_bytes = self._pause_bytes = 0
+        self._seconds = 0.0
 
     def compress(self, contents: Sequence[bytes]) -> Sequence[bytes]:
         """Return each content compressed, or unchanged if compression does not make it smaller."""
@@ -45,17 +89,24 @@ class Compressor:
         if self._pause_bytes > 0:
             self._pause_bytes -= size
             return contents
+        started = self._clock()
         stored = [
             min(content, padded(compressed, len(content), MAX_CHUNK_RATIO), key=len)
             for content, compressed in zip(contents, self._compress_all(contents))
         ]
+        self._seconds += self._clock() - started
         self._tried_bytes += size
         self._stored_bytes += sum(map(len, stored))
         if self._tried_bytes >= _TRIAL_BYTES:
-            if self._stored_bytes > _WORTHWHILE_RATIO * self._tried_bytes:
-                self._pause_bytes = _PAUSE_BYTES
-            self._tried_bytes = self._stored_bytes = 0
+            self._judge()
         return stored
+
+    def _judge(self) -> None:
+        upload = self._upload_seconds_per_byte()
+        if not pays(self._tried_bytes, self._stored_bytes, self._seconds, upload):
+            self._pause_bytes = _PAUSE_BYTES
+        self._tried_bytes = self._stored_bytes = 0
+        self._seconds = 0.0
 
     def _compress_all(self, contents: Sequence[bytes]) -> Iterable[bytes]:
         if len(contents) == 1 or not _HAS_BATCH_API:

@@ -10,6 +10,7 @@ from typing import Callable, Optional
 from input_checkpoint.backends.base import Backend
 from input_checkpoint.format.chunk_table import Location
 from input_checkpoint.parallel import DaemonExecutor, is_interrupt
+from input_checkpoint.store.upload_speed import UploadSpeed
 
 PACK_BYTES = 8 << 20
 CONCURRENCY = 4
@@ -27,6 +28,7 @@ class PackWriter:
         pack_key: returns the key of the n-th pack.
         pack_bytes: a pack is uploaded once it holds at least this many bytes.
         concurrency: number of uploads at once.
+        speed: measures how fast the uploads are. Default: one of its own.
     """
 
     def __init__(
@@ -35,7 +37,9 @@ class PackWriter:
         pack_key: Callable[[int], str],
         pack_bytes: int = PACK_BYTES,
         concurrency: int = CONCURRENCY,
+        speed: Optional[UploadSpeed] = None,
     ) -> None:
+        self._speed = speed or UploadSpeed()
         self._backend = backend
         self._pack_key = pack_key
         self._pack_bytes = pack_bytes
@@ -112,7 +116,8 @@ class PackWriter:
             with self._joining:
                 data = b"".join(chunks)
                 chunks.clear()
-            self._backend.put(key, data)
+            with self._speed.measuring(len(data)):
+                self._backend.put(key, data)
         finally:
             self._upload_slots.release()
 
