@@ -98,7 +98,7 @@ def shrinking(number: int, share: float = 0.15) -> Element:
 
 
 class TestCompression:
-    COUNT = 60
+    COUNT = 100
 
     def elements(self, generation: int, share: float = 0.15) -> list[Element]:
         first = generation * self.COUNT
@@ -134,7 +134,7 @@ class TestCompression:
     ):
         upload_seconds[0] = 0.001
         (_, second) = self.stored_shares("auto", 2)
-        assert 0.96 < second < 0.98
+        assert 0.975 < second < 0.99
 
     def test_on_a_slow_storage_every_save_compresses_what_shrinks_little(self, upload_seconds):
         upload_seconds[0] = 1.0

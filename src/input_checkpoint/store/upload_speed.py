@@ -11,7 +11,8 @@ from typing import Callable, Optional
 
 _COUNTED_BYTES = 1_000_000
 """A smaller pack does not count, because its upload takes about as long as that of an empty one."""
-_UPLOADS = 8
+_MIN_UPLOADS = 4
+_MAX_UPLOADS = 8
 
 
 class UploadSpeed:
@@ -25,10 +26,12 @@ class UploadSpeed:
         clock: returns a time in seconds that never goes back.
 
     Example:
-        >>> time_now = iter([0.0, 2.0])
-        >>> speed = UploadSpeed(clock=lambda: next(time_now))
-        >>> with speed.measuring(8_000_000):
-        ...     pass
+        >>> from itertools import count
+        >>> ticks = count()
+        >>> speed = UploadSpeed(clock=lambda: 2.0 * next(ticks))
+        >>> for _ in range(4):
+        ...     with speed.measuring(8_000_000):
+        ...         pass
         >>> speed.seconds_per_byte()
         2.5e-07
     """
@@ -40,11 +43,11 @@ class UploadSpeed:
         # Advances by a second per second while one upload is running, and by half of that while two are.
         self._shared_time = 0.0
         self._last_event = 0.0
-        self._uploads: deque[tuple[int, float]] = deque(maxlen=_UPLOADS)
+        self._uploads: deque[tuple[int, float]] = deque(maxlen=_MAX_UPLOADS)
         self._seconds_per_byte: Optional[float] = None
 
     def seconds_per_byte(self) -> Optional[float]:
-        """Return how long the upload of a byte takes, or None before the first measurement."""
+        """Return how long the upload of a byte takes, or None before four uploads have been measured."""
         return self._seconds_per_byte
 
     @contextlib.contextmanager
@@ -70,7 +73,8 @@ class UploadSpeed:
             self._running -= 1
             if size >= _COUNTED_BYTES:
                 self._uploads.append((size, self._shared_time - begun))
-                self._seconds_per_byte = seconds_per_byte(self._uploads)
+                if len(self._uploads) >= _MIN_UPLOADS:
+                    self._seconds_per_byte = seconds_per_byte(self._uploads)
 
     def _advance(self) -> None:
         now = self._clock()
@@ -80,17 +84,19 @@ class UploadSpeed:
 
 
 def seconds_per_byte(uploads: Sequence[tuple[int, float]]) -> float:
-    """Return how long the upload of a byte takes on average, leaving out the slowest of several uploads.
+    """Return how long the upload of a byte takes, on average over the middle half of the uploads.
 
-    One upload that hangs, or is retried, says nothing about the others.
+    The slowest ones may have waited for a retry or for the processor. The fastest ones may have had more than
+    their share of the connection.
 
     Args:
         uploads: size and seconds of each.
 
     Example:
-        >>> seconds_per_byte([(4, 1.0), (4, 60.0), (2, 2.0)])
+        >>> seconds_per_byte([(4, 1.0), (4, 3.0), (4, 60.0), (2, 0.1)])
         0.5
     """
-    slowest_last = sorted(uploads, key=lambda upload: upload[1] / upload[0])
-    counted = slowest_last[:-1] or slowest_last
+    fastest_first = sorted(uploads, key=lambda upload: upload[1] / upload[0])
+    left_out = len(uploads) // 4
+    counted = fastest_first[left_out : len(uploads) - left_out]
     return sum(seconds for _, seconds in counted) / sum(size for size, _ in counted)
