@@ -29,6 +29,8 @@ _KEY_BYTES = 32
 """Estimated size of an element's key and framing after compression."""
 _MOSTLY_OVERHEAD_BYTES = 128
 """Payloads below this size consist mostly of TensorFlow's encoding of a tensor, which compresses well."""
+_SINGLE_NUMBER_BYTES = 96
+"""Payloads below this size hold little more than one number, and compress even better."""
 
 
 def _group_size(payload_bytes: int) -> int:
@@ -38,7 +40,9 @@ def _group_size(payload_bytes: int) -> int:
     also the end of a smaller one, so boundaries stay stable where payload sizes are mixed.
     """
     element_bytes = payload_bytes + _KEY_BYTES
-    if payload_bytes < _MOSTLY_OVERHEAD_BYTES:
+    if payload_bytes < _SINGLE_NUMBER_BYTES:
+        element_bytes //= 4
+    elif payload_bytes < _MOSTLY_OVERHEAD_BYTES:
         element_bytes //= 2
     exponent = round(math.log2(_GROUP_BYTES / element_bytes))
     return int(2 ** min(math.log2(_MAX_GROUP_ELEMENTS), max(0, exponent)))
