@@ -2,6 +2,9 @@
 
 The hooks share one monitored session. Each one saves only when it is its turn. Its stall is the time that it
 spends on the training thread: in `after_run` of the step that it saves, and in `before_run` of the next one.
+TensorFlow calls the hooks of a session in the order of a list. If another hook came first, part of a save
+that runs in the background would pass unnoticed during its call. So `_Together` calls the hook whose turn it
+is first, and no result depends on the order of the candidates.
 """
 
 from __future__ import annotations
@@ -63,6 +66,8 @@ class HookCandidate(Candidate, tf.estimator.SessionRunHook):  # type: ignore[mis
         self.name = name
         self.hook = hook
         self.session: Optional[TrainingSession] = None
+        self.comes_first = False
+        """Whether it is called before all other hooks: in the step that it saves, and in the next one."""
         self._is_its_turn = False
         self._seconds = 0.0
         self._started_at = 0.0
@@ -71,10 +76,11 @@ class HookCandidate(Candidate, tf.estimator.SessionRunHook):  # type: ignore[mis
         """See `Candidate.save`. Trains a step, saves, and trains one more, which waits for the snapshot."""
         assert self.session is not None
         self._seconds = 0.0
-        self._is_its_turn = True
+        self.comes_first = self._is_its_turn = True
         self.session.step()
         self._is_its_turn = False
         self.session.step()
+        self.comes_first = False
         self.stall_seconds = self._seconds
         self.durable_seconds = self._seconds
 
@@ -106,6 +112,45 @@ class HookCandidate(Candidate, tf.estimator.SessionRunHook):  # type: ignore[mis
 
     def end(self, session: Any) -> None:
         """Called by TensorFlow. Makes no final save."""
+
+
+class _Together(tf.estimator.SessionRunHook):  # type: ignore[misc]  # untyped base
+    """The candidates of a session as one hook, which calls the one that saves first."""
+
+    def __init__(self, hooks: Sequence[HookCandidate]) -> None:
+        self._hooks = hooks
+
+    def begin(self) -> None:
+        """Called by TensorFlow."""
+        for hook in self._hooks:
+            hook.begin()
+
+    def after_create_session(self, session: Any, coord: Any) -> None:
+        """Called by TensorFlow."""
+        for hook in self._hooks:
+            hook.after_create_session(session, coord)
+
+    def before_run(self, run_context: Any) -> Any:
+        """Called by TensorFlow."""
+        wanted = {}
+        for hook in self._in_order():
+            arguments = hook.before_run(run_context)
+            if arguments is not None:
+                wanted[hook.name] = arguments.fetches
+        return v1.train.SessionRunArgs(wanted)
+
+    def after_run(self, run_context: Any, run_values: Any) -> None:
+        """Called by TensorFlow."""
+        for hook in self._in_order():
+            hook.after_run(run_context, run_values._replace(results=run_values.results.get(hook.name)))
+
+    def end(self, session: Any) -> None:
+        """Called by TensorFlow."""
+        for hook in self._hooks:
+            hook.end(session)
+
+    def _in_order(self) -> list[HookCandidate]:
+        return sorted(self._hooks, key=lambda hook: not hook.comes_first)
 
 
 class Ours(HookCandidate):
@@ -289,7 +334,7 @@ def training(
         step = v1.train.get_or_create_global_step()
         with tf.control_dependencies([(train or consumed)(iterator.get_next())]):
             train_op = step.assign_add(1).op
-        session = v1.train.MonitoredSession(hooks=hooks)
+        session = v1.train.MonitoredSession(hooks=[_Together(hooks)])
     # Outside the graph, because other candidates use TensorFlow eagerly in the meantime.
     with session:
         opened = TrainingSession(session, train_op, iterator, graph)
@@ -305,12 +350,18 @@ def training(
 
 
 def turns(candidates: Sequence[Any], rounds: int) -> Iterator[tuple[int, Any]]:
-    """Yield every candidate in every round. Each one is first equally often.
+    """Yield every candidate in every round.
+
+    The first one changes from round to round, and the direction too, so that no candidate always follows the
+    same other one.
 
     >>> [candidate for _, candidate in turns(["a", "b"], 2)]
     ['a', 'b', 'b', 'a']
+    >>> "".join(candidate for _, candidate in turns("abc", 6))
+    'abccbabcaacbcabbac'
     """
     for number in range(rounds):
-        first = number % len(candidates)
-        for candidate in [*candidates[first:], *candidates[:first]]:
+        first = number // 2 % len(candidates)
+        order = [*candidates[first:], *candidates[:first]]
+        for candidate in reversed(order) if number % 2 else order:
             yield number, candidate

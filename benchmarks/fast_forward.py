@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import tensorflow as tf
 
 from benchmarks import candidates, fresh_process, pipelines, places
 from benchmarks.candidates import TrainingSession
-from benchmarks.hooked_training import FirstStep, TimedHook, hooked_training, perceptron
+from benchmarks.hooked_training import StepClock, TimedHook, hooked_training, perceptron
 from benchmarks.report import Figure, Goal, number
 from input_checkpoint import CheckpointRef, CheckpointStore
 from input_checkpoint.backends.local import LocalBackend
@@ -35,7 +36,7 @@ v1 = tf.compat.v1
 
 NAME = "fast_forward"
 SPEED = "batches per second"
-RESUME = "until the next step [s]"
+RESUME = "until the end of the next step [s]"
 DRAWN = "drawn"
 PULLED = "fetched by Python"
 """The input alone: ``session.run`` of a batch that nobody uses."""
@@ -115,8 +116,7 @@ def _workloads(steps: Sequence[int], rounds: int, missed: int, resumes: int) -> 
     kinds = (
         (f"{INPUT_BOUND}, pictures", decoded_pictures, looked_at),
         (f"{BALANCED}, tokens", _tokens(32), _perceptron(256)),
-        (f"{COMPUTE_BOUND}, small steps", _tokens(32), _perceptron(1024)),
-        (f"{COMPUTE_BOUND}, large steps", _tokens(64), _perceptron(2048)),
+        (f"{COMPUTE_BOUND}, tokens", _tokens(32), _perceptron(1024)),
     )
     return [Workload(*kind, count, rounds, missed, resumes) for kind, count in zip(kinds, steps)]
 
@@ -129,16 +129,23 @@ def _perceptron(width: int) -> Callable[[Any], Any]:
     return functools.partial(perceptron, width=width)
 
 
-FULL = _workloads((200, 600, 300, 100), rounds=5, missed=1_000, resumes=2)
-QUICK = _workloads((10, 20, 10, 10), rounds=2, missed=30, resumes=1)
+FULL = _workloads((100, 300, 150), rounds=5, missed=250, resumes=3)
+QUICK = _workloads((10, 20, 10), rounds=2, missed=30, resumes=1)
 
 
 def measure(quick: bool) -> Iterator[Figure]:
     """Yield the figures, workload by workload."""
     for workload in QUICK if quick else FULL:
         yield from fresh_process.run(draw_and_train, workload)
-        for turn in range(workload.resumes):
-            yield from _resume_round(workload, turn)
+        with places.folder() as folder:
+            # All rounds begin with a copy of the same training, under the same path.
+            prepared, used = folder / "prepared", folder / "used"
+            fresh_process.run(train_to_base, workload, used)
+            used.rename(prepared)
+            for turn in range(workload.resumes):
+                shutil.copytree(prepared, used)
+                yield from _resume_round(workload, used, turn)
+                shutil.rmtree(used)
 
 
 def draw_and_train(workload: Workload) -> list[Figure]:
@@ -193,14 +200,12 @@ def _run(session: Any, operation: Any, times: int) -> None:
         session.run(operation)
 
 
-def _resume_round(workload: Workload, turn: int) -> Iterator[Figure]:
-    """Train in one process, and resume in others after it was killed."""
-    with places.folder() as folder:
-        fresh_process.run(train_to_base, workload, folder)
-        found = {REPEATED: fresh_process.run_until_killed(train_to_mark, workload, folder)}
-        # After a fast-forward, the input is saved in full. So the next process finds a full checkpoint.
-        for who in (FAST_FORWARD, FULL_RESUME):
-            found[who] = fresh_process.run_until_killed(resume, workload, folder)
+def _resume_round(workload: Workload, folder: Path, turn: int) -> Iterator[Figure]:
+    """Resume in one process, and in others after it was killed."""
+    found = {REPEATED: fresh_process.run_until_killed(train_to_mark, workload, folder)}
+    # After a fast-forward, the input is saved in full. So the next process finds a full checkpoint.
+    for who in (FAST_FORWARD, FULL_RESUME):
+        found[who] = fresh_process.run_until_killed(resume, workload, folder)
     for who, seconds in found.items():
         yield Figure(NAME, workload.resume_case, who, RESUME, turn, seconds)
 
@@ -215,29 +220,26 @@ def train_to_base(workload: Workload, folder: Path) -> None:
 def train_to_mark(workload: Workload, folder: Path, kill: Callable[[float], None]) -> None:
     """Resume at the full checkpoint, train until the next model is saved, and die a step later."""
     started = time.perf_counter()
-    with _training(workload, folder) as (session, hook, _):
-        for _ in range(workload.missed):
+    with _training(workload, folder) as (session, hook, clock):
+        for _ in range(workload.missed + 1):
             session.step()
-        seconds = time.perf_counter() - started
-        session.step()
         hook.wait()
-        kill(seconds)
+        kill(clock.ended_at - started)
 
 
 def resume(workload: Workload, folder: Path, kill: Callable[[float], None]) -> None:
     """Resume at the model, train one step, and die."""
     started = time.perf_counter()
-    with _training(workload, folder) as (session, hook, first_step):
+    with _training(workload, folder) as (session, hook, clock):
         session.step()
         hook.wait()
-        assert first_step.begins_at is not None
         if session.global_step() != _WARM_UP + workload.missed + 1:
             raise RuntimeError("the training was not resumed at its newest model")
-        kill(first_step.begins_at - started)
+        kill(clock.ended_at - started)
 
 
 @contextlib.contextmanager
-def _training(workload: Workload, folder: Path) -> Iterator[tuple[TrainingSession, TimedHook, FirstStep]]:
+def _training(workload: Workload, folder: Path) -> Iterator[tuple[TrainingSession, TimedHook, StepClock]]:
     model = folder / "model"
     hook = TimedHook(
         model_dir=str(model),
@@ -246,7 +248,7 @@ def _training(workload: Workload, folder: Path) -> Iterator[tuple[TrainingSessio
         save_steps=10 * workload.missed,
         model_schedule=SaveSchedule(every_steps=workload.missed),
     )
-    first_step = FirstStep()
-    hooks = [hook, first_step]
+    clock = StepClock()
+    hooks = [clock, hook]
     with hooked_training(workload.dataset, workload.train, model, workload.missed, hooks) as session:
-        yield session, hook, first_step
+        yield session, hook, clock

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 import tensorflow as tf
 
@@ -52,16 +52,19 @@ class TimedHook(SessionHook):
         self._running_saver.wait()
 
 
-class FirstStep(tf.estimator.SessionRunHook):  # type: ignore[misc]  # untyped base
-    """Notes when the first step begins. Comes after the hook that restores the input."""
+class StepClock(tf.estimator.SessionRunHook):  # type: ignore[misc]  # untyped base
+    """Notes when a step has ended. Stands first in the list of hooks.
 
-    begins_at: Optional[float] = None
-    """On the clock of `time.perf_counter`."""
+    A hook may restore the input in `after_create_session` or in `before_run`. Both come before the end of the
+    first step, wherever the hook stands in the list. And what a hook does after the step is not part of it.
+    """
 
-    def before_run(self, run_context: Any) -> None:
+    ended_at: float = 0.0
+    """When the last step ended, on the clock of `time.perf_counter`."""
+
+    def after_run(self, run_context: Any, run_values: Any) -> None:
         """Called by TensorFlow."""
-        if self.begins_at is None:
-            self.begins_at = time.perf_counter()
+        self.ended_at = time.perf_counter()
 
 
 @contextlib.contextmanager
@@ -73,6 +76,8 @@ def hooked_training(
     hooks: list[Any],
 ) -> Iterator[TrainingSession]:
     """Open a monitored session that restores and saves its model.
+
+    TensorFlow calls the hook that saves the model before all others, as in a training through an Estimator.
 
     Args:
         dataset: returns what to train on.
@@ -93,6 +98,8 @@ def hooked_training(
             save_summaries_steps=None,
             save_summaries_secs=None,
             log_step_count_steps=None,
+            # The graph has the pictures as constants. To write it with each model takes longer than the rest.
+            save_graph_def=False,
             hooks=hooks,
         )
         with session:
