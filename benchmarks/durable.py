@@ -53,10 +53,10 @@ class Run:
 
 
 FULL = (
-    Run(pipelines.pictures, 1_000, 10, 5),
-    Run(pipelines.pictures, 1_000, 150, 3),
-    Run(pipelines.tokens, 20_000, 100, 3),
-    Run(pipelines.vectors, 50_000, 50, 3),
+    Run(pipelines.pictures, 1_000, 10, 3),
+    Run(pipelines.pictures, 500, 75, 3),
+    Run(pipelines.tokens, 10_000, 50, 3),
+    Run(pipelines.vectors, 20_000, 20, 3),
 )
 QUICK = (Run(pipelines.pictures, 200, 5, 2),)
 

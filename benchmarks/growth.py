@@ -15,7 +15,7 @@ from typing import Callable
 from benchmarks import fresh_process, pipelines, places
 from benchmarks.candidates import FLOOR
 from benchmarks.pipelines import Pipeline
-from benchmarks.raw_session import raw_session
+from benchmarks.raw_session import RawSession, raw_session
 from benchmarks.report import Figure, Goal, aligned, exponent, number
 from benchmarks.traffic import TrafficBackend
 from input_checkpoint import CheckpointRef, CheckpointStore, IteratorState, KeepAll, KeepLast
@@ -60,25 +60,38 @@ class Sizes:
     rounds: int
 
 
-FULL = Sizes((500, 2_000, 8_000), (5_000, 25_000, 125_000), (1, 10, 100, 1_000), (1, 10, 100, 1_000), 2)
+FULL = Sizes((500, 2_000, 8_000), (4_000, 20_000, 100_000), (1, 10, 100, 1_000), (1, 10, 100, 1_000), 3)
 QUICK = Sizes((100, 300), (1_000, 4_000), (1, 10, 50), (1, 10, 50), 1)
 
 
 def measure(quick: bool) -> Iterator[Figure]:
     """Yield the figures, and the exponents computed from them."""
     sizes = QUICK if quick else FULL
-    for turn in range(sizes.rounds):
-        found = fresh_process.run(save_each, [pipelines.pictures(count) for count in sizes.pictures])
-        yield from _series("state size", sizes.pictures, turn, found, _always_grows)
-        found = fresh_process.run(save_each, [pipelines.numbers(count) for count in sizes.numbers])
-        yield from _series("element count", sizes.numbers, turn, found, _always_grows)
-        found = [costs_with_history(count) for count in sizes.checkpoints]
-        yield from _series("retained checkpoints", sizes.checkpoints, turn, found, _grows_with_history)
-        found = [costs_with_workers(count) for count in sizes.workers]
-        yield from _series("workers", sizes.workers, turn, found, _grows_with_workers)
+    rounds = sizes.rounds
+    for what, counts, make in (
+        ("state size", sizes.pictures, pipelines.pictures),
+        ("element count", sizes.numbers, pipelines.numbers),
+    ):
+        found = fresh_process.run(save_each, [make(count) for count in counts], rounds)
+        yield from _all_series(what, counts, found, _always_grows)
+    found = [costs_with_history(count, rounds) for count in sizes.checkpoints]
+    yield from _all_series("retained checkpoints", sizes.checkpoints, found, _grows_with_history)
+    found = [costs_with_workers(count, rounds) for count in sizes.workers]
+    yield from _all_series("workers", sizes.workers, found, _grows_with_workers)
 
 
 Costs = dict[str, float]
+
+
+def _all_series(
+    what: str,
+    sizes: tuple[int, ...],
+    found: Sequence[Sequence[Costs]],
+    may_grow: Callable[[str], bool],
+) -> Iterator[Figure]:
+    """Yield the figures, given the costs of every round for each size."""
+    for turn, of_round in enumerate(zip(*found)):
+        yield from _series(what, sizes, turn, of_round, may_grow)
 
 
 def _series(
@@ -130,17 +143,22 @@ def _grows_with_workers(cost: str) -> bool:
     return cost.startswith("list all") or cost.endswith(SECONDS)
 
 
-def save_each(pipelines_: Sequence[Pipeline]) -> list[Costs]:
-    """Return the costs of a full save and its restore, for each pipeline."""
-    return [_save_all(pipeline) for pipeline in pipelines_]
+def save_each(pipelines_: Sequence[Pipeline], rounds: int) -> list[list[Costs]]:
+    """Return the costs of a full save and its restore, in every round, for each pipeline."""
+    return [_save_all(pipeline, rounds) for pipeline in pipelines_]
 
 
-def _save_all(pipeline: Pipeline) -> Costs:
-    with places.folder() as folder, raw_session(pipeline) as opened:
-        session, iterators = opened.session, opened.iterators
+def _save_all(pipeline: Pipeline, rounds: int) -> list[Costs]:
+    with raw_session(pipeline) as opened:
         # TensorFlow prepares an operation on its first run.
-        iterators.snapshot(session).release()
-        session.run(opened.serialize)
+        opened.iterators.snapshot(opened.session).release()
+        opened.session.run(opened.serialize)
+        return [_save_to_new_store(opened) for _ in range(rounds)]
+
+
+def _save_to_new_store(opened: RawSession) -> Costs:
+    session, iterators = opened.session, opened.iterators
+    with places.folder() as folder:
         store = CheckpointStore.open(LocalBackend(str(folder)), create=True)
         run = store.begin_run("main")
         before = time.perf_counter()
@@ -161,8 +179,8 @@ def _save_all(pipeline: Pipeline) -> Costs:
     }
 
 
-def costs_with_history(retained: int) -> Costs:
-    """Return the cost of every operation on a store with that many checkpoints."""
+def costs_with_history(retained: int, rounds: int) -> list[Costs]:
+    """Return the cost of every operation on a store with that many checkpoints, in every round."""
     backend = TrafficBackend(MemoryBackend(f"memory://{uuid.uuid4().hex}"))
     store = CheckpointStore.open(backend, create=True)
     run = store.begin_run("main")
@@ -170,16 +188,20 @@ def costs_with_history(retained: int) -> Costs:
     last = max(retained, _MIN_SAVES)
     for step in range(1, last + 1):
         run.save(step, [_state(step)])
-    run.prune(KeepLast(retained))
-    costs = _costs_of(backend, "save", lambda: run.save(last + 1, [_state(last + 1)]))
-    costs |= _costs_of(backend, "prune", lambda: run.prune(KeepAll()))
-    costs |= _costs_of(backend, "list all", lambda: _open(backend).checkpoints())
-    costs |= _costs_of(backend, "resume", lambda: _resume(backend, "main"))
-    return costs
+    found = []
+    for _ in range(rounds):
+        run.prune(KeepLast(retained))
+        step = _next_step(backend, "main")
+        costs = _costs_of(backend, "save", lambda: run.save(step, [_state(step)]))  # noqa: B023 - called now
+        costs |= _costs_of(backend, "prune", lambda: run.prune(KeepAll()))  # noqa: B023 - called now
+        costs |= _costs_of(backend, "list all", lambda: _open(backend).checkpoints())
+        run = _costs_of_resume(backend, "main", costs)
+        found.append(costs)
+    return found
 
 
-def costs_with_workers(workers: int) -> Costs:
-    """Return the cost of every operation for one of that many workers."""
+def costs_with_workers(workers: int, rounds: int) -> list[Costs]:
+    """Return the cost of every operation for one of that many workers, in every round."""
     backend = TrafficBackend(MemoryBackend(f"memory://{uuid.uuid4().hex}"))
     names = [f"worker-{index}" for index in range(workers)]
     runs: dict[str, Run] = {}
@@ -187,15 +209,32 @@ def costs_with_workers(workers: int) -> Costs:
         runs[name] = CheckpointStore.open(backend, create=True).begin_run(name)
         runs[name].save(1, [_state(1)])
     one = names[-1]
-    costs = _costs_of(backend, "save", lambda: runs[one].save(2, [_state(2)]))
-    costs |= _costs_of(backend, "prune", lambda: runs[one].prune(KeepAll()))
-    costs |= _costs_of(backend, "list own", lambda: _open(backend).checkpoints(one))
-    costs |= _costs_of(backend, "list all", lambda: _open(backend).checkpoints())
-    costs |= _costs_of(backend, "resume", lambda: _resume(backend, one))
-    return costs
+    run = runs[one]
+    found = []
+    for _ in range(rounds):
+        run.prune(KeepLast(1))
+        step = _next_step(backend, one)
+        costs = _costs_of(backend, "save", lambda: run.save(step, [_state(step)]))  # noqa: B023 - called now
+        costs |= _costs_of(backend, "prune", lambda: run.prune(KeepAll()))  # noqa: B023 - called now
+        costs |= _costs_of(backend, "list own", lambda: _open(backend).checkpoints(one))
+        costs |= _costs_of(backend, "list all", lambda: _open(backend).checkpoints())
+        run = _costs_of_resume(backend, one, costs)
+        found.append(costs)
+    return found
 
 
-def _resume(backend: TrafficBackend, worker: str) -> None:
+def _next_step(backend: TrafficBackend, worker: str) -> int:
+    return _open(backend).history(worker)[-1].step + 1
+
+
+def _costs_of_resume(backend: TrafficBackend, worker: str, costs: Costs) -> Run:
+    """Add the costs of a resume. Return the run that it has begun."""
+    begun: list[Run] = []
+    costs |= _costs_of(backend, "resume", lambda: begun.append(_resume(backend, worker)))
+    return begun[0]
+
+
+def _resume(backend: TrafficBackend, worker: str) -> Run:
     """Do what a restarted process does, up to its first save."""
     store = _open(backend)
     newest: CheckpointRef = store.history(worker)[-1]
@@ -203,6 +242,7 @@ def _resume(backend: TrafficBackend, worker: str) -> None:
         state.in_order()
     run = store.begin_run(worker, newest)
     run.save(newest.step + 1, [_state(newest.step + 1)])
+    return run
 
 
 def _open(backend: TrafficBackend) -> CheckpointStore:

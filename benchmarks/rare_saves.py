@@ -1,8 +1,8 @@
 """What it saves to save the input in full at every 4th or 16th model checkpoint only, and what marks cost.
 
-Every training checkpoints its model equally often, in a process of its own. Between two model checkpoints,
-nearly the whole buffer is replaced, and all background work is finished. The cost of counting is measured in
-one process, in which trainings with and without marks take turns, interval by interval.
+Every training checkpoints its model equally often. The trainings are in one process and take turns, each in a
+session of its own. Between two model checkpoints, nearly the whole buffer is replaced, and all background
+work is finished. The cost of counting is measured in the same way, with and without marks.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ _PARTS = 10
 
 _EVERY = {NO_MARKS: 1, EVERY: 1, FOURTH: 4, SIXTEENTH: 16}
 
+_MODELS = {NO_MARKS: 8, EVERY: 8, FOURTH: 8, SIXTEENTH: 16}
+"""Model checkpoints in a round: as many as one full save needs, and otherwise enough for a mean."""
+
 GOALS = (
     Goal(NAME, STALL, EVERY, NO_MARKS, 1.1),
     Goal(NAME, STALL, FOURTH, EVERY, 0.3),
@@ -77,8 +80,12 @@ class Run:
     elements: int
     rounds: int
     remote: bool
-    model_steps: int = 100
-    models: int = 16
+    model_steps: int
+
+    @property
+    def case(self) -> str:
+        """Its name in the results."""
+        return f"{pipelines.pictures(self.elements).name}, {'slow S3' if self.remote else 'disk'}"
 
 
 @dataclass(frozen=True)
@@ -97,10 +104,10 @@ def small_step(batch: Any) -> Any:
     return perceptron(batch, width=256)
 
 
-FULL = (Run(1_000, 2, remote=False), Run(1_000, 1, remote=True))
+FULL = (Run(150, 3, remote=False, model_steps=15), Run(150, 3, remote=True, model_steps=15))
 FULL_STEPS = (
-    ShortSteps("steps that do nothing", consumed, 4_000, 12),
-    ShortSteps("small steps", small_step, 1_000, 12),
+    ShortSteps("steps that do nothing", consumed, 2_000, 5),
+    ShortSteps("small steps", small_step, 500, 5),
 )
 QUICK = (Run(50, 1, remote=False, model_steps=5), Run(50, 1, remote=True, model_steps=5))
 QUICK_STEPS = (ShortSteps("steps that do nothing", consumed, 100, 2),)
@@ -110,62 +117,84 @@ def measure(quick: bool) -> Iterator[Figure]:
     """Yield the figures: first those of rare saves, then those of counting."""
     with places.slow_s3() as remote:
         for run in QUICK if quick else FULL:
-            for turn, who in candidates.turns(list(_EVERY), run.rounds):
-                yield from fresh_process.run(train, run, who, turn, remote if run.remote else None)
+            yield from fresh_process.run(train, run, remote if run.remote else None)
     for steps in QUICK_STEPS if quick else FULL_STEPS:
         yield from fresh_process.run(count, steps)
 
 
-def train(run: Run, who: str, turn: int, remote: Optional[Place]) -> list[Figure]:
-    """Train, and return the figures of all model checkpoints after the first one."""
-    pipeline = pipelines.pictures(run.elements)
-    with places.folder() as folder:
-        backend = TrafficBackend(_backend(who, turn, folder, remote))
-        hook = _hook(backend, folder, run.model_steps, who)
-        with hooked_training(
-            pipeline.dataset, consumed, folder / "model", run.model_steps, [hook]
-        ) as session:
-            session.step()
-            hook.wait()
-            backend.take_traffic()
-            stalls = [_train_to_model(session, hook, run, index) for index in range(run.models)]
-            traffic = backend.take_traffic()
-    every = _EVERY[who]
-    full = stalls[every - 1 :: every]
-    marks = [stall for place, stall in enumerate(stalls, 1) if place % every]
-    found = {
-        STALL: statistics.mean(stalls),
-        FULL_STALL: statistics.median(full),
-        SAVED: (traffic.uploaded - traffic.marked) / run.models,
-        MARKED: traffic.marked / run.models,
-        WRITTEN: traffic.uploaded / run.models,
-        REQUESTS: traffic.requests / run.models,
-    }
-    if marks:
-        found[MARK_STALL] = statistics.median(marks)
-    case = f"{pipeline.name}, {'slow S3' if remote else 'disk'}"
-    return [Figure(NAME, case, who, what, turn, value) for what, value in found.items()]
+def train(run: Run, remote: Optional[Place]) -> list[Figure]:
+    """Let the trainings take turns, and return the figures of all model checkpoints after the first one."""
+    with places.folder() as folder, contextlib.ExitStack() as stack:
+        trainings = {who: stack.enter_context(_rare_saves(run, who, folder, remote)) for who in _EVERY}
+        return [
+            Figure(NAME, run.case, who, what, turn, value)
+            for turn, who in candidates.turns(list(_EVERY), run.rounds)
+            for what, value in trainings[who].take_round().items()
+        ]
 
 
-def _train_to_model(session: TrainingSession, hook: TimedHook, run: Run, index: int) -> float:
-    """Train until after the next model checkpoint, and return for how long the hook kept the training."""
-    # One step of this interval was run after the last model checkpoint, or at the start.
-    for _ in range(run.model_steps - 2):
+@dataclass
+class _RareSaves:
+    """A training that saves its model in every interval, and its input more or less often."""
+
+    run: Run
+    who: str
+    session: TrainingSession
+    hook: TimedHook
+    backend: TrafficBackend
+    saved: int = 0
+    """Model checkpoints so far, without that of the first step."""
+
+    def take_round(self) -> dict[str, float]:
+        """Train for a round, and return its figures."""
+        every, models = _EVERY[self.who], _MODELS[self.who]
+        self.backend.take_traffic()
+        stalls = [self._train_to_model() for _ in range(models)]
+        traffic = self.backend.take_traffic()
+        marks = [stall for place, stall in enumerate(stalls, 1) if place % every]
+        found = {
+            STALL: statistics.mean(stalls),
+            FULL_STALL: statistics.median(stalls[every - 1 :: every]),
+            SAVED: (traffic.uploaded - traffic.marked) / models,
+            MARKED: traffic.marked / models,
+            WRITTEN: traffic.uploaded / models,
+            REQUESTS: traffic.requests / models,
+        }
+        if marks:
+            found[MARK_STALL] = statistics.median(marks)
+        return found
+
+    def _train_to_model(self) -> float:
+        """Train until after the next model checkpoint. Return for how long the hook kept the training."""
+        # One step of this interval was run after the last model checkpoint, or at the start.
+        for _ in range(self.run.model_steps - 2):
+            self.session.step()
+        before = self.hook.seconds
+        self.session.step()
+        self.session.step()
+        stall = self.hook.seconds - before
+        self.hook.wait()
+        self.saved += 1
+        assert self.session.global_step() == self.saved * self.run.model_steps + 1
+        return stall
+
+
+@contextlib.contextmanager
+def _rare_saves(run: Run, who: str, folder: Path, remote: Optional[Place]) -> Iterator[_RareSaves]:
+    name = who.replace(" ", "-").replace(",", "")
+    backend = TrafficBackend(_backend(name, folder / name, remote))
+    hook = _hook(backend, folder / name, run.model_steps, who)
+    dataset = pipelines.pictures(run.elements).dataset
+    with hooked_training(dataset, consumed, folder / name / "model", run.model_steps, [hook]) as session:
         session.step()
-    before = hook.seconds
-    session.step()
-    session.step()
-    stall = hook.seconds - before
-    hook.wait()
-    assert session.global_step() == (index + 1) * run.model_steps + 1
-    return stall
+        hook.wait()
+        yield _RareSaves(run, who, session, hook, backend)
 
 
-def _backend(who: str, turn: int, folder: Path, remote: Optional[Place]) -> Backend:
+def _backend(name: str, folder: Path, remote: Optional[Place]) -> Backend:
     if remote is None:
         return LocalBackend(str(folder / "input"))
-    name = who.replace(" ", "-").replace(",", "")
-    return open_backend(f"{remote.uri}/rare-saves-{name}-{turn}", remote.storage_options)
+    return open_backend(f"{remote.uri}/rare-saves-{name}", remote.storage_options)
 
 
 def _hook(backend: Backend, folder: Path, model_steps: int, who: str) -> TimedHook:

@@ -47,10 +47,10 @@ class Run:
 
 
 FULL = (
-    *(Run(pipelines.pictures, 1_000, steps, 10) for steps in (1, 3, 10, 31)),
-    *(Run(pipelines.tokens, 5_000, steps, 10) for steps in (2, 8, 31)),
-    *(Run(pipelines.vectors, 20_000, steps, 10) for steps in (1, 4, 16)),
-    Run(pipelines.cached_pictures, 1_000, 10, 12),
+    *(Run(pipelines.pictures, 1_000, steps, 7) for steps in (1, 10, 31)),
+    *(Run(pipelines.tokens, 5_000, steps, 7) for steps in (2, 8, 31)),
+    *(Run(pipelines.vectors, 20_000, steps, 7) for steps in (1, 4, 16)),
+    Run(pipelines.cached_pictures, 1_000, 10, 7),
 )
 QUICK = (Run(pipelines.pictures, 200, 1, 6), Run(pipelines.vectors, 4_000, 1, 4))
 
