@@ -6,9 +6,23 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Optional
+
+MEASUREMENTS = (
+    "stall",
+    "throughput",
+    "upload",
+    "durable",
+    "restart",
+    "restore",
+    "memory",
+    "growth",
+    "rare_saves",
+    "fast_forward",
+)
+"""The modules that measure, in the order in which a run calls them."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,16 @@ class Ratio:
         return {None: "", True: "met", False: "MISSED"}[self.met]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """When a measurement ran."""
+
+    date: str
+    """The day, as ``YYYY-MM-DD``."""
+    seconds: Optional[float]
+    """How long it took. None if nobody has recorded it."""
+
+
 def paired(these: dict[int, float], those: dict[int, float]) -> tuple[float, ...]:
     """Return the ratio for every round that both have, in order.
 
@@ -128,47 +152,82 @@ def measured_table(figures: Sequence[Figure]) -> str:
 
 def ratio_table(ratios: Sequence[Ratio]) -> str:
     """Return a table of the ratios with their goals."""
-    head = ("case", "what", "ratio of", "to", "median", "min", "max", "goal", "")
+    head = ("case", "what", "ratio of", "to", "median", "min", "max", "rounds", "goal", "")
     rows: list[Sequence[str]] = [head]
     for ratio in ratios:
         goal = ratio.goal
         spread = (ratio.median, min(ratio.values), max(ratio.values))
-        row = (ratio.case, goal.quantity, goal.who, goal.against, *map(number, spread))
+        row = (
+            ratio.case,
+            goal.quantity,
+            goal.who,
+            goal.against,
+            *map(number, spread),
+            str(len(ratio.values)),
+        )
         rows.append((*row, str(goal), ratio.verdict))
     return aligned(rows)
 
 
+def seconds_table(measured: Mapping[str, Measured], limit: float) -> str:
+    """Return how long each measurement took, and a warning if the whole took longer than the limit."""
+    seconds = {name: entry.seconds or 0.0 for name, entry in measured.items()}
+    whole = sum(seconds.values())
+    rows = [("measurement", "seconds"), *((name, f"{value:.0f}") for name, value in seconds.items())]
+    table = aligned([*rows, ("all", f"{whole:.0f}")])
+    if whole <= limit:
+        return table
+    return (
+        f"{table}\nWARNING: the run took {whole / 60:.1f} minutes, and should take at most {limit / 60:.0f}."
+    )
+
+
 def markdown(ratios: Sequence[Ratio]) -> str:
     """Return a Markdown table of the ratios with their goals."""
-    lines = ["| | case | ratio of | to | median | spread | goal | |", "|---|---|---|---|---|---|---|---|"]
+    head = ("", "case", "ratio of", "to", "median", "spread", "rounds", "goal", "")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for ratio in ratios:
         goal = ratio.goal
         what = f"{goal.measurement}: {goal.quantity}"
         spread = f"{number(min(ratio.values))} to {number(max(ratio.values))}"
         sign = str(goal).replace("<=", "≤").replace(">=", "≥")
         verdict = f"**{ratio.verdict.lower()}**" if ratio.met is False else ratio.verdict
-        cells = (what, ratio.case, goal.who, goal.against, number(ratio.median), spread, sign, verdict)
+        middle, rounds = number(ratio.median), str(len(ratio.values))
+        cells = (what, ratio.case, goal.who, goal.against, middle, spread, rounds, sign, verdict)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def raw(figures: Sequence[Figure], ratios: Sequence[Ratio], machine: dict[str, Any]) -> str:
-    """Return the figures, the ratios and the machine as JSON."""
+def raw(
+    figures: Sequence[Figure],
+    ratios: Sequence[Ratio],
+    machine: dict[str, Any],
+    measured: dict[str, Measured],
+    quick: bool = False,
+) -> str:
+    """Return the figures, the ratios, the machine and the times of the run as JSON."""
     judged = [
         {**asdict(ratio.goal), "case": ratio.case, "values": ratio.values, "met": ratio.met}
         for ratio in ratios
     ]
-    content = {"machine": machine, "ratios": judged, "figures": [asdict(figure) for figure in figures]}
+    content = {
+        "machine": machine,
+        "quick": quick,
+        "measured": {name: asdict(entry) for name, entry in measured.items()},
+        "ratios": judged,
+        "figures": [asdict(figure) for figure in figures],
+    }
     return json.dumps(content, separators=(",", ":"))
 
 
 def number(value: float) -> str:
     """Return a number with three significant digits.
 
-    >>> [number(value) for value in (0, 0.01234, 1.5, 20, 123456.0)]
-    ['0', '0.0123', '1.5', '20', '123 456']
+    >>> [number(value) for value in (0, 0.01234, 1.5, 20, 999.6, 123456.0)]
+    ['0', '0.0123', '1.5', '20', '1 000', '123 456']
     """
-    if abs(value) >= 1000:
+    # From here on, three digits would be written as 1e+03.
+    if abs(value) >= 999.5:
         return f"{value:,.0f}".replace(",", " ")
     return f"{value:.3g}"
 

@@ -8,48 +8,47 @@ import os
 import platform
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable, Optional
 
 from benchmarks import report
-from benchmarks.report import Figure, Ratio
+from benchmarks.report import MEASUREMENTS, Figure, Measured, Ratio
 
-MEASUREMENTS = (
-    "stall",
-    "throughput",
-    "upload",
-    "durable",
-    "restart",
-    "restore",
-    "memory",
-    "growth",
-    "rare_saves",
-    "fast_forward",
-)
+WHOLE_RUN_SECONDS = 12 * 60
+"""The most that all measurements together may take on two cores."""
 
 
-def run(
-    names: Sequence[str], quick: bool, keep: Callable[[list[Figure], list[Ratio]], object]
-) -> tuple[list[Figure], list[Ratio]]:
+@dataclass
+class Found:
+    """What the measurements have found so far."""
+
+    figures: list[Figure] = field(default_factory=list)
+    ratios: list[Ratio] = field(default_factory=list)
+    measured: dict[str, Measured] = field(default_factory=dict)
+
+
+def run(names: Sequence[str], quick: bool, keep: Callable[[Found], object]) -> Found:
     """Run the named measurements. Print and keep the results after each one."""
-    figures: list[Figure] = []
-    ratios: list[Ratio] = []
+    everything = Found()
     for name in names:
         module = importlib.import_module(f"benchmarks.{name}")
         started = time.monotonic()
         found = list(module.measure(quick))
+        seconds = time.monotonic() - started
         compared = compare(module, found)
         title = f"{name}: {_first_line(module)}"
         table = getattr(module, "table", report.measured_table)
         print(f"\n{title}\n{'=' * len(title)}\n{table(found)}\n")
         print(report.ratio_table(compared))
-        print(f"({time.monotonic() - started:.0f} s)", flush=True)
-        figures += found
-        ratios += compared
-        keep(figures, ratios)
-    return figures, ratios
+        print(f"({seconds:.0f} s)", flush=True)
+        everything.figures += found
+        everything.ratios += compared
+        everything.measured[name] = Measured(time.strftime("%Y-%m-%d"), seconds)
+        keep(everything)
+    return everything
 
 
 def compare(module: ModuleType, figures: Sequence[Figure]) -> list[Ratio]:
@@ -83,22 +82,25 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     # Messages about missing GPUs would appear between the tables.
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
-    def keep(figures: list[Figure], ratios: list[Ratio]) -> None:
+    def keep(found: Found) -> None:
         if options.json:
-            options.json.write_text(report.raw(figures, ratios, machine()))
+            options.json.write_text(
+                report.raw(found.figures, found.ratios, machine(), found.measured, options.quick)
+            )
 
-    figures, ratios = run(options.only or MEASUREMENTS, options.quick, keep)
-    missed = [ratio for ratio in ratios if ratio.met is False]
-    judged = [ratio for ratio in ratios if ratio.met is not None]
+    found = run(options.only or MEASUREMENTS, options.quick, keep)
+    missed = [ratio for ratio in found.ratios if ratio.met is False]
+    judged = [ratio for ratio in found.ratios if ratio.met is not None]
     print(f"\n{len(judged) - len(missed)} of {len(judged)} goals met.")
     if missed:
         print(f"Missed:\n{report.ratio_table(missed)}")
+    print(f"\n{report.seconds_table(found.measured, WHOLE_RUN_SECONDS)}")
     if options.markdown:
-        options.markdown.write_text(report.markdown(ratios) + "\n")
+        options.markdown.write_text(report.markdown(found.ratios) + "\n")
     if options.plots:
         from benchmarks import plots
 
-        plots.draw(figures, options.plots)
+        plots.draw(found.figures, options.plots)
 
 
 def _first_line(module: ModuleType) -> str:

@@ -10,7 +10,7 @@ import random
 import socket
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Callable
@@ -18,10 +18,23 @@ from typing import Callable
 import pytest
 
 import input_checkpoint as ic
-from benchmarks import fresh_process, report, slow_link
+from benchmarks import documentation, fresh_process, report, slow_link
+from benchmarks.documentation import (
+    DOCUMENTS,
+    TABLES,
+    DocumentationError,
+    Results,
+    figures_table,
+    filled,
+    goals_table,
+    short_table,
+)
 from benchmarks.report import (
+    MEASUREMENTS,
     Figure,
     Goal,
+    Measured,
+    Ratio,
     aligned,
     exponent,
     markdown,
@@ -30,6 +43,7 @@ from benchmarks.report import (
     paired,
     ratio_table,
     raw,
+    seconds_table,
 )
 from benchmarks.slow_link import Line, Link, Proxy
 from benchmarks.traffic import TrafficBackend
@@ -41,6 +55,7 @@ OURS_FASTER = [
     for who, values in {"ours": (1.0, 4.0, 2.0), "theirs": (4.0, 8.0, 8.0)}.items()
     for turn, value in enumerate(values)
 ]
+MACHINE = {"processors": 2, "architecture": "x86_64", "system": "Linux", "python": "3.11.7"}
 HALF = Goal("restore", "restore [s]", "ours", "theirs", bound=0.5)
 
 
@@ -87,7 +102,7 @@ def test_tables_have_one_line_per_case_and_aligned_columns() -> None:
     assert ours.split() == ["pictures", "restore", "[s]", "ours", "2", "1", "4", "3"]
     assert theirs.split()[-4:] == ["8", "4", "8", "3"]
     head, row = ratio_table(HALF.ratios(OURS_FASTER)).splitlines()
-    assert row.split()[-6:] == ["0.25", "0.25", "0.5", "<=", "0.5", "met"]
+    assert row.split()[-7:] == ["0.25", "0.25", "0.5", "3", "<=", "0.5", "met"]
     assert head.index("ratio of") == row.index("ours")
 
 
@@ -98,15 +113,130 @@ def test_numbers_are_aligned_right_and_text_left() -> None:
 def test_markdown_highlights_missed_goals() -> None:
     missed = Goal("restore", "restore [s]", "ours", "theirs", bound=0.1)
     met, row = markdown([*HALF.ratios(OURS_FASTER), *missed.ratios(OURS_FASTER)]).splitlines()[2:]
-    assert met.endswith("| 0.25 | 0.25 to 0.5 | ≤ 0.5 | met |")
+    assert met.endswith("| 0.25 | 0.25 to 0.5 | 3 | ≤ 0.5 | met |")
     assert row.endswith("| **missed** |")
 
 
 def test_the_raw_figures_can_be_read_back() -> None:
-    found = json.loads(raw(OURS_FASTER, HALF.ratios(OURS_FASTER), {"processors": 2}))
-    assert [Figure(**figure) for figure in found["figures"]] == OURS_FASTER
-    assert found["ratios"][0]["values"] == [0.25, 0.5, 0.25]
-    assert found["ratios"][0]["met"] is True
+    ratios = HALF.ratios(OURS_FASTER)
+    written = raw(OURS_FASTER, ratios, MACHINE, {"restore": Measured("2026-11-26", 12.3)}, quick=True)
+    found = Results.from_json(written)
+    assert (list(found.figures), list(found.ratios), found.quick) == (OURS_FASTER, ratios, True)
+    assert found.measured == {"restore": Measured("2026-11-26", 12.3)}
+    assert json.loads(written)["ratios"][0]["met"] is True
+
+
+def results(*ratios: Ratio, figures: Sequence[Figure] = OURS_FASTER) -> Results:
+    return Results(MACHINE, figures, ratios, {"restore": Measured("2026-11-26", 12.3)}, quick=False)
+
+
+def test_a_marked_table_is_replaced_and_the_text_around_it_is_not() -> None:
+    before = "above\n<!-- figures: restore -->\n| old |\n<!-- end of figures -->\nbelow"
+    after = filled(before, results())
+    assert after.startswith("above\n<!-- figures: restore -->\n\n| restore [s] | ours | theirs |")
+    assert after.endswith("\n\n<!-- end of figures -->\nbelow")
+    assert "old" not in after
+    assert filled(after, results()) == after
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- figures: nonsense -->\n<!-- end of figures -->", "no table 'nonsense'"),
+        ("<!-- figures: restore -->\n", "needs its own"),
+        ("<!-- end of figures -->\n", "needs its own"),
+        ("<!-- figures: restore -->\n<!-- figures: stall -->\n<!-- end of figures -->", "needs its own"),
+    ],
+)
+def test_a_marker_without_a_table_or_an_end_is_an_error(text: str, message: str) -> None:
+    with pytest.raises(DocumentationError, match=message):
+        filled(text, results())
+
+
+def test_a_table_gives_median_spread_and_number_of_rounds() -> None:
+    _, _, row = figures_table("restore", results()).splitlines()
+    assert row == "| pictures | 2 s (1 to 4; 3 rounds) | 8 s (4 to 8; 3 rounds) |"
+
+
+def test_a_table_of_goals_says_which_were_missed() -> None:
+    strict = Goal("restore", "restore [s]", "ours", "theirs", bound=0.1)
+    ratios = [*HALF.ratios(OURS_FASTER), *strict.ratios(OURS_FASTER)]
+    head, _, row = goals_table("restore", results(*ratios)).splitlines()
+    assert head.endswith("| restore [s]: ours / theirs, ≤ 0.5 | restore [s]: ours / theirs, ≤ 0.1 |")
+    spread = "0.25 (0.25 to 0.5; 3 rounds)"
+    assert row == f"| pictures | {spread} met | {spread} **missed** |"
+
+
+def test_the_short_table_has_the_last_case_of_each_kind_with_its_competitor() -> None:
+    figures = [
+        Figure("stall", case, who, "stall [s]", turn, value)
+        for case in ("pictures 1 000", "pictures 24 000", "cache 10")
+        for who, value in (("ours", 0.002), ("TensorFlow's hook", 0.2))
+        for turn in range(3)
+    ]
+    table = short_table(results(figures=figures)).splitlines()
+    (row,) = (line for line in table if line.startswith("| training pauses"))
+    assert "| pictures 24 000 | 2 ms (3 rounds, all equal) | 200 ms (3 rounds, all equal) | 0.01 " in row
+
+
+def test_a_measurement_that_is_not_in_the_figures_is_said_to_be_missing() -> None:
+    assert figures_table("memory", results()) == "*Not part of this run.*"
+    assert goals_table("memory", results()) == "*Not part of this run.*"
+
+
+def test_every_measurement_can_be_put_into_a_document() -> None:
+    assert {*MEASUREMENTS, *(f"goals of {name}" for name in MEASUREMENTS)} <= set(TABLES)
+
+
+def test_a_value_that_was_noted_twice_in_a_round_counts_as_one_round() -> None:
+    twice = [Figure("restore", "pictures", "the state", "read [bytes]", turn, 2e6) for turn in (0, 0, 1, 1)]
+    assert figures_table("restore", results(figures=twice)).endswith("| 2 MB (2 rounds, all equal) |")
+
+
+def test_the_committed_documents_have_the_committed_figures() -> None:
+    found = Results.from_json(Path("docs/benchmarks/raw.json").read_text())
+    for document in DOCUMENTS:
+        text = document.read_text()
+        assert filled(text, found) == text, f"run python -m benchmarks.documentation; {document} differs"
+    assert Path("docs/benchmarks/ratios.md").read_text() == markdown(found.ratios) + "\n"
+
+
+def test_every_measurement_is_documented() -> None:
+    text = Path("docs/benchmarks.md").read_text()
+    assert [name for name in MEASUREMENTS if f"<!-- figures: {name} -->" not in text] == ["growth"]
+    assert "<!-- figures: exponents of growth -->" in text
+
+
+def test_check_fails_if_a_document_differs_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    figures, document = tmp_path / "raw.json", tmp_path / "doc.md"
+    monkeypatch.setattr(documentation, "DOCUMENTS", (document,))
+    figures.write_text(raw(OURS_FASTER, [], MACHINE, {}))
+    outdated = "<!-- figures: restore -->\n<!-- end of figures -->\n"
+    document.write_text(outdated)
+    assert documentation.main([str(figures), "--check"]) == 1
+    assert document.read_text() == outdated
+    assert documentation.main([str(figures)]) == 0
+    assert documentation.main([str(figures), "--check"]) == 0
+
+
+def test_the_figures_of_a_quick_run_are_not_put_into_documents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = tmp_path / "raw.json"
+    figures.write_text(raw(OURS_FASTER, [], MACHINE, {}, quick=True))
+    assert documentation.main([str(figures)]) == 1
+    assert "quick run" in capsys.readouterr().err
+
+
+def test_a_run_that_takes_too_long_ends_with_a_warning() -> None:
+    measured = {"stall": Measured("2026-11-26", 400.0), "memory": Measured("2026-11-26", 350.0)}
+    assert seconds_table(measured, limit=720).splitlines()[-1] == (
+        "WARNING: the run took 12.5 minutes, and should take at most 12."
+    )
+    assert seconds_table(measured, limit=750).splitlines()[-1].split() == ["all", "750"]
 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (0.98765, "0.988"), (1234567.8, "1 234 568")])
@@ -254,6 +384,6 @@ def test_the_time_of_a_commit_is_recorded(backend: TrafficBackend) -> None:
     assert backend.committed_at > 0
 
 
-@pytest.mark.parametrize("module", [report, slow_link])
+@pytest.mark.parametrize("module", [documentation, report, slow_link])
 def test_the_doctests_pass(module: ModuleType) -> None:
     assert doctest.testmod(module).failed == 0

@@ -1,8 +1,9 @@
-"""What the comparison of hooks in the benchmarks must not depend on."""
+"""What the comparison of hooks in the benchmarks must not depend on, and what the benchmarks measure."""
 
 from __future__ import annotations
 
 import doctest
+import importlib
 import itertools
 from typing import Any
 
@@ -11,7 +12,9 @@ import tensorflow as tf
 
 from benchmarks import candidates, pipelines
 from benchmarks.candidates import HookCandidate
+from benchmarks.documentation import SHORT, Row
 from benchmarks.hooked_training import StepClock
+from benchmarks.report import MEASUREMENTS
 
 NAMES = ("one", "two", "three")
 
@@ -70,6 +73,17 @@ def test_nobody_always_follows_the_same_candidate() -> None:
     order = [name for _, name in candidates.turns(NAMES, 6)]
     rounds = [order[start : start + 3] for start in range(0, 18, 3)]
     assert {tuple(turn) for turn in rounds} == set(itertools.permutations(NAMES))
+
+
+@pytest.mark.parametrize("row", SHORT, ids=lambda row: row.what)
+def test_the_short_table_has_only_what_is_measured(row: Row) -> None:
+    measured = importlib.import_module(f"benchmarks.{row.measurement}")
+    assert row.quantity in {goal.quantity for goal in measured.GOALS}
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_every_measurement_has_goals_of_its_own(name: str) -> None:
+    assert {goal.measurement for goal in importlib.import_module(f"benchmarks.{name}").GOALS} == {name}
 
 
 def test_the_doctests_pass() -> None:
