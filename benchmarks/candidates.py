@@ -20,21 +20,14 @@ import s3fs
 import tensorflow as tf
 
 import input_checkpoint as ic
-from benchmarks.pipelines import Pipeline
+from benchmarks.names import FLOOR
+from benchmarks.pipelines import Pipeline, consumed
 from benchmarks.traffic import TrafficBackend
 from input_checkpoint import CheckpointInputPipelineHook
 from input_checkpoint.tensorflow.iterators import external_state_policy_number
 from integration.servers.server import Place
 
 v1 = tf.compat.v1
-
-FLOOR = "SerializeIterator"
-OURS = "ours"
-OURS_S3 = "ours on slow S3"
-TF_HOOK = "TensorFlow's hook"
-TF_PUT = "TensorFlow's hook + s3fs.put"
-TF_CHECKPOINT = "tf.train.Checkpoint"
-TF_ASYNC = "tf.train.Checkpoint, async"
 
 
 class Candidate(abc.ABC):
@@ -306,15 +299,6 @@ def serialize_op(resource: Any) -> Any:
     """Return the operation that takes an iterator's state into memory and discards it."""
     policy = external_state_policy_number("fail")
     return tf.raw_ops.SerializeIterator(resource_handle=resource, external_state_policy=policy).op
-
-
-def consumed(batch: Any) -> Any:
-    """Return an operation that needs every byte of a batch.
-
-    TensorFlow optimizes away what nobody uses. With ``tf.size(batch)``, whose shape is known, it would make a
-    pipeline of empty elements, whose state is next to nothing.
-    """
-    return tf.reduce_sum(tf.strings.length(batch) if batch.dtype == tf.string else batch)
 
 
 @contextlib.contextmanager

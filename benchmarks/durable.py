@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Callable
 
 from benchmarks import candidates, fresh_process, pipelines, places
-from benchmarks.candidates import OURS, OURS_S3
+from benchmarks.names import OURS, OURS_S3
 from benchmarks.pipelines import Pipeline
 from benchmarks.raw_session import RawSession, raw_session
 from benchmarks.report import Figure, Goal

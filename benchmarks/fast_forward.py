@@ -129,7 +129,7 @@ def _perceptron(width: int) -> Callable[[Any], Any]:
     return functools.partial(perceptron, width=width)
 
 
-FULL = _workloads((100, 300, 150), rounds=5, missed=250, resumes=3)
+FULL = _workloads((100, 300, 150), rounds=4, missed=250, resumes=3)
 QUICK = _workloads((10, 20, 10), rounds=2, missed=30, resumes=1)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Callable
 
 from benchmarks import fresh_process, pipelines, places
-from benchmarks.candidates import FLOOR
+from benchmarks.names import FLOOR
 from benchmarks.pipelines import Pipeline
 from benchmarks.raw_session import RawSession, raw_session
 from benchmarks.report import Figure, Goal, aligned, exponent, number

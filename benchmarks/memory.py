@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Callable
 
 from benchmarks import fresh_process, pipelines, places
-from benchmarks.candidates import OURS, OURS_S3, TF_HOOK
+from benchmarks.names import OURS, OURS_S3, TF_HOOK
 from benchmarks.raw_session import RawSession, raw_session
 from benchmarks.report import Figure, Goal
 from benchmarks.slow_link import Link

@@ -111,6 +111,15 @@ def vector(number: Any) -> Any:
     return tf.random.stateless_uniform([VECTOR_NUMBERS], [number, 1], None, None, tf.int64)
 
 
+def consumed(batch: Any) -> Any:
+    """Return an operation that needs every byte of a batch.
+
+    TensorFlow optimizes away what nobody uses. With ``tf.size(batch)``, whose shape is known, it would make a
+    pipeline of empty elements, whose state is next to nothing.
+    """
+    return tf.reduce_sum(tf.strings.length(batch) if batch.dtype == tf.string else batch)
+
+
 def _shuffled_pictures(pipeline: Pipeline) -> Any:
     return _counted().map(jpeg).shuffle(pipeline.elements, seed=1)
 

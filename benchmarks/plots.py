@@ -9,8 +9,9 @@ from typing import Any, Optional
 
 import matplotlib
 
-from benchmarks import durable, fast_forward, growth, rare_saves, restore, stall, throughput, upload
+from benchmarks import durable, fast_forward, growth, rare_saves, restart, restore, stall, throughput, upload
 from benchmarks.report import Figure
+from benchmarks.restarted_training import PROGRAM
 
 matplotlib.use("svg")
 # The same figures always give the same file.
@@ -31,6 +32,7 @@ def draw(figures: Sequence[Figure], folder: Path) -> list[Path]:
         _bars(figures, throughput.NAME, throughput.STEPS, folder, logarithmic=False),
         _bars(figures, upload.NAME, upload.UPLOADED, folder, logarithmic=False, leave_out=(upload.ALLOWED,)),
         _bars(figures, durable.NAME, durable.SECONDS, folder, logarithmic=False, leave_out=(durable.LIMIT,)),
+        _bars(figures, restart.NAME, PROGRAM, folder, logarithmic=False, leave_out=(restart.ALLOWED,)),
         _bars(figures, restore.NAME, restore.SECONDS, folder, logarithmic=True),
         _bars(figures, rare_saves.NAME, rare_saves.STALL, folder, logarithmic=False),
         _bars(figures, fast_forward.NAME, fast_forward.SPEED, folder, logarithmic=True),

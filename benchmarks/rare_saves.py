@@ -18,8 +18,9 @@ from typing import Any, Callable, Optional
 import tensorflow as tf
 
 from benchmarks import candidates, fresh_process, pipelines, places
-from benchmarks.candidates import TrainingSession, consumed
+from benchmarks.candidates import TrainingSession
 from benchmarks.hooked_training import TimedHook, hooked_training, perceptron
+from benchmarks.pipelines import consumed
 from benchmarks.report import Figure, Goal, number
 from benchmarks.traffic import TrafficBackend
 from input_checkpoint import Backend, open_backend
@@ -104,7 +105,7 @@ def small_step(batch: Any) -> Any:
     return perceptron(batch, width=256)
 
 
-FULL = (Run(150, 3, remote=False, model_steps=15), Run(150, 3, remote=True, model_steps=15))
+FULL = (Run(100, 3, remote=False, model_steps=10), Run(100, 3, remote=True, model_steps=10))
 FULL_STEPS = (
     ShortSteps("steps that do nothing", consumed, 2_000, 5),
     ShortSteps("small steps", small_step, 500, 5),

@@ -20,8 +20,8 @@ from typing import Optional
 
 import s3fs
 
-from benchmarks import candidates, fresh_process, places, records
-from benchmarks.candidates import OURS, OURS_S3, TF_HOOK
+from benchmarks import candidates, fresh_process, places, records, restarted_training
+from benchmarks.names import OURS, OURS_S3, TF_HOOK
 from benchmarks.report import Figure, Goal
 from benchmarks.restarted_training import (
     BUILT,
@@ -78,10 +78,10 @@ class Case:
 
 
 FULL = (
-    Case("pictures", 3_000, 5, cold_rounds=3),
-    Case("pictures", 10_000, 5),
-    Case("tokens", 20_000, 5, cold_rounds=3),
-    Case("vectors", 100_000, 5),
+    Case("pictures", 3_000, 3, cold_rounds=3),
+    Case("pictures", 10_000, 3),
+    Case("tokens", 20_000, 3, cold_rounds=3),
+    Case("vectors", 50_000, 3),
     Case("pictures", 3_000, 3, remote=True),
 )
 QUICK = (Case("pictures", 200, 2, cold_rounds=1), Case("pictures", 200, 1, remote=True))
@@ -104,6 +104,8 @@ def _resume_in_turn(case: Case, trainings: _Trainings) -> Iterator[Figure]:
     for cold, rounds in ((False, case.rounds), (True, case.cold_rounds)):
         name = case.name + (COLD if cold else "")
         for number, who in candidates.turns(names, rounds):
+            if who == NO_STATE and number:
+                continue  # no goal is about it, and every round takes the start of a process
             for quantity, value in trainings.resume(who, cold).items():
                 yield Figure(NAME, name, who, quantity, number, value)
                 if (who, quantity) == (TF_HOOK, PROGRAM):
@@ -122,7 +124,8 @@ class _Trainings:
     def begin(self, who: str) -> None:
         """Train until there is a checkpoint to resume from."""
         order = replace(self._order(who), train_steps=_STEPS, download=None)
-        self._run(order)
+        # What it takes is not measured, so it need not import TensorFlow again.
+        fresh_process.run(restarted_training.run, order)
         if who == TF_GET:
             assert self._remote is not None
             files = [str(path) for path in Path(order.model_dir).glob("input*")]

@@ -17,7 +17,8 @@ from typing import Any, Optional
 import tensorflow as tf
 
 from benchmarks import records
-from benchmarks.candidates import OURS, TF_HOOK, consumed
+from benchmarks.names import OURS, TF_HOOK
+from benchmarks.pipelines import consumed
 
 v1 = tf.compat.v1
 

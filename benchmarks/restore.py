@@ -16,7 +16,7 @@ from typing import Any, Callable
 import s3fs
 
 from benchmarks import candidates, fresh_process, pipelines, places
-from benchmarks.candidates import OURS, OURS_S3, TF_HOOK
+from benchmarks.names import OURS, OURS_S3, TF_HOOK
 from benchmarks.pipelines import Pipeline
 from benchmarks.raw_session import RawSession, raw_session
 from benchmarks.report import Figure, Goal
@@ -65,7 +65,7 @@ FULL = (
     Run(pipelines.pictures, 4_000, 3, remote=False, saves=3),
     Run(pipelines.tokens, 10_000, 3, remote=True),
     Run(pipelines.vectors, 20_000, 3, remote=False, saves=2),
-    Run(pipelines.cached_pictures, 2_000, 3, remote=False, saves=2),
+    Run(pipelines.cached_pictures, 1_000, 3, remote=False, saves=2),
 )
 QUICK = (Run(pipelines.pictures, 200, 2, remote=True),)
 

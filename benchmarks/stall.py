@@ -9,21 +9,8 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from benchmarks import candidates, fresh_process, pipelines, places
-from benchmarks.candidates import (
-    FLOOR,
-    OURS,
-    OURS_S3,
-    TF_ASYNC,
-    TF_CHECKPOINT,
-    TF_HOOK,
-    TF_PUT,
-    Candidate,
-    EagerCheckpoint,
-    Floor,
-    HookCandidate,
-    Ours,
-    TensorFlowHook,
-)
+from benchmarks.candidates import Candidate, EagerCheckpoint, Floor, HookCandidate, Ours, TensorFlowHook
+from benchmarks.names import FLOOR, OURS, OURS_S3, TF_ASYNC, TF_CHECKPOINT, TF_HOOK, TF_PUT
 from benchmarks.pipelines import Pipeline
 from benchmarks.report import Figure, Goal
 from input_checkpoint import open_backend
@@ -69,7 +56,7 @@ _LOCAL = (FLOOR, OURS, TF_HOOK, TF_CHECKPOINT, TF_ASYNC)
 _HOOKS = (FLOOR, OURS, TF_HOOK)
 
 FULL = (
-    Comparison(pipelines.pictures, 1_000, 7, 3, _ALL),
+    Comparison(pipelines.pictures, 1_000, 5, 3, _ALL),
     Comparison(pipelines.pictures, 24_000, 3, 3, _HOOKS),
     Comparison(pipelines.tokens, 10_000, 5, 3, _LOCAL),
     Comparison(pipelines.vectors, 30_000, 5, 3, _HOOKS),

@@ -16,15 +16,8 @@ from typing import Any
 import tensorflow as tf
 
 from benchmarks import candidates, fresh_process, pipelines, places
-from benchmarks.candidates import (
-    OURS,
-    OURS_S3,
-    TF_HOOK,
-    HookCandidate,
-    Ours,
-    TensorFlowHook,
-    TrainingSession,
-)
+from benchmarks.candidates import HookCandidate, Ours, TensorFlowHook, TrainingSession
+from benchmarks.names import OURS, OURS_S3, TF_HOOK
 from benchmarks.pipelines import Pipeline
 from benchmarks.report import Figure, Goal
 from input_checkpoint import open_backend

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Callable
 
 from benchmarks import fresh_process, pipelines
-from benchmarks.candidates import OURS, TF_HOOK
+from benchmarks.names import OURS, TF_HOOK
 from benchmarks.pipelines import Pipeline
 from benchmarks.raw_session import RawSession, raw_session
 from benchmarks.report import Figure, Goal
@@ -47,10 +47,10 @@ class Run:
 
 
 FULL = (
-    *(Run(pipelines.pictures, 1_000, steps, 7) for steps in (1, 10, 31)),
-    *(Run(pipelines.tokens, 5_000, steps, 7) for steps in (2, 8, 31)),
-    *(Run(pipelines.vectors, 20_000, steps, 7) for steps in (1, 4, 16)),
-    Run(pipelines.cached_pictures, 1_000, 10, 7),
+    *(Run(pipelines.pictures, 1_000, steps, 5) for steps in (1, 10, 31)),
+    *(Run(pipelines.tokens, 5_000, steps, 5) for steps in (2, 8, 31)),
+    *(Run(pipelines.vectors, 20_000, steps, 5) for steps in (1, 4, 16)),
+    Run(pipelines.cached_pictures, 1_000, 10, 5),
 )
 QUICK = (Run(pipelines.pictures, 200, 1, 6), Run(pipelines.vectors, 4_000, 1, 4))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import doctest
 import importlib
 import itertools
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -67,6 +69,12 @@ def test_the_clock_is_read_before_another_hook_does_something_after_the_step() -
     before, after = seen
     assert before == 0.0
     assert after > 0.0
+
+
+def test_a_program_whose_start_is_measured_does_not_import_what_only_another_candidate_uses() -> None:
+    imported = "import sys, benchmarks.restarted_training; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", imported], check=True, capture_output=True, text=True)
+    assert {"tensorflow"} == {"tensorflow", "input_checkpoint", "s3fs", "sklearn"} & {*modules.stdout.split()}
 
 
 def test_nobody_always_follows_the_same_candidate() -> None:
