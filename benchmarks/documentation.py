@@ -159,16 +159,19 @@ def figures_table(measurement: str, results: Results) -> str:
 
 
 def goals_table(measurement: str, results: Results) -> str:
-    """Return the judged ratios of a measurement: a row per case, a column per goal."""
+    """Return the judged ratios of a measurement: a row per case, a column per goal.
+
+    Goals that differ only in the cases that they are about share a column.
+    """
     judged = [ratio for ratio in results.ratios if ratio.goal.measurement == measurement]
     judged = [ratio for ratio in judged if ratio.met is not None]
     if not judged:
         return _ABSENT
-    goals = _unique(ratio.goal for ratio in judged)
-    lines = [_line(("", *map(_heading, goals))), "|---" * (len(goals) + 1) + "|"]
+    goals = _unique(_heading(ratio.goal) for ratio in judged)
+    lines = [_line(("", *goals)), "|---" * (len(goals) + 1) + "|"]
     for case in _unique(ratio.case for ratio in judged):
-        by_goal = {ratio.goal: ratio for ratio in judged if ratio.case == case}
-        lines.append(_line((case, *(_judged(by_goal[goal]) if goal in by_goal else "" for goal in goals))))
+        cells = {_heading(ratio.goal): _judged(ratio) for ratio in judged if ratio.case == case}
+        lines.append(_line((case, *(cells.get(goal, "") for goal in goals))))
     return "\n".join(lines)
 
 

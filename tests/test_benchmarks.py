@@ -11,6 +11,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Callable
@@ -165,6 +166,17 @@ def test_a_table_of_goals_says_which_were_missed() -> None:
     assert head.endswith("| restore [s]: ours / theirs, ≤ 0.5 | restore [s]: ours / theirs, ≤ 0.1 |")
     spread = "0.25 (0.25 to 0.5; 3 rounds)"
     assert row == f"| pictures | {spread} met | {spread} **missed** |"
+
+
+def test_goals_that_differ_only_in_their_cases_share_a_column() -> None:
+    tokens = [replace(figure, case="tokens") for figure in OURS_FASTER]
+    goals = [replace(HALF, cases=kind) for kind in ("pictures", "tokens")]
+    ratios = [ratio for goal in goals for ratio in goal.ratios([*OURS_FASTER, *tokens])]
+    spread = "0.25 (0.25 to 0.5; 3 rounds) met"
+    assert goals_table("restore", results(*ratios)).splitlines()[2:] == [
+        f"| pictures | {spread} |",
+        f"| tokens | {spread} |",
+    ]
 
 
 def test_the_short_table_has_the_last_case_of_each_kind_with_its_competitor() -> None:
