@@ -310,13 +310,16 @@ def training(
     Args:
         pipeline: what to draw from.
         hooks: the candidates.
-        train: returns the operation of one step, given a batch. Defaults to `consumed`.
+        train: returns the result of one step, given a batch. Defaults to `consumed`.
     """
     with v1.Graph().as_default() as graph:
         iterator = v1.data.make_initializable_iterator(pipeline.dataset())
         v1.add_to_collection(v1.GraphKeys.TABLE_INITIALIZERS, iterator.initializer)
         step = v1.train.get_or_create_global_step()
-        with tf.control_dependencies([(train or consumed)(iterator.get_next())]):
+        result = tf.cast((train or consumed)(iterator.get_next()), tf.float32)
+        # TensorFlow does not compute what changes nothing.
+        total = v1.get_variable("total", [], tf.float32)
+        with tf.control_dependencies([total.assign_add(result)]):
             train_op = step.assign_add(1).op
         session = v1.train.MonitoredSession(hooks=[_Together(hooks)])
     # Outside the graph, because other candidates use TensorFlow eagerly in the meantime.

@@ -8,6 +8,7 @@ So the two steps are told apart, by one hook that stands first in the list and o
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Optional
 
 import s3fs
+import tensorflow as tf
 
 from benchmarks import candidates, fresh_process, places, records, restarted_training
 from benchmarks.names import OURS, OURS_S3, TF_HOOK
@@ -81,7 +83,7 @@ FULL = (
     Case("pictures", 3_000, 3, cold_rounds=3),
     Case("pictures", 10_000, 3),
     Case("tokens", 20_000, 3, cold_rounds=3),
-    Case("vectors", 50_000, 3),
+    Case("vectors", 100_000, 3),
     Case("pictures", 3_000, 3, remote=True),
 )
 QUICK = (Case("pictures", 200, 2, cold_rounds=1), Case("pictures", 200, 1, remote=True))
@@ -128,7 +130,8 @@ class _Trainings:
         fresh_process.run(restarted_training.run, order)
         if who == TF_GET:
             assert self._remote is not None
-            files = [str(path) for path in Path(order.model_dir).glob("input*")]
+            newest = tf.train.latest_checkpoint(order.model_dir, "checkpoint_input")
+            files = [*glob.glob(f"{newest}.*"), f"{order.model_dir}/checkpoint_input"]
             filesystem = s3fs.S3FileSystem(skip_instance_cache=True, **self._remote.storage_options)
             filesystem.put(files, f"{self._remote.uri}/tensorflow/")
 
