@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -153,6 +155,35 @@ def test_an_error_in_a_retention_policy_is_raised_in_the_training_thread(memory)
     with pytest.raises(ZeroDivisionError, match="a mistake"):
         saver.wait()
     assert committed_steps(memory) == [10]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of single threads")
+def test_training_goes_first_as_soon_as_the_snapshot_is_taken(memory):
+    class WatchedSnapshot(FixedSnapshot):
+        def states(self):
+            noted["encoding"] = priority()
+            return super().states()
+
+    class WatchedInput(FixedInput):
+        def snapshot(self):
+            noted["snapshot"] = priority()
+            return WatchedSnapshot(b"state")
+
+    class WatchedBackend(Wrapped):
+        def before(self, verb, key):
+            if key.startswith("packs/"):
+                noted["upload"] = priority()
+
+    def priority():
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    noted = {}
+    training = priority()
+    saver = saver_on(WatchedBackend(memory))
+    saver.submit(1, WatchedInput(b"state"))
+    saver.wait()
+    assert noted == {"snapshot": training, "encoding": 19, "upload": 19}
+    assert priority() == training
 
 
 class TestToleratedFailures:

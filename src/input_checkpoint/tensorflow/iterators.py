@@ -59,6 +59,9 @@ _MISSING_KEY = re.compile(r"Iterator::[^\s.,]+")
 
 _SLICE_BYTES = 8 << 20
 _BLOCK_ELEMENTS = 4
+# tensorflow/core/protobuf/config.proto, RunOptions.inter_op_thread_pool. TensorFlow's own threads have the
+# priority of training, those that save have a lower one.
+_IN_THIS_THREAD = v1.RunOptions(inter_op_thread_pool=-1)
 _LARGE_ELEMENT_BYTES = 64 << 20
 
 _SERIALIZE_ERRORS = (tf.errors.UnimplementedError, tf.errors.FailedPreconditionError)
@@ -316,7 +319,7 @@ class SessionSnapshot:
             if self._released:
                 raise SnapshotLostError("the snapshot was released before it was encoded")
             try:
-                return self._session.run(fetches, feeds)
+                return self._session.run(fetches, feeds, options=_IN_THIS_THREAD)
             except _SESSION_CLOSED_ERRORS as error:
                 raise_from(
                     SnapshotLostError(f"the session was closed before its snapshot was encoded: {error}"),

@@ -19,6 +19,7 @@ from input_checkpoint.errors import (
 )
 from input_checkpoint.retention.policy import RetentionPolicy
 from input_checkpoint.store.run import Run
+from input_checkpoint.training.low_priority import lower_priority
 from input_checkpoint.training.progress import Progress
 from input_checkpoint.training.source import InputSource, Snapshot
 from input_checkpoint.training.thread_on_request import ThreadOnRequest
@@ -36,6 +37,7 @@ class BackgroundSaver:
     """Saves the checkpoints of one run behind the training thread's back, one at a time.
 
     The snapshot is taken in the background too: `wait_for_snapshot` must return before the iterators advance.
+    After that, the thread has the lowest priority, because training may keep all processors busy.
     A failed save is raised, once, by the next call of `check`, `submit` or `wait`. Old checkpoints are pruned
     beside the saves, which never wait for it.
 
@@ -213,6 +215,7 @@ class BackgroundSaver:
             snapshot = source.snapshot()
             paused = time.monotonic() - started
             taken.set()
+            lower_priority()
             info = self._save(step, snapshot, context, mark)
         except SnapshotLostError as error:
             # Whoever closed the session knows why. The next one resumes from what was saved before.
@@ -286,6 +289,7 @@ class BackgroundSaver:
             mark.done.set()
 
     def _prune(self) -> None:
+        lower_priority()
         try:
             self._run.prune(self._retention)
         except InputCheckpointError as error:
