@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
 import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
 from tensorflow.core.framework import dataset_pb2, tensor_pb2, types_pb2
 
 from input_checkpoint import CorruptCheckpointError
@@ -144,6 +147,68 @@ def test_an_element_that_names_more_tensors_than_it_has_is_refused(good):
     ElementChecker().check([(key, payload)])
     with pytest.raises(CorruptCheckpointError, match="names 2 tensors, but has 1"):
         ElementChecker().check([(more, payload)])
+
+
+COMMON = element_of(compressed(component(INT64, 2, sizes=[16]), component(STRING, sizes=[5])))
+KEY_END = len(b"\x0a\x14tensorflow::Iterator\x12")
+
+
+def is_refused(checker: ElementChecker, element: Element) -> bool:
+    try:
+        checker.check([element])
+    except CorruptCheckpointError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("size", range(KEY_END + 3))
+def test_a_key_that_ends_early_is_judged_as_without_a_good_element_before(size):
+    key, payload = COMMON
+    checker = ElementChecker()
+    checker.check([COMMON])
+    assert is_refused(checker, (key[:size], payload)) == is_refused(ElementChecker(), (key[:size], payload))
+
+
+@given(st.sampled_from([0, 1]), st.integers(0, 10**6), st.integers(1, 255))
+def test_a_good_element_before_it_changes_nothing_about_a_damaged_one(part, position, mask):
+    """The check of the first element of a size is the thorough one."""
+    damaged = [bytearray(each) for each in COMMON]
+    damaged[part][position % len(damaged[part])] ^= mask
+    element = bytes(damaged[0]), bytes(damaged[1])
+    checker = ElementChecker()
+    checker.check([COMMON])
+    assert is_refused(checker, element) == is_refused(ElementChecker(), element)
+
+
+@given(st.binary(max_size=40), st.binary(max_size=80))
+def test_a_good_element_before_it_changes_nothing_about_one_of_the_same_size(metadata, data):
+    key = b"\x0a\x14tensorflow::Iterator\x12" + bytes([len(metadata)]) + metadata
+    element = key, COMMON[1][:40] + data + COMMON[1][40 + len(data) :]
+    checker = ElementChecker()
+    checker.check([COMMON])
+    assert is_refused(checker, element) == is_refused(ElementChecker(), element)
+
+
+@pytest.mark.parametrize("size", [9000, 20])
+def test_a_hostile_element_is_refused_as_a_view_too(size):
+    good = element_of(compressed(component(INT64, sizes=[8]), data=b"d" * size))
+    bad = element_of(compressed(component(INT64, sizes=[800]), data=b"d" * size))
+    checker = ElementChecker()
+    checker.check([good, (good[0], memoryview(good[1])), good])
+    assert is_refused(checker, (bad[0], memoryview(bad[1])))
+
+
+def test_long_descriptions_of_tensors_are_not_kept_in_memory():
+    """A batch of texts has the length of each text in its description."""
+    checker = ElementChecker()
+    texts = [component(STRING, 20_000, sizes=[number % 100 + 1] * 20_000) for number in range(100)]
+    data = bytes(20_000 * 2)
+    elements = [element_of(compressed(each, data=data + bytes(number))) for number, each in enumerate(texts)]
+    tracemalloc.start()
+    checker.check(elements)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 10 * 20_000
 
 
 def test_garbage_is_refused():

@@ -59,6 +59,8 @@ _CONTINUES = 0x80
 """From this value on, the first byte of a varint is not the only one."""
 _MAX_KNOWN_COMPONENTS = 1 << 12
 _MAX_KNOWN_FRAMES = 1 << 12
+_MAX_KNOWN_BYTES = 1 << 10
+"""Longer descriptions of tensors are not remembered. That of a batch of texts has the length of each text."""
 _MAX_DIMENSIONS = 254
 _MAX_NESTED_VARIANTS = 32
 _SNAPPY_RATIO = 64
@@ -108,15 +110,21 @@ class ElementChecker:
             element = dataset_pb2.CompressedElement.FromString(components)
             if element.data:
                 return False
-            if len(self._known) >= _MAX_KNOWN_COMPONENTS:
-                self._known.clear()
-            known = self._known[components] = _unpacked_size(element), len(element.component_metadata)
+            known = _unpacked_size(element), len(element.component_metadata)
+            self._remember(components, known)
         size, count = known
         if size > _SNAPPY_RATIO * data_bytes or key.count(_NAME_SEPARATOR) > count:
             return False
-        if len(self._frames) < _MAX_KNOWN_FRAMES:
+        if len(self._frames) < _MAX_KNOWN_FRAMES and len(components) <= _MAX_KNOWN_BYTES:
             self._frames[len(payload)] = _Frame(bytes(payload[: parts.end()]), components, count)
         return True
+
+    def _remember(self, components: bytes, known: tuple[int, int]) -> None:
+        if len(components) > _MAX_KNOWN_BYTES:
+            return
+        if len(self._known) >= _MAX_KNOWN_COMPONENTS:
+            self._known.clear()
+        self._known[components] = known
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,7 @@ class _Frame:
             payload.startswith(self.head)
             and payload.endswith(self.components)
             and key.startswith(_KEY_HEAD)
+            and len(key) >= _SHORT_KEY_BYTES
             and len(key) == _SHORT_KEY_BYTES + key[_SHORT_KEY_BYTES - 1]
             and key[_SHORT_KEY_BYTES - 1] < _CONTINUES
             and key.count(_NAME_SEPARATOR) <= self.max_names
