@@ -16,6 +16,11 @@ from input_checkpoint.tensorflow.variants import join_variants, split_payload, s
 BATCH_BYTES = 1 << 20
 """A batch is complete once its elements have this many bytes. TensorFlow copies each several times. Copies of
 larger ones do not fit into the cache of a processor, and use memory that is new to the process each time."""
+_MAX_KEY_SHARE = 8
+"""A batch is also complete once its keys have this many times that size. Payloads may be empty, and
+TensorFlow ends the process if it parses more than 2 GB as one tensor."""
+_POSITION_BYTES = 36
+"""Memory that Python uses for a number in a list."""
 _LARGE_ELEMENT_BYTES = 4 << 10
 """From this average size on, a batch stays as it is until it is needed, and is then encoded in no time. Its
 encoded form would only be another copy."""
@@ -51,7 +56,7 @@ class EncodedBatch(CheckedBatch):
     @property
     def memory_bytes(self) -> int:
         """See `ElementBatch.memory_bytes`."""
-        return len(self._data)
+        return len(self._data) + _POSITION_BYTES * len(self.positions)
 
     def encode(self) -> bytes:
         """See `CheckedBatch.encode`."""
@@ -90,20 +95,21 @@ def _of_size(batches: Iterable[ElementBatch], batch_bytes: int) -> Iterator[Elem
     """Yield the same elements in batches of about ``batch_bytes``. Checked batches stay as they are."""
     positions: list[int] = []
     elements: list[Element] = []
-    size = 0
+    size = key_size = 0
     for batch in batches:
         if isinstance(batch, CheckedBatch):
             if elements:
                 yield ElementBatch(positions, elements)
-                positions, elements, size = [], [], 0
+                positions, elements, size, key_size = [], [], 0, 0
             yield batch
             continue
         for position, element in zip(batch.positions, batch.elements):
             positions.append(position)
             elements.append(element)
+            key_size += len(element[0])
             size += len(element[1])
-            if size >= batch_bytes:
+            if size >= batch_bytes or key_size >= _MAX_KEY_SHARE * batch_bytes:
                 yield ElementBatch(positions, elements)
-                positions, elements, size = [], [], 0
+                positions, elements, size, key_size = [], [], 0, 0
     if elements:
         yield ElementBatch(positions, elements)
