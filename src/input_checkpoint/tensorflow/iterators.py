@@ -361,7 +361,8 @@ class _IteratorOps:
             )
             self._build_encode()
             self.unstage = self._unstage(self.key).op
-            self.restoring = RestoreOps(resource, self.name, self._shared_name, new_key)
+            # A container of its own: a restore that fails clears it, and must not clear snapshots.
+            self.restoring = RestoreOps(resource, self.name, f"{self._shared_name}/restore", new_key)
             self.draws = DiscardedDraws(resource)
 
     def _build_encode(self) -> None:

@@ -31,6 +31,8 @@ v1 = tf.compat.v1
 
 WIDTH = 8
 """How many strings are parsed, and how many parts are joined, by one run."""
+_GROUP_BYTES = 32 << 20
+"""A run parses fewer strings if they are large, so that few large elements are in memory at once."""
 _PARSERS = 2
 """How many runs parse strings at once, while the next strings are being read."""
 _EMPTY = join_variants([])
@@ -97,19 +99,21 @@ class RestoreOps:
             CorruptCheckpointError: the state does not have each of its elements once.
         """
         iterator = iter(batches)
-        first = list(itertools.islice(iterator, WIDTH + 1))
-        if len(first) <= WIDTH:
+        first, following = next(_groups(iterator), []), next(iterator, None)
+        if following is None:
             positions = np.concatenate([_NOWHERE, *(batch.positions for batch in first)], dtype=np.int32)
             self._check_complete(positions, count)
             return self._restore_parsed, self._feeds_of(first, positions)
-        parts, positions = self._stage_all(session, _groups(itertools.chain(first, iterator)))
+        others = _groups(itertools.chain([following], iterator))
+        parts, positions = self._stage_all(session, itertools.chain([first], others))
         self._check_complete(positions, count)
         parts += [(self._parse(session, []), 0) for _ in range(WIDTH - len(parts))]
         return self._restore_joined, self._feeds(parts, positions)
 
     def _check_complete(self, positions: _Positions, count: int) -> None:
         """Check that ``positions`` contain each number from 0 to ``count`` - 1 once."""
-        if len(positions) != count or not np.array_equal(np.sort(positions), np.arange(count)):
+        # TensorFlow saves no iterator without elements.
+        if not count or len(positions) != count or not np.array_equal(np.sort(positions), np.arange(count)):
             raise CorruptCheckpointError(f"the state of iterator {self._name!r} is incomplete")
 
     def _stage_all(
@@ -186,7 +190,15 @@ class RestoreOps:
         return tf.raw_ops.MapStage(key=self._key, indices=[0], values=[vector], **self._container)
 
 
-def _groups(batches: Iterator[CheckedBatch]) -> Iterator[Sequence[CheckedBatch]]:
-    """Yield `WIDTH` batches at a time. The last group may have fewer."""
-    while group := list(itertools.islice(batches, WIDTH)):
+def _groups(batches: Iterable[CheckedBatch]) -> Iterator[Sequence[CheckedBatch]]:
+    """Yield `WIDTH` batches at a time, and fewer at the end or if they are large."""
+    group: list[CheckedBatch] = []
+    size = 0
+    for batch in batches:
+        group.append(batch)
+        size += batch.memory_bytes
+        if len(group) == WIDTH or size >= _GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
         yield group
