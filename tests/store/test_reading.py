@@ -7,6 +7,7 @@ import random
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,7 +22,7 @@ from input_checkpoint.format.chunking import digest
 from input_checkpoint.format.compression import compress
 from input_checkpoint.format.keys import manifest_key
 from input_checkpoint.format.manifest import Manifest, decode_manifest
-from input_checkpoint.state import Element, IteratorState
+from input_checkpoint.state import Element, ElementBatch, IteratorState, StoredState
 from input_checkpoint.store.reading import (
     READ_BYTES,
     READ_ROWS,
@@ -80,6 +81,61 @@ def test_every_requested_chunk_is_returned(memory, written):
 
 def test_no_other_chunk_is_returned(memory, written):
     assert read(memory, written, [7, 3]) == {7: PAYLOADS[7], 3: PAYLOADS[3]}
+
+
+def batches(memory: MemoryBackend, manifest: Manifest) -> list[ElementBatch]:
+    (rows,) = manifest.iterators()
+    return list(read_batches(memory, manifest, rows))
+
+
+def test_large_payloads_that_are_not_compressed_are_not_copied(memory, written):
+    """They are views of what was read: a copy takes longer than everything else."""
+    for batch in batches(memory, written):
+        views = [payload for _, payload in batch.elements]
+        assert all(isinstance(view, memoryview) for view in views)
+        assert len({id(view.obj) for view in views}) == 1
+
+
+@pytest.mark.parametrize(
+    ("payload", "options"),
+    [(b"small", OPTIONS), (bytes(3000), SaveOptions(compress=True))],
+    ids=["small", "compressed"],
+)
+def test_other_payloads_keep_nothing_else_in_memory(memory, payload, options):
+    manifest = saved(memory, [(b"key", payload)] * 50, options)
+    for batch in batches(memory, manifest):
+        assert {type(found) for _, found in batch.elements} == {bytes}
+        assert {type(key) for key, _ in batch.elements} == {bytes}
+
+
+def test_what_was_read_is_freed_once_its_elements_are(memory, written):
+    """Nothing in the library holds an extent longer than the views of it."""
+    read = batches(memory, written)
+    extents = [weakref.ref(batch.elements[0][1]) for batch in read]
+    del read
+    assert [extent() for extent in extents] == [None] * len(extents)
+
+
+def test_elements_in_order_are_independent_of_what_was_read(memory, written):
+    state = StoredState("Iterator", len(PAYLOADS), iter(batches(memory, written)))
+    found = state.in_order()
+    assert found == [(b"", payload) for payload in PAYLOADS]
+    assert {type(payload) for _, payload in found} == {bytes}
+
+
+@pytest.mark.parametrize("compress_again", [True, False])
+@pytest.mark.parametrize("size", [5, 600, 3000])
+def test_elements_that_were_read_can_be_saved_again(memory, size, compress_again):
+    elements = [(b"key %d" % number, bytes([number]) * size) for number in range(40)]
+    read = batches(memory, saved(memory, elements, OPTIONS))
+    again = MemoryBackend(f"memory://{uuid.uuid4().hex}")
+    options = SaveOptions(compress=compress_again)
+    by_position = sorted(
+        (position, element) for batch in read for position, element in zip(batch.positions, batch.elements)
+    )
+    manifest = saved(again, [element for _, element in by_position], options)
+    state = StoredState("Iterator", len(elements), iter(batches(again, manifest)))
+    assert state.in_order() == elements
 
 
 def test_adjacent_chunks_are_read_by_one_get(memory, written):

@@ -89,7 +89,7 @@ def test_a_recovered_session_reads_nothing_ahead(
     hook = session_hook(tmp_path, memory)
     expected: list[Any] = []
     begin = hook._read_ahead.expect
-    hook._read_ahead.expect = lambda ref: (expected.append(ref), begin(ref))
+    hook._read_ahead.expect = lambda ref, prepare: (expected.append(ref), begin(ref, prepare))
     train_in_session(tmp_path, [hook, preempted(17)], steps=20)
     assert [ref.step for ref in expected] == [10]
     assert trained_on(tmp_path) == reference[:30]
