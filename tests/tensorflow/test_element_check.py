@@ -145,8 +145,9 @@ def test_an_element_that_names_more_tensors_than_it_has_is_refused(good):
     key, payload = element_of(good)
     more = key.replace(b"Root@@next", b"R@@x@@nex1")
     ElementChecker().check([(key, payload)])
-    with pytest.raises(CorruptCheckpointError, match="names 2 tensors, but has 1"):
-        ElementChecker().check([(more, payload)])
+    for before in ([], [(key, payload)]):
+        with pytest.raises(CorruptCheckpointError, match="names 2 tensors, but has 1"):
+            ElementChecker().check([*before, (more, payload)])
 
 
 COMMON = element_of(compressed(component(INT64, 2, sizes=[16]), component(STRING, sizes=[5])))

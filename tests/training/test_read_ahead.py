@@ -180,6 +180,80 @@ def test_small_elements_count_with_the_memory_that_python_needs_for_them() -> No
     wait_until(store.closed.is_set)
 
 
+class Compact(ElementBatch):
+    """A batch that says that it uses little memory."""
+
+    @property
+    def memory_bytes(self) -> int:
+        return BATCH_BYTES // 10
+
+
+class Preparing:
+    """Prepares batches. Notes in which thread, and may fail."""
+
+    def __init__(self, fail_at: Optional[int] = None) -> None:
+        self._fail_at = fail_at
+        self.prepared = 0
+        self.threads: set[str] = set()
+
+    def __call__(self, batches: Iterator[ElementBatch]) -> Iterator[ElementBatch]:
+        for batch in batches:
+            if self.prepared == self._fail_at:
+                raise ic.CorruptCheckpointError("an element that TensorFlow must not see")
+            self.prepared += 1
+            self.threads.add(threading.current_thread().name)
+            yield Compact(batch.positions, batch.elements)
+
+
+def test_what_is_read_ahead_is_prepared_in_its_thread() -> None:
+    store, prepare = LongCheckpoints(), Preparing()
+    read_ahead = ReadAhead(store)
+    read_ahead.expect(REF, prepare)
+    wait_until(store.closed.is_set)
+    assert prepare.prepared == 20
+    assert prepare.threads == {"input-checkpoint-read-ahead"}
+    states = [(state.name, list(state.batches)) for state in read_ahead.read(REF).states]
+    assert [(name, len(batches)) for name, batches in states] == [("first", 10), ("second", 10)]
+    assert {type(batch) for _, batches in states for batch in batches} == {Compact}
+
+
+def test_the_rest_is_prepared_as_it_is_restored() -> None:
+    store, prepare = LongCheckpoints(batches=100), Preparing()
+    read_ahead = ReadAhead(store, max_bytes=BATCH_BYTES)
+    read_ahead.expect(REF, prepare)
+    assert content(read_ahead.read(REF)) == content(LongCheckpoints(batches=100).read(REF))
+    assert prepare.prepared == 200
+
+
+def test_prepared_batches_count_with_the_memory_that_they_use() -> None:
+    store, prepare = LongCheckpoints(batches=1000), Preparing()
+    read_ahead = ReadAhead(store, max_bytes=10 * BATCH_BYTES)
+    read_ahead.expect(REF, prepare)
+    wait_until(lambda: prepare.prepared >= 100)
+    assert not store.closed.wait(0.1)
+    assert prepare.prepared == 100
+    read_ahead.cancel()
+    wait_until(store.closed.is_set)
+
+
+@pytest.mark.parametrize("fail_at", [0, 5, 15])
+def test_an_element_that_is_refused_ahead_leaves_the_decision_to_the_restore(fail_at: int) -> None:
+    store = LongCheckpoints()
+    read_ahead = ReadAhead(store)
+    read_ahead.expect(REF, Preparing(fail_at))
+    assert content(read_ahead.read(REF)) == content(LongCheckpoints().read(REF))
+    assert store.opened == [REF, REF]
+
+
+def test_the_memory_of_views_is_that_of_their_bytes() -> None:
+    payload = bytes(BATCH_BYTES)
+    assert (
+        ElementBatch([0], [(b"key", memoryview(payload))]).memory_bytes
+        == ElementBatch([0], [(b"key", payload)]).memory_bytes
+        >= len(b"key") + BATCH_BYTES
+    )
+
+
 def test_if_another_checkpoint_is_asked_for_the_expected_one_is_forgotten() -> None:
     store = LongCheckpoints(batches=1000)
     read_ahead = ReadAhead(store, max_bytes=BATCH_BYTES)
