@@ -13,6 +13,7 @@ import tensorflow as tf
 
 import input_checkpoint as ic
 from input_checkpoint.backends.memory import MemoryBackend
+from input_checkpoint.tensorflow.element_check import ElementChecker
 from input_checkpoint.training.schedule import SaveSchedule
 from tests.support.hooked_training import (
     Steps,
@@ -94,6 +95,24 @@ def test_a_recovered_session_reads_nothing_ahead(
     assert [ref.step for ref in expected] == [10]
     assert trained_on(tmp_path) == reference[:30]
     wait_until(no_thread_reads)
+
+
+def test_the_elements_are_checked_before_they_are_restored(
+    tmp_path: Path, reference: Steps, memory: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_first(tmp_path, memory)
+    checked_in: list[str] = []
+    check = ElementChecker.check
+
+    def noted(self: ElementChecker, elements: Any) -> None:
+        checked_in.append(threading.current_thread().name)
+        check(self, elements)
+
+    monkeypatch.setattr(ElementChecker, "check", noted)
+    backend = PackReads(memory)
+    train_in_session(tmp_path, [session_hook(tmp_path, backend), WaitsForReads(backend)], steps=20)
+    assert set(checked_in) == {"input-checkpoint-read-ahead"}
+    assert trained_on(tmp_path) == reference[:30]
 
 
 def test_the_base_of_a_mark_is_read_ahead(tmp_path: Path, reference: Steps, memory: MemoryBackend) -> None:
