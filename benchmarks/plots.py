@@ -33,7 +33,7 @@ def draw(figures: Sequence[Figure], folder: Path) -> list[Path]:
         _bars(figures, upload.NAME, upload.UPLOADED, folder, logarithmic=False, leave_out=(upload.ALLOWED,)),
         _bars(figures, durable.NAME, durable.SECONDS, folder, logarithmic=False, leave_out=(durable.LIMIT,)),
         _bars(figures, restart.NAME, PROGRAM, folder, logarithmic=False, leave_out=(restart.ALLOWED,)),
-        _bars(figures, restore.NAME, restore.SECONDS, folder, logarithmic=True),
+        _bars(figures, restore.NAME, restore.PART, folder, logarithmic=True),
         _bars(figures, rare_saves.NAME, rare_saves.STALL, folder, logarithmic=False),
         _bars(figures, fast_forward.NAME, fast_forward.SPEED, folder, logarithmic=True),
         _curves(figures, folder),

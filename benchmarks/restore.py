@@ -1,22 +1,21 @@
-"""How long a restore takes and how much it reads, from the local disk and over a slow link.
+"""What a restore reads, and how its time is spent, from the local disk and over a slow link.
 
-It restores the last of several incremental saves, whose data is spread over packs of different ages.
+It restores the last of several incremental saves, whose data is spread over packs of different ages. It does
+so in a session that has restored before, which no user has. See `benchmarks.restart` for what users wait for.
 """
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, TypeVar
 
-import s3fs
+import tensorflow as tf
 
 from benchmarks import candidates, fresh_process, pipelines, places
-from benchmarks.names import OURS, OURS_S3, TF_HOOK
+from benchmarks.names import OURS, OURS_S3
 from benchmarks.pipelines import Pipeline
 from benchmarks.raw_session import RawSession, raw_session
 from benchmarks.report import Figure, Goal
@@ -25,23 +24,26 @@ from input_checkpoint import Backend, CheckpointStore, KeepLast, open_backend
 from input_checkpoint.backends.local import LocalBackend
 from input_checkpoint.state import StoredState
 from input_checkpoint.store.pack_writer import CONCURRENCY, PACK_BYTES
+from input_checkpoint.tensorflow.checked_batches import CheckedBatch, check_batches
 from integration.servers.server import Place
 
 NAME = "restore"
 SECONDS = "restore [s]"
 READ = "read [bytes]"
 SPEED = "state restored per second [bytes/s]"
-TF_GET = "s3fs.get + TensorFlow's hook"
+PART = "part of the restore [s]"
 BARE = "bare parallel read"
-FROM_MEMORY = "TensorFlow alone, from memory"
 STATE = "the state"
+READING = "reading and verifying"
+CHECKING = "checking elements"
+FEEDING = "encoding and feeding"
+PARSING = "parsing"
+FINISHING = "stitching and DeserializeIterator"
+
+_Result = TypeVar("_Result")
 
 GOALS = (
-    Goal(NAME, SECONDS, OURS, TF_HOOK, 0.5),
-    Goal(NAME, SECONDS, OURS, FROM_MEMORY),
-    Goal(NAME, SECONDS, FROM_MEMORY, TF_HOOK),
     Goal(NAME, SPEED, OURS_S3, BARE, 0.8, at_most=False),
-    Goal(NAME, SECONDS, OURS_S3, TF_GET),
     Goal(NAME, READ, OURS, STATE, 1.5),
     Goal(NAME, READ, OURS_S3, STATE, 1.5),
 )
@@ -89,19 +91,23 @@ def train_and_restore(run: Run, remote: Place, name: str) -> list[Figure]:
             opened.draw(run.steps)
             for store in stores:
                 store.save(number)
-        (folder / "tensorflow").mkdir()
-        prefix = opened.save_as_tensorflow_does(folder / "tensorflow")
-        readers: list[Any] = [*stores, _TensorFlow(opened, prefix), _InMemory(opened, stores[0].load())]
+        readers: list[Any] = [*stores]
         if run.remote:
-            readers += [_Fetched(opened, prefix, remote, name), _BareRead(there, stores[-1])]
-        return _take_turns(pipeline.name, readers, run.rounds)
+            readers.append(_BareRead(there, stores[-1]))
+        figures = _take_turns(pipeline.name, readers, run.rounds)
+        parts = _Parts(stores[0], opened)
+        for number in range(run.rounds + 1):
+            found = parts.measure()
+            if number:
+                figures += [Figure(NAME, pipeline.name, who, PART, number, value) for who, value in found]
+        return figures
 
 
 def _take_turns(case: str, readers: list[Any], rounds: int) -> list[Figure]:
     figures = []
     for number, reader in candidates.turns(readers, rounds + 1):
-        if not number and reader.name in (TF_GET, BARE):
-            continue  # they prepare nothing that the others do not, and take the longest
+        if not number and reader.name == BARE:
+            continue  # it prepares nothing
         started = time.perf_counter()
         read = reader.restore()
         seconds = time.perf_counter() - started
@@ -147,60 +153,47 @@ class _Restorer:
         return store.load(store.history("main")[-1])
 
 
-class _TensorFlow:
-    """TensorFlow's saver, as its hook uses it."""
+class _Parts:
+    """The parts of a restore, one after another. In a restore, they overlap.
 
-    name = TF_HOOK
+    Args:
+        restorer: what is restored.
+        opened: the session.
+    """
 
-    def __init__(self, opened: RawSession, prefix: str) -> None:
+    def __init__(self, restorer: _Restorer, opened: RawSession) -> None:
+        self._restorer = restorer
         self._opened = opened
-        self._prefix = prefix
+        with opened.session.graph.as_default():
+            self._string = tf.compat.v1.placeholder(tf.string, [])
+            self._length = tf.strings.length(self._string)
 
-    def restore(self) -> int:
-        """Restore."""
-        self._opened.saver.restore(self._opened.session, self._prefix)
-        return 0
+    def measure(self) -> list[tuple[str, float]]:
+        """Restore, and return the seconds that each part takes."""
+        session, (ops,) = self._opened.session, self._opened.iterators._ops
+        (state,) = self._restorer.load()
+        batches, reading = _timed(lambda: list(state.batches))
+        checked, checking = _timed(lambda: list(check_batches(batches)))
+        _, feeding = _timed(lambda: self._feed(checked))
+        (restore, feeds), prepared = _timed(lambda: ops.restoring.prepare(session, checked, state.count))
+        _, finishing = _timed(lambda: session.run(restore, feeds))
+        return [
+            (READING, reading),
+            (CHECKING, checking),
+            (FEEDING, feeding),
+            (PARSING, max(0.0, prepared - feeding)),
+            (FINISHING, finishing),
+        ]
+
+    def _feed(self, batches: Sequence[CheckedBatch]) -> None:
+        for batch in batches:
+            self._opened.session.run(self._length, {self._string: batch.encode()})
 
 
-class _InMemory:
-    """A state that is already in memory: the decoding and `DeserializeIterator` that no restore can avoid."""
-
-    name = FROM_MEMORY
-
-    def __init__(self, opened: RawSession, states: Iterator[StoredState]) -> None:
-        self._opened = opened
-        self._states = [(state.name, state.count, list(state.batches)) for state in states]
-
-    def restore(self) -> int:
-        """Restore."""
-        states = (StoredState(name, count, iter(batches)) for name, count, batches in self._states)
-        self._opened.iterators.restore(self._opened.session, states)
-        return 0
-
-
-class _Fetched:
-    """TensorFlow's files, fetched from S3 and then restored."""
-
-    name = TF_GET
-
-    def __init__(self, opened: RawSession, prefix: str, remote: Place, name: str) -> None:
-        self._opened = opened
-        self._prefix = Path(prefix)
-        self._remote = f"{remote.uri}/{name}/tensorflow"
-        self._filesystem = s3fs.S3FileSystem(skip_instance_cache=True, **remote.storage_options)
-        self._files = [path.name for path in self._prefix.parent.glob(f"{self._prefix.name}.*")]
-        for file in self._files:
-            self._filesystem.put(str(self._prefix.parent / file), f"{self._remote}/{file}")
-
-    def restore(self) -> int:
-        """Fetch and restore."""
-        folder = self._prefix.parent / "fetched"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        for file in self._files:
-            self._filesystem.get(f"{self._remote}/{file}", str(folder / file))
-        self._opened.saver.restore(self._opened.session, str(folder / self._prefix.name))
-        return 0
+def _timed(work: Callable[[], _Result]) -> tuple[_Result, float]:
+    started = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - started
 
 
 class _BareRead:
