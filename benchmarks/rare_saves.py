@@ -107,8 +107,8 @@ def small_step(batch: Any) -> Any:
 
 FULL = (Run(100, 3, remote=False, model_steps=10), Run(100, 3, remote=True, model_steps=10))
 FULL_STEPS = (
-    ShortSteps("steps that do nothing", consumed, 2_000, 5),
-    ShortSteps("small steps", small_step, 500, 5),
+    ShortSteps("steps that do nothing", consumed, 2_000, 3),
+    ShortSteps("small steps", small_step, 500, 3),
 )
 QUICK = (Run(50, 1, remote=False, model_steps=5), Run(50, 1, remote=True, model_steps=5))
 QUICK_STEPS = (ShortSteps("steps that do nothing", consumed, 100, 2),)

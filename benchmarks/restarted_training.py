@@ -121,6 +121,7 @@ def run(order: Order) -> dict[str, float]:
             assert first.step_ended_at is not None
             assert last.second_step_at is not None
             started = time.perf_counter() - (time.time() - order.started_at)
+            _check_restored(order, hooks)
             found = {
                 BUILT: constructing + last.begun_at - creating,
                 FIRST_STEP: first.step_ended_at - last.begun_at,
@@ -132,6 +133,17 @@ def run(order: Order) -> dict[str, float]:
             print(json.dumps(found), flush=True)
             # Nothing is saved at the end: the next process must find the same checkpoint.
             os._exit(0)
+
+
+def _check_restored(order: Order, hooks: list[Any]) -> None:
+    if order.who == OURS:
+        restored = hooks[0]._running_saver.run.base
+    elif order.who == TF_HOOK:
+        restored = tf.train.latest_checkpoint(order.model_dir, "checkpoint_input")
+    else:
+        return
+    if restored is None:
+        raise RuntimeError(f"{order.who} has restored nothing")
 
 
 def _hooks(order: Order) -> list[Any]:

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, Callable, Optional
 
 from benchmarks import report
+from benchmarks.documentation import Results
 from benchmarks.report import MEASUREMENTS, Figure, Measured, Ratio
 
 WHOLE_RUN_SECONDS = 12 * 60
@@ -30,9 +31,27 @@ class Found:
     measured: dict[str, Measured] = field(default_factory=dict)
 
 
-def run(names: Sequence[str], quick: bool, keep: Callable[[Found], object]) -> Found:
+def found_earlier(path: Path, without: Sequence[str]) -> Found:
+    """Return what a file of raw figures has of other measurements.
+
+    Raises:
+        SystemExit: it is from another machine or from a smoke run.
+    """
+    results = Results.from_json(path.read_text())
+    if results.quick or results.machine != machine():
+        raise SystemExit(f"{path} is from a smoke run, another machine or other versions: {results.machine}")
+    return Found(
+        [figure for figure in results.figures if figure.measurement not in without],
+        [ratio for ratio in results.ratios if ratio.goal.measurement not in without],
+        {name: measured for name, measured in results.measured.items() if name not in without},
+    )
+
+
+def run(
+    names: Sequence[str], quick: bool, keep: Callable[[Found], object], earlier: Optional[Found] = None
+) -> Found:
     """Run the named measurements. Print and keep the results after each one."""
-    everything = Found()
+    everything = earlier or Found()
     for name in names:
         module = importlib.import_module(f"benchmarks.{name}")
         started = time.monotonic()
@@ -74,6 +93,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a small smoke run; do not quote its figures")
     parser.add_argument("--only", choices=MEASUREMENTS, action="append", help="run only this one; repeatable")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw figures to this file")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep what that file already has of other measurements"
+    )
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write the plots to this folder")
     parser.add_argument(
         "--markdown", type=Path, metavar="FILE", help="write the table of ratios to this file"
@@ -88,7 +110,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
                 report.raw(found.figures, found.ratios, machine(), found.measured, options.quick)
             )
 
-    found = run(options.only or MEASUREMENTS, options.quick, keep)
+    names = options.only or MEASUREMENTS
+    earlier = found_earlier(options.json, names) if options.keep else None
+    found = run(names, options.quick, keep, earlier)
     missed = [ratio for ratio in found.ratios if ratio.met is False]
     judged = [ratio for ratio in found.ratios if ratio.met is not None]
     print(f"\n{len(judged) - len(missed)} of {len(judged)} goals met.")

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 
 import input_checkpoint as ic
-from benchmarks import documentation, fresh_process, report, slow_link
+from benchmarks import documentation, fresh_process, report, slow_link, suite
 from benchmarks.documentation import (
     DOCUMENTS,
     TABLES,
@@ -125,6 +125,27 @@ def test_the_raw_figures_can_be_read_back() -> None:
     assert (list(found.figures), list(found.ratios), found.quick) == (OURS_FASTER, ratios, True)
     assert found.measured == {"restore": Measured("2026-11-26", 12.3)}
     assert json.loads(written)["ratios"][0]["met"] is True
+
+
+def test_a_repeated_measurement_replaces_its_figures_and_keeps_those_of_others(tmp_path: Path) -> None:
+    others = [Figure("stall", "pictures", "ours", "stall [s]", 0, 1.0)]
+    measured = {name: Measured("2026-11-26", 12.3) for name in ("restore", "stall")}
+    file = tmp_path / "raw.json"
+    file.write_text(
+        raw([*OURS_FASTER, *others], HALF.ratios(OURS_FASTER), suite.machine(), measured, quick=False)
+    )
+    found = suite.found_earlier(file, without=["restore"])
+    assert (found.figures, found.ratios, list(found.measured)) == (others, [], ["stall"])
+
+
+@pytest.mark.parametrize(("machine", "quick"), [(MACHINE, False), (suite.machine(), True)])
+def test_figures_of_another_machine_or_of_a_smoke_run_are_not_mixed_with_new_ones(
+    tmp_path: Path, machine: dict[str, Any], quick: bool
+) -> None:
+    file = tmp_path / "raw.json"
+    file.write_text(raw(OURS_FASTER, [], machine, {}, quick=quick))
+    with pytest.raises(SystemExit, match="another machine"):
+        suite.found_earlier(file, without=[])
 
 
 def results(*ratios: Ratio, figures: Sequence[Figure] = OURS_FASTER) -> Results:
