@@ -61,7 +61,10 @@ def test_after_a_fast_forward_the_next_one_begins_there(model, store, reference:
     finish(training(model, store, killed=AtStep(48, mark)))
     opened = ic.CheckpointStore.open(str(store))
     assert [ref.step for ref in opened.history("main")] == [0, 30]
-    assert {mark.base.step for mark in opened.marks("main") if mark.ref.step > 35} == {30}
+    bases = [mark.base.step for mark in opened.marks("main") if mark.ref.lineage == 2]
+    # Marks that were written before the full checkpoint of step 30 was stored begin at the older one.
+    assert bases == sorted(bases)
+    assert bases[-1] == 30
     succeed(training(model, store))
     assert trained_on(model) == reference[:60]
 

@@ -182,7 +182,7 @@ def test_training_goes_first_as_soon_as_the_snapshot_is_taken(memory):
     saver = saver_on(WatchedBackend(memory))
     saver.submit(1, WatchedInput(b"state"))
     saver.wait()
-    assert noted == {"snapshot": training, "encoding": 19, "upload": 19}
+    assert noted == {"snapshot": training, "encoding": max(10, training), "upload": max(10, training)}
     assert priority() == training
 
 

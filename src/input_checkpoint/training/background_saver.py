@@ -37,7 +37,7 @@ class BackgroundSaver:
     """Saves the checkpoints of one run behind the training thread's back, one at a time.
 
     The snapshot is taken in the background too: `wait_for_snapshot` must return before the iterators advance.
-    After that, the thread has the lowest priority, because training may keep all processors busy.
+    After that, the thread has a low priority, because training may keep all processors busy.
     A failed save is raised, once, by the next call of `check`, `submit` or `wait`. Old checkpoints are pruned
     beside the saves, which never wait for it.
 
