@@ -30,6 +30,7 @@ class Outcome:
 
     killed: bool
     output: str
+    exit_code: Optional[int] = None
 
     @property
     def error(self) -> str:
@@ -87,12 +88,17 @@ class RunningTraining:
         """Send SIGKILL."""
         self._process.kill()
 
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self._process.terminate()
+
     def finish(self) -> Outcome:
         """Wait for the end of the process."""
         for _ in self.lines():
             pass
         self._process.join()
-        return Outcome(self._process.exitcode == -signal.SIGKILL, "".join(self._lines))
+        code = self._process.exitcode
+        return Outcome(code == -signal.SIGKILL, "".join(self._lines), code)
 
 
 def start(training: Training) -> RunningTraining:

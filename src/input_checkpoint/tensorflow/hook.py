@@ -78,11 +78,18 @@ class CheckpointInputPipelineHook(SessionHook):
         on_save_failure: ``'raise'`` (default): a failed save or mark stops training. ``'warn'``: training
             continues until ``max_failed_saves`` saves, or marks, in a row have failed.
         max_failed_saves: at least 1; 3 by default.
+        save_on_preemption: on SIGTERM, finish the present step, store input and model, and end the process
+            with exit code 143. False by default. Needs a training with one worker, in the main thread.
+        termination_watcher_fn: returns True once the machine is about to go, which then has the same effect
+            as SIGTERM. Called once a second in a thread of its own. None (default): only SIGTERM counts.
+        grace_seconds: how many seconds after the signal the process ends in any case, even if a save hangs;
+            20 by default. Choose less than the platform gives.
 
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: both or neither of ``save_steps`` and ``save_secs`` are given (RunConfig included), a
-            value is not allowed, or the backend lies inside the model directory.
+            value is not allowed, ``save_on_preemption`` is used with several workers, or the backend lies
+            inside the model directory.
         BackendError: the backend cannot be used.
 
     Training raises `DifferentRunError` if the store holds the input state of another training,

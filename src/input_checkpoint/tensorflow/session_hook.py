@@ -25,6 +25,7 @@ from input_checkpoint.tensorflow.model_checkpoints import (
     index_digest,
 )
 from input_checkpoint.tensorflow.model_link import ModelLink
+from input_checkpoint.tensorflow.preempted_end import PreemptedEnd
 from input_checkpoint.tensorflow.session_marks import GraphMarks
 from input_checkpoint.tensorflow.session_state import SessionState, StepSave
 from input_checkpoint.tensorflow.unfinished_step import model_beside
@@ -124,6 +125,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         )
         self._link = ModelLink(self._store, settings)
         self._saver: Optional[BackgroundSaver] = None
+        self._preempted_end = PreemptedEnd(settings, self._store.uri, self._newest_checkpoint)
         self._mark_seconds = 0.0
         """How long the storage took for the last mark before a model."""
 
@@ -178,6 +180,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
             step=step,
         )
         # An exception closes the session without end(): the coordinator then waits for a running save.
+        self._coordinator = coord
         coord.register_thread(_SaveThreadProxy(self, self._current))
 
     def before_run(self, run_context: Any) -> None:
@@ -186,6 +189,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         state.settle_model()
         state.guard.check(run_context.original_args, state.step)
         if not state.resumed:
+            self._preempted_end.watch()
             try:
                 self._resume(run_context.session, state)
             finally:
@@ -215,6 +219,9 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
             state.draws += 1
         state.guard.check(run_context.original_args, step)
         self._save_if_due(state, with_model=False)
+        if self._preempted_end.is_due(state):
+            self._save_before_model(state)
+            run_context.request_stop()
 
     def end(self, session: Any) -> None:
         """Save the last state and wait until everything is stored. Called by TensorFlow."""
@@ -223,8 +230,11 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         state.settle_model()
         step = state.read_step()
         state.guard.end(step, state.step)
-        if not state.resumed:
-            return
+        if state.resumed:
+            self._save_all(session, state, step)
+            self._preempted_end.ended(self._coordinator, step)
+
+    def _save_all(self, session: Any, state: SessionState, step: int) -> None:
         if state.draws == 0:
             logger.warning(
                 "No step was run at global step %d. If the input had already ended when it was saved to %s, "
@@ -322,6 +332,17 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         write()
         self._mark_seconds = time.monotonic() - started
 
+    def _save_before_model(self, state: SessionState) -> None:
+        """Commit the input of the last step before TensorFlow saves its model at the end of training.
+
+        So if there is not enough time for both, the older pair remains, and no model without its input.
+        """
+        # If anything is due at this step, TensorFlow saves the model now, not at the end.
+        if state.save is None and (state.step, state.draws) != (state.saved_step, state.saved_draws):
+            self._running_saver.wait_for_save()
+            self._save(state, state.step)
+            self._running_saver.wait_for_save()
+
     def _submit(
         self, state: SessionState, save: StepSave, write_mark: Optional[Callable[[], None]] = None
     ) -> bool:
@@ -399,11 +420,16 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
 
     def _saved_model_digest(self) -> Optional[str]:
         """Return the digest of the model that this run was last saved with, or restored with."""
-        ref = self._running_saver.last_committed or self._running_saver.run.base
+        ref = self._newest_checkpoint()
         try:
             return None if ref is None else self._store.info(ref).context.model_digest
         except (CorruptCheckpointError, CheckpointNotFoundError):
             return None
+
+    def _newest_checkpoint(self) -> Optional[CheckpointRef]:
+        """Return the checkpoint that this run has committed last, or was resumed from."""
+        saver = self._saver
+        return None if saver is None else saver.last_committed or saver.run.base
 
     def _warn_of_repetition(self, state: SessionState, reason: str) -> None:
         logger.warning(
@@ -555,5 +581,6 @@ class _SaveThreadProxy:
         """Whether the session must stay open a little longer."""
         # The coordinator asks when the session is over. If it has failed, its last model is never saved.
         self._state.settle_model()
+        self._hook._preempted_end.closed()
         saver = self._hook._saver
         return saver is not None and saver.busy

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Optional, TypedDict, Union
+from numbers import Real
+from typing import Any, Callable, Optional, TypedDict, Union
 
 from input_checkpoint.backends.opening import BackendLocation
 from input_checkpoint.backends.retrying import DEFAULT_RETRY_POLICY, RetryPolicy
@@ -37,6 +39,9 @@ class TrainingOptions(TypedDict, total=False):
     max_failed_saves: int
     on_pipeline_change: str
     max_fast_forward: Optional[Union[int, timedelta]]
+    save_on_preemption: bool
+    termination_watcher_fn: Optional[Callable[[], bool]]
+    grace_seconds: float
 
 
 BUSY_MODES = ("wait", "skip")
@@ -73,6 +78,9 @@ class TrainingSettings:
     max_failed_saves: int = 3
     on_pipeline_change: str = "refuse"
     max_fast_forward: Optional[Union[int, timedelta]] = None
+    save_on_preemption: bool = False
+    termination_watcher_fn: Optional[Callable[[], bool]] = None
+    grace_seconds: float = 20.0
 
     def __post_init__(self) -> None:
         if isinstance(self.model_dir, os.PathLike):
@@ -87,6 +95,7 @@ class TrainingSettings:
         if self.max_failed_saves < 1:
             raise ValueError(f"max_failed_saves must be at least 1, got {self.max_failed_saves}")
         _check_retention(self.retention)
+        self._check_preemption()
         _ = self.fast_forward_limit  # raises if it is not valid
         if self.retry is not None and not isinstance(self.retry, RetryPolicy):
             raise TypeError(f"retry must be a RetryPolicy or None, got {self.retry!r}")
@@ -113,6 +122,22 @@ class TrainingSettings:
     def fast_forward_limit(self) -> FastForwardLimit:
         """How far the input may be fast-forwarded."""
         return FastForwardLimit.of(self.max_fast_forward)
+
+    def _check_preemption(self) -> None:
+        seconds, watcher = self.grace_seconds, self.termination_watcher_fn
+        if not isinstance(seconds, Real) or isinstance(seconds, bool):
+            raise TypeError(f"grace_seconds must be a number of seconds, got {seconds!r}")
+        if not 0 < seconds < math.inf:
+            raise ValueError(f"grace_seconds must be positive and finite, got {seconds}")
+        if watcher is not None and not callable(watcher):
+            raise TypeError(f"termination_watcher_fn must be a function without arguments, got {watcher!r}")
+        if watcher is not None and not self.save_on_preemption:
+            raise ValueError("termination_watcher_fn needs save_on_preemption=True")
+        if self.save_on_preemption and self.num_workers > 1:
+            raise ValueError(
+                f"save_on_preemption works with one worker, and this training has {self.num_workers}: they "
+                "could stop at different steps. Leave it out."
+            )
 
 
 def _check_retention(retention: Any) -> None:
