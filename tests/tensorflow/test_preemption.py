@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import functools
+import os
 import signal
+import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any, Callable
 
 import pytest
+import tensorflow as tf
 
 import input_checkpoint as ic
 from input_checkpoint.tensorflow.model_checkpoints import latest_model_step
 from tests.support.accumulation import MICRO, accumulated
-from tests.support.hooked_training import Steps, train
+from tests.support.hooked_training import Steps, committed_steps, input_steps, slow_upload, train
 from tests.support.kills import Outcome, RunningTraining
 from tests.support.preempted import Preempted, accumulate_until_preempted, preempted, reach
-from tests.support.training import FailAt, make_estimator, trained_on
+from tests.support.training import FailAt, make_estimator, shuffled_ids, trained_on
+from tests.support.wrappers import BeforeWrites
 
 ON = {"save_on_preemption": True}
 
@@ -252,6 +258,116 @@ def test_after_training_has_failed_the_handlers_of_the_program_are_back(tmp_path
         train(tmp_path / "model", 10, hooks=[FailAt(3, ValueError("no more"))], save_on_preemption=True)
     assert signal.getsignal(signal.SIGTERM) == before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+class Terminate(tf.estimator.SessionRunHook):
+    """Sends SIGTERM to this process once, after a step, and does something else."""
+
+    def __init__(self, step: int, then: Callable[[], object] = lambda: None) -> None:
+        self._left = step
+        self._then = then
+
+    def after_run(self, run_context: Any, run_values: Any) -> None:
+        self._left -= 1
+        if self._left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)  # a thread takes note of it
+            self._then()
+
+
+def stop(model_dir: Path, *hooks: Any, **options: Any) -> Any:
+    """Train until this process is told to stop. Return its exit code."""
+    with pytest.raises(SystemExit) as raised:
+        train(model_dir, 100, hooks=hooks, **ON, **options)
+    return raised.value.code
+
+
+def test_a_handler_of_the_program_that_ends_it_does_so_after_the_save(model: Path, reference: Steps) -> None:
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+    try:
+        assert stop(model, Terminate(13)) == 7
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert input_steps(model)[-1] == 14
+    assert trained_on(model) == reference[:14]
+
+
+def test_an_error_of_another_hook_at_the_end_is_logged(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class FailAtEnd(tf.estimator.SessionRunHook):
+        def end(self, session: Any) -> None:
+            raise ValueError("no disk for the report")
+
+    assert stop(model, Terminate(3), FailAtEnd()) == 143
+    assert "A hook failed at the end of training." in caplog.text
+    assert "no disk for the report" in caplog.text
+    assert input_steps(model)[-1] == 4
+
+
+def test_a_signal_just_before_a_recovered_error_stops_the_next_session(model: Path, reference: Steps) -> None:
+    def fail() -> None:
+        raise tf.errors.AbortedError(None, None, "preempted")
+
+    assert stop(model, Terminate(13, fail)) == 143
+    assert input_steps(model)[-1] == 11  # restored at 10
+    assert trained_on(model) == reference[:11]
+    train(model, 9)
+    assert trained_on(model) == reference[:20]
+
+
+def test_a_training_whose_model_is_saved_by_time_is_stored(model: Path, reference: Steps) -> None:
+    estimator = make_estimator(model, save_checkpoints_secs=600)
+    hook = ic.CheckpointInputPipelineHook(estimator, **ON)
+    with pytest.raises(SystemExit):
+        estimator.train(shuffled_ids, hooks=[hook, Terminate(13)], max_steps=100)
+    assert input_steps(model)[-1] == 14
+    train(model, 6)
+    assert trained_on(model) == reference[:20]
+
+
+def test_train_and_evaluate_ends_too(model: Path, reference: Steps) -> None:
+    estimator = make_estimator(model)
+    hooks = [ic.CheckpointInputPipelineHook(estimator, **ON), Terminate(13)]
+    with pytest.raises(SystemExit):
+        tf.estimator.train_and_evaluate(
+            estimator,
+            tf.estimator.TrainSpec(shuffled_ids, max_steps=100, hooks=hooks),
+            tf.estimator.EvalSpec(shuffled_ids, steps=1),
+        )
+    assert input_steps(model)[-1] == 14
+    assert trained_on(model) == reference[:14]
+
+
+def test_an_input_saved_more_rarely_than_the_model_is_saved_in_full(model: Path, reference: Steps) -> None:
+    assert stop(model, Terminate(19), save_steps=1000) == 143  # the model of step 20 is saved anyway
+    assert input_steps(model) == [0, 20]
+    train(model, 5, save_steps=1000)
+    assert trained_on(model) == reference[:25]
+
+
+def test_if_busy_saves_are_skipped_the_last_one_is_not(model: Path, store: Path, reference: Steps) -> None:
+    backend = slow_upload(10, ic.open_backend(str(store)), 3)
+    assert stop(model, Terminate(11), backend=backend, when_busy="skip") == 143
+    assert committed_steps(backend)[-1] == 12
+    train(model, 8, backend=backend)
+    assert trained_on(model) == reference[:20]
+
+
+def test_a_tolerated_failure_of_the_last_save_leaves_the_older_pair(
+    model: Path, store: Path, reference: Steps
+) -> None:
+    is_down = threading.Event()
+
+    def fail(key: str) -> None:
+        if is_down.is_set():
+            raise ic.BackendUnavailableError("down", uri=str(store))
+
+    backend = BeforeWrites(ic.open_backend(str(store)), fail)
+    options = {"backend": backend, "on_save_failure": "warn", "retry": None, "save_steps": 10}
+    assert stop(model, Terminate(13, is_down.set), **options) == 143
+    is_down.clear()
+    train(model, 10, **options)
+    assert committed_steps(backend)[-1] == 20
+    assert trained_on(model) == reference[:20]
 
 
 def test_several_workers_are_refused(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ class TerminationSignal:
     def release(self) -> None:
         """Call the function no more. The last release restores the previous handler and descriptor."""
         global _handler
+        if self._handler is not _handler:
+            return  # in a forked process
         self._handler.listeners.remove(self._notify)
         # Only the main thread can restore a handler. Without listeners, the handler restores it itself.
         if not self._handler.listeners and threading.current_thread() is threading.main_thread():
