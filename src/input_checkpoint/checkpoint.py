@@ -7,10 +7,15 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Optional
 
+from input_checkpoint.whole_numbers import normalize, optional_whole_number, whole_number
+
 
 @dataclass(frozen=True, order=True)
 class CheckpointRef:
     """The identity of a checkpoint. Sorts by worker, then from oldest to newest.
+
+    Raises:
+        TypeError: ``lineage`` or ``step`` is no whole number.
 
     Example:
         >>> print(CheckpointRef("main", lineage=1, step=500))
@@ -21,6 +26,13 @@ class CheckpointRef:
     lineage: int
     step: int
     """Global step of the model that the input state belongs to."""
+
+    def __post_init__(self) -> None:
+        # A listing creates thousands of these, from plain integers.
+        if type(self.step) is not int or type(self.lineage) is not int:
+            normalize(
+                self, lineage=whole_number("lineage", self.lineage), step=whole_number("step", self.step)
+            )
 
     def __str__(self) -> str:
         return f"step {self.step} (worker {self.worker}, lineage {self.lineage})"
@@ -105,6 +117,13 @@ class SaveContext:
     draws: Optional[int] = None
     """How many runs of the session had drawn from the input since it was restored; None if it is unknown."""
 
+    def __post_init__(self) -> None:
+        normalize(
+            self,
+            save_steps=optional_whole_number("save_steps", self.save_steps),
+            draws=optional_whole_number("draws", self.draws),
+        )
+
 
 @dataclass(frozen=True)
 class CheckpointInfo:
@@ -137,6 +156,9 @@ class CheckpointInfo:
     marks: tuple[int, ...] = ()
     """Steps of the marks that lean on this checkpoint, in ascending order. Known only from a listing:
     `CheckpointStore.checkpoints` and a prune fill them in."""
+
+    def __post_init__(self) -> None:
+        normalize(self, lineage=whole_number("lineage", self.lineage), step=whole_number("step", self.step))
 
     @property
     def ref(self) -> CheckpointRef:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +45,19 @@ def test_a_timed_save_is_overdue_when_a_second_interval_has_passed(now, overdue)
 def test_a_save_counted_in_steps_is_overdue_as_soon_as_it_is_due():
     schedule = SaveSchedule(every_steps=10).after(0, now=0.0)
     assert [schedule.overdue(step, now=0.0) for step in (9, 10)] == [False, True]
+
+
+def test_numpy_numbers_become_plain_ones():
+    by_steps = SaveSchedule(every_steps=np.int64(10)).after(np.int64(20), np.float64(1.5))
+    assert repr(by_steps) == repr(SaveSchedule(every_steps=10).after(20, 1.5))
+    assert repr(SaveSchedule(every_secs=np.float32(0.5))) == repr(SaveSchedule(every_secs=0.5))
+    assert by_steps.due(np.int64(30), now=0.0)
+
+
+@pytest.mark.parametrize("step", [True, 20.0, np.float64(20), np.bool_(True)])
+def test_a_step_that_is_not_a_whole_number_is_refused(step):
+    with pytest.raises(TypeError, match="last_step must be a whole number"):
+        SaveSchedule(every_steps=10).after(step, now=0.0)
 
 
 def test_an_interval_must_be_given():

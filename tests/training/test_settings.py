@@ -19,6 +19,7 @@ SCHEDULE = {"save_steps": 10}
     ("retention", "advice"),
     [
         (5, r"pass KeepLast\(5\)"),
+        (np.int64(5), r"pass KeepLast\(5\)"),
         (ic.KeepLast, "KeepLast is a class; pass an instance"),
         ([ic.KeepLast(5)], r"combine several policies with \|"),
         (None, r"pass one, such as KeepLast\(5\)"),
@@ -43,9 +44,26 @@ def test_seconds_that_are_not_a_number_are_refused(secs: Any) -> None:
         TrainingSettings(save_secs=secs)
 
 
-def test_numpy_numbers_are_accepted() -> None:
-    assert TrainingSettings(save_steps=np.int64(100)).schedule.every_steps == 100
-    assert TrainingSettings(save_secs=np.float32(0.5)).schedule.every_secs == 0.5
+def test_numpy_numbers_are_accepted_and_become_plain_ones() -> None:
+    by_steps = TrainingSettings(
+        save_steps=np.int64(100),
+        num_workers=np.int32(1),
+        max_failed_saves=np.uint8(5),
+        max_fast_forward=np.int64(7),
+    )
+    plain = TrainingSettings(save_steps=100, num_workers=1, max_failed_saves=5, max_fast_forward=7)
+    assert repr(by_steps) == repr(plain)
+    assert repr(by_steps.schedule) == repr(plain.schedule)
+    assert type(by_steps.fast_forward_limit.steps) is int
+    by_time = TrainingSettings(save_secs=np.float32(0.5))
+    assert (repr(by_time.save_secs), repr(by_time.schedule.every_secs)) == ("0.5", "0.5")
+
+
+@pytest.mark.parametrize("name", ["max_failed_saves", "num_workers"])
+@pytest.mark.parametrize("count", [2.0, True, "2", None])
+def test_counts_that_are_not_a_whole_number_are_refused(name: str, count: Any) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a whole number"):
+        TrainingSettings(**{name: count}, **SCHEDULE)
 
 
 @pytest.mark.parametrize("retry", [60, "never", ic.RetryPolicy])

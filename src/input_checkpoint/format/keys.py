@@ -14,6 +14,7 @@ from typing import Optional
 
 from input_checkpoint.backends.probe_keys import PROBE_PREFIX
 from input_checkpoint.checkpoint import CheckpointRef, MarkRef
+from input_checkpoint.whole_numbers import whole_number
 
 FORMAT_KEY = "format.json"
 
@@ -148,11 +149,13 @@ def prune_announcement_key(worker: str, lineage: int, prune_id: str) -> str:
 
 
 def check_step(step: int) -> int:
-    """Return ``step`` if a checkpoint can have it.
+    """Return ``step`` as an int if a checkpoint can have it.
 
     Raises:
+        TypeError: it is no whole number.
         ValueError: it cannot be part of a key.
     """
+    step = whole_number("step", step)
     if not 0 <= step <= MAX_STEP:
         raise ValueError(f"not a step: {step}. Steps are between 0 and {MAX_STEP}.")
     return step

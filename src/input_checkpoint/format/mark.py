@@ -22,6 +22,7 @@ from input_checkpoint.format.strict_json import (
     read_text,
 )
 from input_checkpoint.format.timestamps import decode_timestamp, encode_timestamp
+from input_checkpoint.whole_numbers import normalize, whole_number
 
 _HEXADECIMAL = re.compile(r"[0-9a-f]+")
 
@@ -53,6 +54,10 @@ class Mark:
     """Host name of the writer."""
     pid: int = field(default_factory=os.getpid)
     """Process id of the writer."""
+
+    def __post_init__(self) -> None:
+        draws = {name: whole_number(f"draws[{name!r}]", count) for name, count in self.draws.items()}
+        normalize(self, draws=draws)
 
     @property
     def key(self) -> str:

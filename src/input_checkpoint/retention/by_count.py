@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
 from input_checkpoint.retention.policy import Kept, RetentionPolicy, check_integer, check_positive
+from input_checkpoint.whole_numbers import normalize, plain_number
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class KeepLast(RetentionPolicy):
 
     def __post_init__(self) -> None:
         check_positive("KeepLast(n)", self.n)
-        check_integer("KeepLast(n)", self.n)
+        normalize(self, n=check_integer("KeepLast(n)", self.n))
 
     def keep(self, checkpoints: Sequence[CheckpointInfo]) -> Kept:
         """See `RetentionPolicy.keep`."""
@@ -51,7 +52,7 @@ class KeepEverySteps(RetentionPolicy):
 
     def __post_init__(self) -> None:
         check_positive("KeepEverySteps(n)", self.n)
-        check_integer("KeepEverySteps(n)", self.n)
+        normalize(self, n=check_integer("KeepEverySteps(n)", self.n))
 
     def keep(self, checkpoints: Sequence[CheckpointInfo]) -> Kept:
         """See `RetentionPolicy.keep`."""
@@ -123,6 +124,7 @@ class KeepBytes(RetentionPolicy):
 
     def __post_init__(self) -> None:
         check_positive("KeepBytes(budget)", self.budget)
+        normalize(self, budget=plain_number(self.budget))
 
     def keep(self, checkpoints: Sequence[CheckpointInfo]) -> Kept:
         """See `RetentionPolicy.keep`."""

@@ -23,6 +23,7 @@ from input_checkpoint.retention.policy import (
     check_positive,
     merge_reasons,
 )
+from input_checkpoint.whole_numbers import normalize, plain_number
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class KeepEvery(RetentionPolicy):
 
     def __post_init__(self) -> None:
         check_positive("KeepEvery(hours)", self.hours)
+        normalize(self, hours=plain_number(self.hours))
 
     def keep(self, checkpoints: Sequence[CheckpointInfo]) -> Kept:
         """See `RetentionPolicy.keep`."""
@@ -74,6 +76,7 @@ class KeepWithin(RetentionPolicy):
 
     def __post_init__(self) -> None:
         _check_fields(self)
+        normalize(self, hours=plain_number(self.hours), days=plain_number(self.days))
 
     def keep(self, checkpoints: Sequence[CheckpointInfo]) -> Kept:
         """See `RetentionPolicy.keep`."""
@@ -118,8 +121,9 @@ class KeepPeriodic(RetentionPolicy):
     weekly: int = 0
 
     def __post_init__(self) -> None:
-        for count in (self.hourly, self.daily, self.weekly):
-            check_integer("KeepPeriodic(hourly, daily, weekly)", count)
+        counts = {"hourly": self.hourly, "daily": self.daily, "weekly": self.weekly}
+        name = "KeepPeriodic(hourly, daily, weekly)"
+        normalize(self, **{period: check_integer(name, count) for period, count in counts.items()})
         _check_fields(self)
 
     def keep(self, checkpoints: Sequence[CheckpointInfo]) -> Kept:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import abc
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from input_checkpoint.checkpoint import CheckpointInfo, CheckpointRef
+from input_checkpoint.whole_numbers import whole_number
 
 Kept = Mapping[CheckpointRef, str]
 """The checkpoints to keep, each with the reason."""
@@ -92,9 +92,9 @@ def check_positive(name: str, value: float) -> None:
 def check_integer(name: str, value: Any) -> int:
     """Return ``value`` as an int. Raise ValueError if it is not an integer."""
     try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be a whole number, got {value!r}") from None
+        return whole_number(name, value)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
 
 
 def _alternatives(policy: RetentionPolicy) -> tuple[RetentionPolicy, ...]:

@@ -114,6 +114,7 @@ class Run:
             context: what the training knows about this save. A function is called just before the commit.
 
         Raises:
+            TypeError: ``step`` is no whole number.
             ValueError: a checkpoint cannot have this step.
             CheckpointTooLargeError: the state is larger than the format allows. Nothing became visible.
             WriterSupersededError: a newer run of this worker has begun. If it began during the commit itself,
@@ -122,7 +123,7 @@ class Run:
                 does not exist. The next save is not affected.
             BackendError: the storage failed. Nothing became visible, unless it failed after the commit.
         """
-        check_step(step)
+        step = check_step(step)
         header = self._saver.save(
             step,
             iterators,
@@ -157,6 +158,7 @@ class Run:
                 only if a mark or save that checks follows: until then, a superseded run is not noticed.
 
         Raises:
+            TypeError: ``step`` or a number of draws is no whole number.
             ValueError: ``base`` does not come before ``step``, or ``draws`` and ``digests`` contradict each
                 other.
             CheckpointTooLargeError: the mark would be larger than the format allows.

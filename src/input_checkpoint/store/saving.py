@@ -33,6 +33,7 @@ from input_checkpoint.store.commit import commit
 from input_checkpoint.store.fencing import Fence
 from input_checkpoint.store.pack_writer import CONCURRENCY, PACK_BYTES, PackWriter
 from input_checkpoint.store.upload_speed import UploadSpeed
+from input_checkpoint.whole_numbers import normalize, whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,11 @@ class SaveOptions:
     """
 
     def __post_init__(self) -> None:
+        normalize(
+            self,
+            pack_bytes=whole_number("pack_bytes", self.pack_bytes),
+            concurrency=whole_number("concurrency", self.concurrency),
+        )
         if not 0 < self.pack_bytes <= _MAX_CLOSED_PACK_BYTES:
             raise ValueError(
                 f"pack_bytes must be between 1 and {_MAX_CLOSED_PACK_BYTES}, got {self.pack_bytes}"

@@ -36,6 +36,7 @@ from input_checkpoint.store.pruning import ORPHAN_AGE_SECONDS, Pruner, PruneRepo
 from input_checkpoint.store.run import Run, begin_lineage, check_base
 from input_checkpoint.store.saving import SaveOptions
 from input_checkpoint.store.verification import VerifyReport, verify
+from input_checkpoint.whole_numbers import optional_whole_number
 
 _DEFAULT_OPTIONS = SaveOptions()
 
@@ -231,6 +232,7 @@ class CheckpointStore:
 
         Raises:
             CheckpointNotFoundError: nothing is left of the run that ``parent`` belongs to.
+            TypeError: ``start_step`` is no whole number.
             ValueError: ``worker`` cannot be part of a key, or ``base`` does not come before ``parent``.
             BackendError: the storage failed.
 
@@ -242,6 +244,7 @@ class CheckpointStore:
             >>> store.begin_run("main", parent=info.ref).lineage.number
             2
         """
+        start_step = optional_whole_number("start_step", start_step)
         check_base(base, parent)
         self._catalog.forget_read_ahead()
         lineage = begin_lineage(self._catalog, worker, parent, listing, run_id, start_step)

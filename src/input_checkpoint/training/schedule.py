@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, Optional
 
+from input_checkpoint.whole_numbers import normalize, optional_whole_number, plain_number
+
 
 @dataclass(frozen=True)
 class SaveSchedule:
@@ -45,6 +47,13 @@ class SaveSchedule:
             raise ValueError("Can not provide both save_secs and save_steps.")
         _check_positive("save_steps", self.every_steps, "a whole number", Integral)
         _check_positive("save_secs", self.every_secs, "a number of seconds", Real)
+        normalize(
+            self,
+            every_steps=optional_whole_number("save_steps", self.every_steps),
+            every_secs=plain_number(self.every_secs),
+            last_step=optional_whole_number("last_step", self.last_step),
+            last_time=plain_number(self.last_time),
+        )
 
     def after(self, step: int, now: float) -> SaveSchedule:
         """Return the schedule after a save at ``step`` and time ``now`` (seconds)."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Callable, Optional, TypedDict, Union
 
 from input_checkpoint.backends.opening import BackendLocation
@@ -20,6 +20,7 @@ from input_checkpoint.training.model_directory import check_outside_model_dir
 from input_checkpoint.training.pipeline_change import check_on_pipeline_change
 from input_checkpoint.training.resume_plan import check_mode
 from input_checkpoint.training.schedule import SaveSchedule
+from input_checkpoint.whole_numbers import normalize, whole_number
 
 
 class TrainingOptions(TypedDict, total=False):
@@ -92,6 +93,11 @@ class TrainingSettings:
             raise ValueError(f"when_busy must be 'wait' or 'skip', got {self.when_busy!r}")
         if self.on_save_failure not in ("raise", "warn"):
             raise ValueError(f"on_save_failure must be 'raise' or 'warn', got {self.on_save_failure!r}")
+        normalize(
+            self,
+            num_workers=whole_number("num_workers", self.num_workers),
+            max_failed_saves=whole_number("max_failed_saves", self.max_failed_saves),
+        )
         if self.max_failed_saves < 1:
             raise ValueError(f"max_failed_saves must be at least 1, got {self.max_failed_saves}")
         _check_retention(self.retention)
@@ -101,7 +107,8 @@ class TrainingSettings:
             raise TypeError(f"retry must be a RetryPolicy or None, got {self.retry!r}")
         if self.backend is not None and self.model_dir is not None:
             check_outside_model_dir(self.backend, self.model_dir)
-        _ = self.schedule  # raises if it is not valid
+        schedule = self.schedule  # raises if it is not valid
+        normalize(self, save_steps=schedule.every_steps, save_secs=schedule.every_secs)
 
     @property
     def tolerated_failures(self) -> int:
@@ -145,7 +152,7 @@ def _check_retention(retention: Any) -> None:
         return
     if isinstance(retention, type) and issubclass(retention, RetentionPolicy):
         advice = f"{retention.__name__} is a class; pass an instance of it"
-    elif isinstance(retention, int) and not isinstance(retention, bool):
+    elif isinstance(retention, Integral) and not isinstance(retention, bool):
         advice = f"to keep the newest {retention}, pass KeepLast({retention})"
     elif isinstance(retention, (list, tuple, set)):
         advice = "combine several policies with |, as in KeepLast(5) | KeepEverySteps(10_000)"
