@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -139,6 +140,11 @@ def succeed(training: Training) -> Outcome:
     outcome = finish(training)
     assert not outcome.error, outcome.output[-4000:]
     return outcome
+
+
+def first_step(output: str) -> int:
+    """Return the first step that a training ran."""
+    return int(re.findall(r"^step (\d+)$", output, re.MULTILINE)[0])
 
 
 def end_with_kill(work: Callable[[], object]) -> None:

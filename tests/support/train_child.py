@@ -84,6 +84,8 @@ class Training:
     """How long the storage takes for each pack."""
     mark_seconds: float = 0.0
     """How long it takes for each mark."""
+    listener: str = ""
+    """Mode of the saving listener. Empty: the hook saves by its own schedule."""
 
 
 def padded_ids() -> Any:
@@ -153,7 +155,7 @@ def train(training: Training) -> None:
     hooks: list[Any] = [EachStep(lambda step: print("step", step, flush=True))]
     if training.step_seconds:
         hooks.append(EachStep(lambda step: time.sleep(training.step_seconds)))
-    listeners = []
+    listeners: list[Any] = []
     backend: Any = training.backend
     options = dict(training.options)
     for moment, number in ((training.killed, signal.SIGKILL), (training.stopped, signal.SIGSTOP)):
@@ -170,7 +172,10 @@ def train(training: Training) -> None:
         opened = ic.open_backend(backend, options.pop("storage_options", None))
         backend = BeforeWrites(opened, lambda key: _be_slow(key, training))
     if backend is not None:
-        hooks.insert(0, ic.CheckpointInputPipelineHook(estimator, backend=backend, **options))
+        hook = ic.CheckpointInputPipelineHook(estimator, backend=backend, **options)
+        hooks.insert(0, hook)
+        if training.listener:
+            listeners.insert(0, hook.saving_listener(mode=training.listener))
     estimator.train(input_fn_of(training), hooks=hooks, saving_listeners=listeners, max_steps=training.steps)
 
 

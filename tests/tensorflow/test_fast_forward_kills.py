@@ -5,7 +5,6 @@ Trainings are killed with SIGKILL. What they were trained on is compared with an
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import input_checkpoint as ic
 from input_checkpoint.tensorflow.model_checkpoints import latest_model_step
 from tests.support.hooked_training import Steps
-from tests.support.kills import finish, succeed
+from tests.support.kills import finish, first_step, succeed
 from tests.support.repeatable import PIPELINES
 from tests.support.train_child import AtStep, BeforeWrite, Training
 from tests.support.training import trained_on, uninterrupted
@@ -37,11 +36,6 @@ def saved(step: int, lineage: int = 1) -> str:
 def ids_of(model: Path) -> list[int]:
     """Return everything that a model was trained on."""
     return [example for batch in trained_on(model) for example in batch]
-
-
-def first_step(output: str) -> int:
-    """Return the first step that a training ran."""
-    return int(re.findall(r"^step (\d+)$", output, re.MULTILINE)[0])
 
 
 def test_a_model_without_a_full_checkpoint_is_resumed_from_its_mark(model, store, reference: Steps):

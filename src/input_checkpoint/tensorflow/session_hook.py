@@ -26,6 +26,7 @@ from input_checkpoint.tensorflow.model_checkpoints import (
 )
 from input_checkpoint.tensorflow.model_link import ModelLink
 from input_checkpoint.tensorflow.preempted_end import PreemptedEnd
+from input_checkpoint.tensorflow.saving_listener import SavingListener, check_listener
 from input_checkpoint.tensorflow.session_marks import GraphMarks
 from input_checkpoint.tensorflow.session_state import SessionState, StepSave
 from input_checkpoint.tensorflow.unfinished_step import model_beside
@@ -124,15 +125,74 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
             self._store, settings.worker, settings.resume, self._progress, self._read_ahead
         )
         self._link = ModelLink(self._store, settings)
+        self._listener: Optional[SavingListener] = None
+        self._graph: Optional[Any] = None
         self._saver: Optional[BackgroundSaver] = None
         self._preempted_end = PreemptedEnd(settings, self._store.uri, self._newest_checkpoint)
         self._mark_seconds = 0.0
         """How long the storage took for the last mark before a model."""
 
+    def saving_listener(self, mode: str = "background") -> SavingListener:
+        """Return a listener that saves the input whenever TensorFlow saves the model, at exactly its steps.
+
+        Pass it to ``train(saving_listeners=[...])`` or to a ``CheckpointSaverHook``, and the hook itself to
+        ``hooks``, because it restores the input. With a listener, the hook no longer saves by its own
+        schedule, except when training begins and ends. ``save_steps`` then only says how often the model is
+        expected to be saved.
+
+        Args:
+            mode: ``'background'`` (default): the snapshot is taken before the model is written, uploaded
+                while training continues, and committed once the model is written. ``'before'``: the input is
+                committed before the model is written, so no model is ever without its input, and training
+                waits for each upload. Such a checkpoint has no digest of its model.
+
+        Returns:
+            A ``tf.estimator.CheckpointSaverListener``, the same one at each call.
+
+        Raises:
+            ValueError: ``mode`` is unknown or differs from that of an earlier call; there are several
+                workers; the input is to be saved at other times than the model; or busy saves are skipped
+                with ``mode='before'``.
+
+        Training raises ``RuntimeError`` if it is given the listener without the hook, or the hook without the
+        listener.
+
+        Example:
+            ```python
+            hook = CheckpointInputPipelineHook(estimator, backend="s3://bucket/run-7/input")
+            estimator.train(input_fn, hooks=[hook], saving_listeners=[hook.saving_listener()])
+            ```
+
+            Without an Estimator:
+
+            ```python
+            hook = SessionHook(model_dir="/models/run-7", save_secs=600)
+            saver = tf.compat.v1.train.CheckpointSaverHook(
+                "/models/run-7", save_secs=600, listeners=[hook.saving_listener(mode="before")]
+            )
+            with tf.compat.v1.train.MonitoredTrainingSession(
+                checkpoint_dir="/models/run-7",
+                save_checkpoint_steps=None,
+                save_checkpoint_secs=None,
+                hooks=[saver, hook],
+            ) as session:
+                ...
+            ```
+        """
+        check_listener(self._settings, mode)
+        if self._listener is None:
+            self._listener = SavingListener(
+                mode, self._store.uri, lambda graph: graph is self._graph, self._save_before_model
+            )
+        elif self._listener.mode != mode:
+            raise ValueError(f"this hook has a saving listener already, with mode={self._listener.mode!r}")
+        return self._listener
+
     def begin(self) -> None:
         """Add the save and restore operations to the graph. Called by TensorFlow."""
         graph = tf.compat.v1.get_default_graph()
         self._check_graph(graph)
+        self._graph = graph
         step = tf.compat.v1.train.get_global_step(graph)
         if step is None:
             raise RuntimeError("Global step should be created to use CheckpointInputPipelineHook.")
@@ -166,12 +226,15 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
 
     def after_create_session(self, session: Any, coord: Any) -> None:
         """Note that the iterators are new. Called by TensorFlow, again after each recovered error."""
+        if self._listener is not None:
+            self._listener.check_used(session.graph)
         source = self._iterators.bind(session)
         # Before the session is watched, and much faster than `run`.
         read_step = session.make_callable(self._global_step)
         step = int(read_step())
         guard = DrawGuard(source, self._store.uri, self._wait_for_snapshot)
         self._current = SessionState(
+            session,
             guard,
             self._marking.bind(source, guard),
             lambda: int(read_step()),
@@ -200,6 +263,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
             self._save_if_due(state, with_model=True)
             self._running_saver.wait_for_snapshot()
         state.settle_save()
+        state.arguments, state.is_running = run_context.original_args, True
         self._last_run_started = time.time()
         state.guard.expect(
             run_context.original_args, with_digests=self._due_saves.mark_may_follow(self._last_run_started)
@@ -209,18 +273,10 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         """Start a save if one is due. Called by TensorFlow."""
         state = self._state
         self._running_saver.check()
-        step = state.read_step()
-        self._due_saves.ran(step, time.time() - self._last_run_started)
-        if step != state.step:
-            state.draws += 1
-            state.step, state.draws_at_step = step, state.draws
-        elif state.guard.draws(run_context.original_args):
-            state.accumulates = True
-            state.draws += 1
-        state.guard.check(run_context.original_args, step)
+        self._count_run(state)
         self._save_if_due(state, with_model=False)
         if self._preempted_end.is_due(state):
-            self._save_before_model(state)
+            self._save_before_last_model(state)
             run_context.request_stop()
 
     def end(self, session: Any) -> None:
@@ -269,7 +325,24 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         assert self._saver is not None, "begin() and before_run() come first"
         return self._saver
 
+    def _count_run(self, state: SessionState) -> None:
+        """Take note of the run that has just ended, unless a saving listener has come first."""
+        if not state.is_running:
+            return
+        state.is_running = False
+        step = state.read_step()
+        self._due_saves.ran(step, time.time() - self._last_run_started)
+        if step != state.step:
+            state.draws += 1
+            state.step, state.draws_at_step = step, state.draws
+        elif state.guard.draws(state.arguments):
+            state.accumulates = True
+            state.draws += 1
+        state.guard.check(state.arguments, step)
+
     def _save_if_due(self, state: SessionState, *, with_model: bool) -> None:
+        if self._listener is not None:
+            return
         # Two schedules may be due at one step, which is saved once, unless the input has advanced since.
         due = self._due_saves.due(state.step, self._last_run_started, with_model=with_model)
         if state.step == state.saved_step and state.draws != state.saved_draws:
@@ -302,6 +375,49 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         state.save = save
         saver.mark(save.step, mark)
 
+    def _save_before_model(self, session: Any, step: int, commit: bool) -> Callable[[], None]:
+        """Save the input because TensorFlow is about to write the model. `SavingListener` calls this.
+
+        Args:
+            session: whose model it is.
+            step: the global step.
+            commit: whether to wait until the input is stored.
+
+        Returns:
+            What to call once the model is written.
+        """
+        state = self._current
+        if state is None or state.session is not session or not state.resumed:
+            return lambda: None  # the session has just been created
+        self._count_run(state)
+        if step != state.step:
+            state.guard.check(state.arguments, state.step)
+        if (step, state.draws) == (state.saved_step, state.saved_draws):
+            return lambda: None
+        if step == state.saved_step:
+            self._allow_again(step)
+        saver = self._running_saver
+        save = StepSave(
+            self._link, state, step, state.draws, precedes_model=True, commits_after_model=not commit
+        )
+        if self._settings.when_busy == "wait" and not state.marks.have_base(saver):
+            saver.wait_for_save()
+        mark = state.marks.prepare(step, save, saver, is_saved_now=True)
+        if not commit:
+            self._mark_early(state, step)
+        is_saved = self._submit(state, save)
+        if commit:
+            saver.wait_for_save()
+        self._due_saves.restart(step, self._last_run_started)
+
+        def model_written() -> None:
+            state.save = save
+            save.settled.set()
+            if mark is not None:
+                saver.mark(step, mark, is_saved_now=is_saved and not commit)
+
+        return model_written
+
     def _save(self, state: SessionState, step: int, model_digest: Optional[str] = None) -> None:
         """Start a save.
 
@@ -317,10 +433,14 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
 
         It lacks the digest of the model, and is replaced by one that has it as soon as the model is there.
         """
-        state, saver = self._state, self._running_saver
+        state = self._state
         step = state.read_step()
-        if step == state.step or not self._due_saves.is_model_saved_at(step):
-            return
+        if self._listener is None and step != state.step and self._due_saves.is_model_saved_at(step):
+            self._mark_early(state, step)
+
+    def _mark_early(self, state: SessionState, step: int) -> None:
+        """Write the mark of a step whose model is not there yet."""
+        saver = self._running_saver
         mark = state.marks.prepare(step, None, saver, is_saved_now=True)
         if mark is not None:
             written = saver.mark(step, lambda: self._write_timed(mark), is_saved_now=True)
@@ -332,7 +452,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         write()
         self._mark_seconds = time.monotonic() - started
 
-    def _save_before_model(self, state: SessionState) -> None:
+    def _save_before_last_model(self, state: SessionState) -> None:
         """Commit the input of the last step before TensorFlow saves its model at the end of training.
 
         So if there is not enough time for both, the older pair remains, and no model without its input.
@@ -352,7 +472,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         def context() -> SaveContext:
             fingerprints = self._iterators.fingerprints.items()
             return SaveContext(
-                model_digest=save.find_model(),
+                model_digest=save.model_at_commit(),
                 pipeline={name: fingerprint.to_json() for name, fingerprint in fingerprints},
                 save_steps=self._settings.mark_schedule.every_steps,
                 draws=save.draws,
@@ -407,16 +527,20 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         Returns:
             Whether it is stored. A failure of the storage may be tolerated.
         """
-        saved = self._running_saver.last_committed
-        if saved is not None and saved.step == step:
-            # A run commits a step once.
-            run = self._running_saver.run.begin_again(saved)
-            self._link.run_begun(run)
-            self._saver = self._saver_for(run)
+        self._allow_again(step)
         self._save(state, step, model_digest)
         saver = self._running_saver
         saver.wait()
         return saver.last_committed == CheckpointRef(saver.run.lineage.worker, saver.run.lineage.number, step)
+
+    def _allow_again(self, step: int) -> None:
+        """If the run has saved ``step`` already, begin the run that follows it: a run commits a step once."""
+        self._running_saver.wait_for_save()
+        saved = self._running_saver.last_committed
+        if saved is not None and saved.step == step:
+            run = self._running_saver.run.begin_again(saved)
+            self._link.run_begun(run)
+            self._saver = self._saver_for(run)
 
     def _saved_model_digest(self) -> Optional[str]:
         """Return the digest of the model that this run was last saved with, or restored with."""
@@ -554,7 +678,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         )
         self._link.run_begun(run)
         is_rarer = settings.schedule.is_rarer_than(settings.mark_schedule)
-        with_model = is_rarer and self._marking.why_not_alone is not None
+        with_model = self._listener is not None or (is_rarer and self._marking.why_not_alone is not None)
         self._progress.begun(settings, listing, restored, with_model)
         return self._saver_for(run)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 from input_checkpoint.tensorflow.draw_guard import DrawGuard
 from input_checkpoint.tensorflow.model_link import ModelLink
@@ -12,12 +12,16 @@ from input_checkpoint.tensorflow.session_marks import SessionMarks
 
 _MODEL_SECONDS = 30.0
 """How long a mark waits for its model, which is saved before the next run begins, if it is saved at all."""
+_WRITE_SECONDS = 600.0
+"""How long the input of a model waits for it, if TensorFlow is writing the model."""
 
 
 @dataclass
 class SessionState:
     """How far one session has come."""
 
+    session: Any
+    """The raw session."""
     guard: DrawGuard
     marks: SessionMarks
     read_step: Callable[[], int]
@@ -29,6 +33,10 @@ class SessionState:
     step: int
     """The global step that was reached."""
     resumed: bool = False
+    arguments: Any = None
+    """``SessionRunContext.original_args`` of the last run with hooks."""
+    is_running: bool = False
+    """Whether that run is not counted yet."""
     draws: int = 0
     """How many runs have drawn from the input."""
     accumulates: bool = False
@@ -66,17 +74,27 @@ class StepSave:
     draws: int
     """``draws`` of the session when its snapshot was taken."""
     model_digest: Optional[str] = None
+    precedes_model: bool = False
+    """Whether the model is written after this snapshot was taken. What is there before is another one."""
+    commits_after_model: bool = False
+    """Whether the commit waits for the model, so that it can hold the digest."""
     settled: threading.Event = field(default_factory=threading.Event)
     """Set when the model is saved, if it is saved at all."""
 
     def wait_for_model(self) -> Optional[str]:
         """Return what `find_model` returns, but not before the model can be there."""
         if self.find_model() is None and self.link.model_dir is not None:
-            self.settled.wait(_MODEL_SECONDS)
+            self.settled.wait(_WRITE_SECONDS if self.precedes_model else _MODEL_SECONDS)
         return self.find_model()
+
+    def model_at_commit(self) -> Optional[str]:
+        """Return what `find_model` returns, just before the commit."""
+        return self.wait_for_model() if self.commits_after_model else self.find_model()
 
     def find_model(self) -> Optional[str]:
         """Return the digest of the model that was saved together with this snapshot, if it is known."""
+        if self.precedes_model and not self.settled.is_set():
+            return None
         if self.model_digest is None:
             found = self.link.model_digest(self.step)
             # With several runs to a step, TensorFlow may have saved this model after more of them.
