@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -42,6 +42,8 @@ class Preempted:
     """Whether another thread than the main one trains."""
     model_after: bool = False
     """Whether the model is saved by a hook that comes after ours, in a session without Estimator."""
+    listener: Optional[str] = None
+    """The mode of a saving listener, if there is one."""
 
     @property
     def model(self) -> Path:
@@ -112,10 +114,12 @@ def _train(training: Preempted) -> None:
         _train_in_session(training, backend, hooks, options)
         return
     estimator = make_estimator(training.model)
-    hooks.append(ic.CheckpointInputPipelineHook(estimator, backend=backend, **options))
+    hook = ic.CheckpointInputPipelineHook(estimator, backend=backend, **options)
+    hooks.append(hook)
     if training.op_seconds:
         hooks.append(_SlowOperation(training.op_seconds))
-    estimator.train(shuffled_ids, hooks=hooks, max_steps=training.steps)
+    listeners = [hook.saving_listener(training.listener)] if training.listener else None
+    estimator.train(shuffled_ids, hooks=hooks, max_steps=training.steps, saving_listeners=listeners)
     print("train returned", flush=True)
 
 

@@ -108,6 +108,22 @@ def test_sigterm_near_a_step_at_which_the_model_is_saved_anyway_is_exact(
     resume_exactly(training, reference, from_step=last)
 
 
+@pytest.mark.parametrize("mode", ["background", "before"])
+@pytest.mark.parametrize("at", [9, 13])
+def test_with_a_saving_listener_too_sigterm_is_exact(
+    tmp_path: Path, reference: Steps, mode: str, at: int
+) -> None:
+    training = Preempted(tmp_path, step_seconds=0.2, listener=mode)
+    with preempted(training) as running:
+        reach(running, at)
+        running.terminate()
+        outcome = finish_in(running, 20)
+    assert outcome.exit_code == 143, outcome.output[-3000:]
+    last = steps_of(outcome)[-1]
+    assert stored_steps(training)[-1] == latest_model_step(str(training.model)) == last
+    resume_exactly(training, reference, from_step=last)
+
+
 def test_the_input_is_committed_before_the_model_is_written(training: Preempted) -> None:
     with preempted(training) as running:
         reach(running, 13)
