@@ -48,6 +48,7 @@ from input_checkpoint.store.verification import VerifyReport
 from input_checkpoint.training.schedule import SaveSchedule
 
 if TYPE_CHECKING:
+    from input_checkpoint.tensorflow.distributed_input import checkpointable_input_fn
     from input_checkpoint.tensorflow.hook import CheckpointInputPipelineHook
     from input_checkpoint.tensorflow.session_hook import SessionHook
 
@@ -105,6 +106,7 @@ __all__ = [
     "UntrackedDrawError",
     "VerifyReport",
     "WriterSupersededError",
+    "checkpointable_input_fn",
     "open_backend",
 ]
 
@@ -113,6 +115,7 @@ __all__ = [
 _TENSORFLOW_NAMES = {
     "CheckpointInputPipelineHook": "input_checkpoint.tensorflow.hook",
     "SessionHook": "input_checkpoint.tensorflow.session_hook",
+    "checkpointable_input_fn": "input_checkpoint.tensorflow.distributed_input",
 }
 
 

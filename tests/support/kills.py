@@ -22,7 +22,7 @@ from tests.support import train_child
 from tests.support.hooked_training import wait_until
 from tests.support.train_child import Training
 
-_IMPORTED_ONCE = ["tests.support.train_child", "tests.support.accumulation"]
+_IMPORTED_ONCE = ["tests.support.train_child", "tests.support.accumulation", "tests.support.replicas"]
 
 
 @dataclass(frozen=True)

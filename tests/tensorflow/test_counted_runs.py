@@ -145,6 +145,23 @@ def test_the_digest_is_that_of_the_batch_that_a_fast_forward_draws_there() -> No
         assert drawn == Drawn({source.names[0]: 5}, {source.names[0]: source.draw(source.names[0])})
 
 
+def test_draws_that_wait_for_one_another_have_the_digest_of_the_last() -> None:
+    iterator = numbers()
+    first = iterator.get_next()
+    with tf.control_dependencies([first]):
+        second = iterator.get_next()
+    step, counting = assigned("v", first + second), Counting()
+    with session_with(counting) as session:
+        for _ in range(3):
+            session.run(step)
+        drawn = counting.drawn
+    with v1.Session() as other:
+        other.run(v1.get_collection(v1.GraphKeys.TABLE_INITIALIZERS))
+        source = counting._iterators.bind(other)
+        source.skip(source.names[0], 5)
+        assert drawn == Drawn({source.names[0]: 6}, {source.names[0]: source.draw(source.names[0])})
+
+
 def test_the_caller_gets_what_it_fetches_and_nothing_else() -> None:
     batch = numbers().get_next()
     twice, counting = batch * 2, Counting()

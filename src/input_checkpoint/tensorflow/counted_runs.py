@@ -8,7 +8,7 @@ it has made of the graph as long as the fetches and the fed tensors are the same
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Optional
 
@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from input_checkpoint.tensorflow.batch_digest import BatchDigests, digest_text
 from input_checkpoint.tensorflow.draw_counter import DrawCounter
-from input_checkpoint.tensorflow.draws import InputUse, InputUseReader, flatten
+from input_checkpoint.tensorflow.draws import DrawOperation, InputUse, InputUseReader, flatten
 
 v1 = tf.compat.v1
 
@@ -34,18 +34,16 @@ class _Draws:
     """With the operations that TensorFlow runs."""
     iterators: frozenset[str]
     last: Mapping[str, str]
-    """The operation that draws the last batch of each iterator. An iterator with several is left out."""
+    """The operation that draws the last batch of each iterator, if that is certain."""
 
     @classmethod
     def of(cls, use: InputUse) -> _Draws:
         """Return the draws of a run with these operations."""
-        names = [str(operation.iterator) for operation in use.operations]
-        last = {
-            name: operation.name
-            for name, operation in zip(names, use.operations)
-            if operation.uncertain is None and names.count(name) == 1
-        }
-        return cls(use, frozenset(names), last)
+        readers: dict[str, list[DrawOperation]] = {}
+        for operation in use.operations:
+            readers.setdefault(str(operation.iterator), []).append(operation)
+        found = {name: _last_of(operations) for name, operations in readers.items()}
+        return cls(use, frozenset(readers), {name: last for name, last in found.items() if last is not None})
 
 
 @dataclass
@@ -221,6 +219,16 @@ class CountedRuns:
             if (with_digests or name in self._rare) and fed.isdisjoint(self._digests.outputs(operation))
         }
         return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _last_of(operations: Sequence[DrawOperation]) -> Optional[str]:
+    """Return which of the operations that draw from an iterator runs last, or None if that is not certain."""
+    names = {operation.name for operation in operations}
+    if any(operation.uncertain is not None for operation in operations):
+        return None
+    return next(
+        (operation.name for operation in operations if names - {operation.name} <= operation.after), None
+    )
 
 
 def _identity(part: Any) -> Any:

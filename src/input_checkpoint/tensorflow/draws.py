@@ -76,6 +76,8 @@ class DrawOperation:
     """As in `Draw`. An operation whose iterator cannot be found has its own name here."""
     uncertain: Optional[str] = None
     """Why it may draw never or several times in one run. None: it draws exactly once if it runs at all."""
+    after: frozenset[str] = frozenset()
+    """Names of the operations that always run before it: its control inputs."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,9 @@ class InputUseReader:
         if len(sources) > 1:
             uncertain = uncertain or f"operation {reader.name!r} draws from one of several iterators"
         identities: list[Union[str, bytes]] = [_identity(source, fed) for source in sources]
+        after = frozenset(str(operation.name) for operation in reader.control_inputs)
         for identity in identities or [str(reader.name)]:
-            yield DrawOperation(str(reader.name), identity, uncertain)
+            yield DrawOperation(str(reader.name), identity, uncertain, after)
 
     def _suspects(self, fetches: Any) -> Iterator[Any]:
         """Yield the tensors and operations of a structure that change the input unless something is fed."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Optional
 
+import tensorflow as tf
+
+from input_checkpoint.errors import UnsupportedPipelineError
+from input_checkpoint.tensorflow.distributed_input import has_several_workers
 from input_checkpoint.tensorflow.session_hook import SessionHook
 from input_checkpoint.training.schedule import SaveSchedule
 
@@ -39,7 +43,8 @@ class CheckpointInputPipelineHook(SessionHook):
     training on them. If that is not possible, and a crash is the reason, the model's ``checkpoint`` file is
     turned back to the newest step that has both.
 
-    Pass the hook to ``train`` only, not to ``evaluate`` or ``predict``.
+    Pass the hook to ``train`` only, not to ``evaluate`` or ``predict``. Under ``MirroredStrategy``, wrap the
+    ``input_fn`` in `checkpointable_input_fn`.
 
     Args:
         estimator: the Estimator that is trained.
@@ -134,6 +139,7 @@ class CheckpointInputPipelineHook(SessionHook):
 
     def begin(self) -> None:
         """See `SessionHook.begin`."""
+        _check_strategy()
         super().begin()
         _check_models_kept(
             self._models_kept, _MIN_MARKED_MODELS if self._marking.why_not_alone is None else _MIN_MODELS
@@ -150,6 +156,18 @@ class CheckpointInputPipelineHook(SessionHook):
             raise ValueError(
                 "CheckpointInputPipelineHook checkpoints training input: do not pass it to predict()"
             )
+
+
+def _check_strategy() -> None:
+    """Raise UnsupportedPipelineError if the strategy trains one model in several processes."""
+    if not tf.distribute.has_strategy():
+        return
+    strategy = tf.distribute.get_strategy()
+    if has_several_workers(strategy):
+        raise UnsupportedPipelineError(
+            f"{type(strategy).__name__} with several workers is not supported yet: nothing would make all "
+            "workers resume from the same step. Use one worker, or train without this hook."
+        )
 
 
 def _check_models_kept(keep_checkpoint_max: Optional[int], needed: int) -> None:

@@ -38,10 +38,12 @@ from input_checkpoint.tensorflow.batch_digest import SCOPE
 from input_checkpoint.tensorflow.checked_batches import check_batches
 from input_checkpoint.tensorflow.dataset_graph import Pipeline, is_alias, read_pipelines
 from input_checkpoint.tensorflow.discarded_draws import DiscardedDraws
+from input_checkpoint.tensorflow.distributed_input import initializers
 from input_checkpoint.tensorflow.external_state import is_saved_with_iterator
 from input_checkpoint.tensorflow.fingerprint import fingerprint_iterators
 from input_checkpoint.tensorflow.known_faults import check_known_faults, warn_of_locked_caches
 from input_checkpoint.tensorflow.restore_ops import RestoreOps
+from input_checkpoint.tensorflow.unserializable import check_serializable
 from input_checkpoint.tensorflow.variants import split_payload, split_variants
 
 v1 = tf.compat.v1
@@ -115,7 +117,8 @@ class GraphIterators:
 
     Raises:
         ValueError: the graph has no iterators.
-        UnsupportedPipelineError: TensorFlow would lose data when it restores one of the pipelines.
+        UnsupportedPipelineError: TensorFlow cannot serialize one of the pipelines, or would lose data when it
+            restores it.
     """
 
     def __init__(self, graph: Any, policy: int) -> None:
@@ -129,6 +132,8 @@ class GraphIterators:
                 "Return a tf.data.Dataset from input_fn, or create the iterator inside it."
             )
         self.pipelines = pipelines = read_pipelines(graph, resources)
+        check_serializable(pipelines.values())
+        self._initializers = initializers(graph)
         check_known_faults(pipelines.values(), policy)
         warn_of_locked_caches(pipelines.values())
         self.fingerprints = fingerprint_iterators(pipelines)
@@ -163,6 +168,11 @@ class GraphIterators:
     def bind(self, session: Any) -> SessionIterators:
         """Return the iterators as they are in one session."""
         return SessionIterators(self, session)
+
+    def initialize(self, session: Any) -> None:
+        """Initialize the iterators of `checkpointable_input_fn`, which nobody else may have initialized."""
+        if self._initializers:
+            session.run(self._initializers)
 
     def snapshot(self, session: Any) -> SessionSnapshot:
         """Capture the state of all iterators in memory. Takes microseconds per element, whatever its size.
@@ -457,9 +467,8 @@ def _unsupported_message(error: Any) -> str:
         return _not_initialized_message(error)
     if "PyFunc is stateful" in reason:
         advice = (
-            "The pipeline calls Python code. from_generator cannot be saved. With py_function or "
-            "numpy_function, pass external_state_policy='ignore' if the function has no state that must be "
-            "restored."
+            "The pipeline calls Python code. Pass external_state_policy='ignore' if the function has no "
+            "state that must be restored."
         )
     elif "is stateful" in reason:
         advice = (
@@ -467,10 +476,7 @@ def _unsupported_message(error: Any) -> str:
             "state, or pass external_state_policy='ignore' if it need not be restored."
         )
     else:
-        advice = (
-            "TensorFlow cannot save pipelines that use from_generator, prefetch_to_device, the tf.data "
-            "service or distributed iterators. Build the pipeline from files or tensors instead."
-        )
+        advice = "Build the pipeline from files or tensors, with other transformations."
     return f"TensorFlow cannot serialize this input pipeline: {reason}. {advice}"
 
 

@@ -228,6 +228,7 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         """Note that the iterators are new. Called by TensorFlow, again after each recovered error."""
         if self._listener is not None:
             self._listener.check_used(session.graph)
+        self._iterators.initialize(session)
         source = self._iterators.bind(session)
         # Before the session is watched, and much faster than `run`.
         read_step = session.make_callable(self._global_step)
