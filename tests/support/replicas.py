@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
+import os
+import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -204,6 +208,30 @@ def train(training: ReplicatedTraining) -> None:
             0, ic.CheckpointInputPipelineHook(estimator, backend=training.backend, **training.options)
         )
     estimator.train(input_fn_of(training), hooks=hooks, max_steps=training.steps)
+
+
+def train_as_worker(training: ReplicatedTraining, addresses: Sequence[str], index: int) -> None:
+    """Train as one of several workers with the hook."""
+    os.environ["TF_CONFIG"] = json.dumps(
+        {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+    )
+    estimator = make_replicated(training)
+    hook = ic.CheckpointInputPipelineHook(estimator, backend=training.backend)
+    input_fn = input_fn_of(training)
+    tf.estimator.train_and_evaluate(
+        estimator,
+        tf.estimator.TrainSpec(input_fn, max_steps=training.steps, hooks=[hook]),
+        tf.estimator.EvalSpec(input_fn, steps=1),
+    )
+
+
+def free_addresses(count: int) -> list[str]:
+    """Return addresses of this machine that nobody listens at."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
 
 
 def evaluate(training: ReplicatedTraining) -> None:

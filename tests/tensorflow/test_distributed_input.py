@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -14,7 +15,8 @@ import tensorflow as tf
 import input_checkpoint as ic
 from input_checkpoint.tensorflow import distributed_input
 from tests.support import replicas
-from tests.support.kills import Outcome
+from tests.support.hooked_training import preempted
+from tests.support.kills import Outcome, RunningTraining
 from tests.support.replicas import ReplicaIds, ReplicatedTraining, trained_on_by_replica
 from tests.support.training import make_estimator, shuffled_ids, trained_on, uninterrupted
 
@@ -97,6 +99,14 @@ class TestResume:
         assert found == replicas.drawn_ids(replicas.ids_dataset, 40)
 
 
+def test_a_session_that_is_created_again_resumes(tmp_path: Path) -> None:
+    estimator = make_estimator(tmp_path / "model", train_distribute=tf.distribute.OneDeviceStrategy("CPU:0"))
+    hook = ic.CheckpointInputPipelineHook(estimator)
+    wrapped = ic.checkpointable_input_fn(shuffled_ids)
+    estimator.train(wrapped, hooks=[hook, preempted(17)], max_steps=30)
+    assert trained_on(tmp_path / "model") == uninterrupted(shuffled_ids, 30, tmp_path / "reference")
+
+
 def test_the_replicas_get_what_the_strategy_itself_would_give_them(tmp_path: Path) -> None:
     wrapped = training(tmp_path, steps=10)
     plain = ReplicatedTraining(tmp_path / "plain", backend=None, steps=10, is_wrapped=False)
@@ -110,6 +120,22 @@ def test_without_the_wrapper_the_hook_refuses_before_the_first_step(tmp_path: Pa
     assert "UnsupportedPipelineError" in outcome.error
     assert "it uses MirroredStrategy" in outcome.error
     assert "step 1" not in outcome.output
+
+
+def test_several_workers_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    addresses = replicas.free_addresses(2)
+    several = training(tmp_path, strategy="one worker")
+    with contextlib.ExitStack() as stack:
+        workers = [
+            stack.enter_context(
+                RunningTraining(functools.partial(replicas.train_as_worker, several, addresses, index))
+            )
+            for index in range(2)
+        ]
+        # The first one to fail ends its server, at which the other one may fail before its hook begins.
+        assert any(
+            "MultiWorkerMirroredStrategy with several workers" in each.finish().error for each in workers
+        )
 
 
 @pytest.mark.parametrize("own_local_init", [False, True])
@@ -157,6 +183,11 @@ class TestUnderAStrategy:
         with tf.Graph().as_default(), tf.distribute.OneDeviceStrategy("CPU:0").scope():
             dataset = Dataset.range(3)
             assert ic.checkpointable_input_fn(lambda: dataset)() is dataset
+
+
+@pytest.mark.parametrize("strategy", [tf.distribute.MirroredStrategy, v1.distribute.MirroredStrategy])
+def test_strategies_have_the_names_that_users_know(strategy: Any) -> None:
+    assert distributed_input.strategy_name(strategy()) == "MirroredStrategy"
 
 
 class TestArguments:

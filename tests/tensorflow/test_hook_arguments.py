@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -101,3 +102,21 @@ def test_the_default_backend_is_beside_the_model_directory_even_if_that_is_the_c
     train(Path("."), 10)
     assert sorted(os.listdir(tmp_path)) == ["model", "model-input"]
     assert [name for name in os.listdir(tmp_path / "model") if "input" in name] == ["input-checkpoint.json"]
+
+
+def test_parameter_servers_cause_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = {"chief": ["localhost:1"], "ps": ["localhost:2"], "worker": ["localhost:3"]}
+    for task in ("chief", "worker"):
+        caplog.clear()
+        monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": task, "index": 0}}))
+        ic.CheckpointInputPipelineHook(make_estimator(tmp_path / "model"), backend=str(tmp_path / "input"))
+        assert "the input of the workers that keep running does not" in caplog.text
+
+
+def test_training_without_parameter_servers_causes_no_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ic.CheckpointInputPipelineHook(make_estimator(tmp_path / "model"))
+    assert "parameter server" not in caplog.text

@@ -29,7 +29,8 @@ def generated(*_: Any) -> Any:
 
 def generated_objects() -> Any:
     def rows() -> Any:
-        yield tf.ragged.constant([[1], [2, 3]])
+        for number in range(9):
+            yield tf.ragged.constant([[1], [2, number]])
 
     return Dataset.from_generator(rows, output_signature=tf.RaggedTensorSpec([2, None], tf.int32))
 

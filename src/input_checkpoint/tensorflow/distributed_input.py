@@ -77,12 +77,18 @@ def checkpointable_input_fn(input_fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def why_not_one_iterator(strategy: Any) -> Optional[str]:
     """Return why `checkpointable_input_fn` does nothing under a strategy, or None if it works."""
-    name = type(strategy).__name__
+    name = strategy_name(strategy)
     if not isinstance(strategy, _SUPPORTED):
         return f"{name} is not supported"
     if has_several_workers(strategy):
         return f"{name} with several workers is not supported yet"
     return None
+
+
+def strategy_name(strategy: Any) -> str:
+    """Return the name under which TensorFlow publishes the class of a strategy."""
+    name = type(strategy).__name__.lstrip("_").removesuffix("V1").removesuffix("Experimental")
+    return "MultiWorkerMirroredStrategy" if name == "CollectiveAllReduceStrategy" else name
 
 
 def has_several_workers(strategy: Any) -> bool:

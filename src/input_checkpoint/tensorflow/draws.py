@@ -118,7 +118,7 @@ class InputUseReader:
     def __init__(self, graph: Any) -> None:
         self._graph = graph
         self._reached: dict[tuple[str, frozenset[str]], _Reached] = {}
-        self._uncertain: dict[str, Optional[str]] = {}
+        self._order: dict[str, tuple[Optional[str], frozenset[str]]] = {}
         # By identity, which is much faster than by name. Holding the objects keeps their identities.
         self._harmless: dict[int, Any] = {}
 
@@ -154,13 +154,13 @@ class InputUseReader:
     def _operations(
         self, reader: Any, sources: tuple[Any, ...], fed: Mapping[str, Any]
     ) -> Iterator[DrawOperation]:
-        if reader.name not in self._uncertain:
-            self._uncertain[reader.name] = why_uncertain(reader)
-        uncertain = self._uncertain[reader.name]
+        if reader.name not in self._order:
+            names = (str(operation.name) for operation in reader.control_inputs)
+            self._order[reader.name] = why_uncertain(reader), frozenset(names)
+        uncertain, after = self._order[reader.name]
         if len(sources) > 1:
             uncertain = uncertain or f"operation {reader.name!r} draws from one of several iterators"
         identities: list[Union[str, bytes]] = [_identity(source, fed) for source in sources]
-        after = frozenset(str(operation.name) for operation in reader.control_inputs)
         for identity in identities or [str(reader.name)]:
             yield DrawOperation(str(reader.name), identity, uncertain, after)
 

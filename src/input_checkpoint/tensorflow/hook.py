@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Optional
 import tensorflow as tf
 
 from input_checkpoint.errors import UnsupportedPipelineError
-from input_checkpoint.tensorflow.distributed_input import has_several_workers
+from input_checkpoint.tensorflow.distributed_input import has_several_workers, strategy_name
 from input_checkpoint.tensorflow.session_hook import SessionHook
 from input_checkpoint.training.schedule import SaveSchedule
 
@@ -127,6 +127,7 @@ class CheckpointInputPipelineHook(SessionHook):
         if options.get("save_steps") is None and options.get("save_secs") is None:
             options["save_steps"] = config.save_checkpoints_steps
             options["save_secs"] = config.save_checkpoints_secs
+        _warn_of_parameter_servers(config)
         self._models_kept: Optional[int] = config.keep_checkpoint_max
         super().__init__(
             model_dir=estimator.model_dir,
@@ -165,8 +166,18 @@ def _check_strategy() -> None:
     strategy = tf.distribute.get_strategy()
     if has_several_workers(strategy):
         raise UnsupportedPipelineError(
-            f"{type(strategy).__name__} with several workers is not supported yet: nothing would make all "
+            f"{strategy_name(strategy)} with several workers is not supported yet: nothing would make all "
             "workers resume from the same step. Use one worker, or train without this hook."
+        )
+
+
+def _warn_of_parameter_servers(config: Any) -> None:
+    """Warn of what a restart of some of the tasks does to a training with parameter servers."""
+    if config.num_ps_replicas:
+        logger.warning(
+            "If the chief or a parameter server restarts, the model goes back to its last checkpoint, but "
+            "the input of the workers that keep running does not: the model misses what they have drawn "
+            "since then. Restart all tasks together."
         )
 
 

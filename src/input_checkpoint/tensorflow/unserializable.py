@@ -16,7 +16,7 @@ import tensorflow as tf
 from input_checkpoint.errors import UnsupportedPipelineError
 from input_checkpoint.tensorflow.dataset_graph import Pipeline
 from input_checkpoint.tensorflow.dataset_operations import DatasetOperation
-from input_checkpoint.tensorflow.distributed_input import why_not_one_iterator
+from input_checkpoint.tensorflow.distributed_input import strategy_name, why_not_one_iterator
 
 _GENERATOR = "Generator"
 """The kind of dataset that ``from_generator``, copies to devices and strategies are made of."""
@@ -106,7 +106,7 @@ def _message(iterator: str, found: Unserializable) -> str:
     source, cure = found.source, found.cure
     if found is _FROM_STRATEGY and tf.distribute.has_strategy():
         strategy = tf.distribute.get_strategy()
-        source, why_not = type(strategy).__name__, why_not_one_iterator(strategy)
+        source, why_not = strategy_name(strategy), why_not_one_iterator(strategy)
         if why_not is not None:
             cure = f"{why_not}. Use MirroredStrategy, or train without a strategy."
     return (
