@@ -1,4 +1,4 @@
-"""Trainings with two replicas are killed at random moments. Each replica gets what it would have got."""
+"""Trainings with two replicas are killed at random moments. Neither replica misses or repeats an element."""
 
 from __future__ import annotations
 

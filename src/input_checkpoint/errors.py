@@ -141,7 +141,7 @@ class PipelineMismatchError(InputCheckpointError):
 
 
 class UnsupportedPipelineError(InputCheckpointError):
-    """TensorFlow cannot serialize this input pipeline."""
+    """The input cannot be saved, or not so that it resumes exactly. The message says what to use instead."""
 
 
 class UntrackedDrawError(InputCheckpointError):

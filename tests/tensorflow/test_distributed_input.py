@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable, Optional
 
 import pytest
@@ -107,12 +108,17 @@ def test_a_session_that_is_created_again_resumes(tmp_path: Path) -> None:
     assert trained_on(tmp_path / "model") == uninterrupted(shuffled_ids, 30, tmp_path / "reference")
 
 
-def test_the_replicas_get_what_the_strategy_itself_would_give_them(tmp_path: Path) -> None:
-    wrapped = training(tmp_path, steps=10)
-    plain = ReplicatedTraining(tmp_path / "plain", backend=None, steps=10, is_wrapped=False)
+@pytest.mark.parametrize(("batches", "steps"), [(None, 10), (13, 6)])
+def test_the_replicas_get_what_the_strategy_itself_would_give_them(
+    batches: Optional[int], steps: int, tmp_path: Path
+) -> None:
+    wrapped = training(tmp_path, steps=10, batches=batches)
+    plain = dataclasses.replace(wrapped, model_dir=tmp_path / "plain", backend=None, is_wrapped=False)
     for each in (wrapped, plain):
         replicas.succeed(each)
-    assert trained_on_by_replica(wrapped.model_dir) == trained_on_by_replica(plain.model_dir) == expected(10)
+    found = trained_on_by_replica(plain.model_dir)
+    assert trained_on_by_replica(wrapped.model_dir) == found
+    assert found == expected(steps, build=lambda: replicas.ids_dataset(batches))
 
 
 def test_without_the_wrapper_the_hook_refuses_before_the_first_step(tmp_path: Path) -> None:
@@ -188,6 +194,24 @@ class TestUnderAStrategy:
 @pytest.mark.parametrize("strategy", [tf.distribute.MirroredStrategy, v1.distribute.MirroredStrategy])
 def test_strategies_have_the_names_that_users_know(strategy: Any) -> None:
     assert distributed_input.strategy_name(strategy()) == "MirroredStrategy"
+
+
+@pytest.mark.parametrize(
+    ("devices", "replicas_in_sync", "several"),
+    [
+        (["/job:localhost/task:0/device:CPU:0"], 1, False),
+        (["/job:localhost/task:0/device:GPU:0", "/job:localhost/task:0/device:GPU:1"], 2, False),
+        (["/job:worker/task:1/device:GPU:0", "/job:worker/task:1/device:GPU:1"], 4, True),
+        (["/job:worker/task:0/device:GPU:0", "/job:worker/task:1/device:GPU:0"], 2, True),
+    ],
+)
+def test_replicas_in_other_processes_are_other_workers(
+    devices: list[str], replicas_in_sync: int, several: bool
+) -> None:
+    strategy = SimpleNamespace(
+        num_replicas_in_sync=replicas_in_sync, extended=SimpleNamespace(worker_devices=devices)
+    )
+    assert distributed_input.has_several_workers(strategy) is several
 
 
 class TestArguments:

@@ -44,8 +44,8 @@ def checkpointable_input_fn(input_fn: Callable[..., Any]) -> Callable[..., Any]:
 
     Args:
         input_fn: returns a ``tf.data.Dataset``. May take the arguments that Estimator passes, such as
-            ``params`` and ``input_context``, and may be a ``functools.partial``. What else it returns is
-            passed on as it is.
+            ``params`` and ``input_context``, and may be a ``functools.partial``. Anything else that it
+            returns is passed on unchanged.
 
     Returns:
         A function with the same arguments, for `Estimator.train` and `Estimator.evaluate`.
@@ -93,7 +93,9 @@ def strategy_name(strategy: Any) -> str:
 
 def has_several_workers(strategy: Any) -> bool:
     """Whether some replicas of a strategy run in other processes."""
-    return bool(strategy.num_replicas_in_sync > len(strategy.extended.worker_devices))
+    devices = [tf.DeviceSpec.from_string(device) for device in strategy.extended.worker_devices]
+    tasks = {(device.job, device.replica, device.task) for device in devices}
+    return len(tasks) > 1 or strategy.num_replicas_in_sync > len(devices)
 
 
 def initializers(graph: Any) -> Sequence[Any]:
