@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Sequence
+import uuid
 from typing import Any, Callable, Optional
 
 import tensorflow as tf
@@ -19,7 +19,9 @@ from input_checkpoint.tensorflow.draws import GET_NEXT_TYPES
 
 v1 = tf.compat.v1
 
+# Two collections, because TensorFlow can export only collections of single operations or tensors.
 _INITIALIZERS = "input_checkpoint/iterator_initializers"
+_ARE_INITIALIZED = "input_checkpoint/iterators_are_initialized"
 _SUPPORTED = (
     tf.distribute.MirroredStrategy,
     tf.distribute.MultiWorkerMirroredStrategy,
@@ -98,10 +100,12 @@ def has_several_workers(strategy: Any) -> bool:
     return len(tasks) > 1 or strategy.num_replicas_in_sync > len(devices)
 
 
-def initializers(graph: Any) -> Sequence[Any]:
-    """Return the operations that initialize the iterators that `checkpointable_input_fn` has made."""
-    found: Sequence[Any] = graph.get_collection(_INITIALIZERS)
-    return found
+def initialize(graph: Any, session: Any) -> None:
+    """Initialize the iterators that `checkpointable_input_fn` has made, unless TensorFlow has done so."""
+    pairs = zip(graph.get_collection(_ARE_INITIALIZED), graph.get_collection(_INITIALIZERS))
+    for is_initialized, initializer in pairs:
+        if not session.run(is_initialized):
+            session.run(initializer)
 
 
 def _can_feed_replicas() -> bool:
@@ -123,11 +127,16 @@ class _ReplicaInput:
     def __init__(self, dataset: Any) -> None:
         self._iterator = v1.data.make_initializable_iterator(dataset)
         initializer = self._iterator.initializer
-        # TensorFlow runs the tables' initializers when it creates a session, unless the user's Scaffold has
-        # a local_init_op of its own. So the hook runs this one too.
-        v1.add_to_collection(v1.GraphKeys.TABLE_INITIALIZERS, initializer)
-        v1.add_to_collection(_INITIALIZERS, initializer)
         (self._resource,) = (tensor for tensor in initializer.inputs if tensor.dtype == tf.resource)
+        flag = tf.raw_ops.VarHandleOp(dtype=tf.bool, shape=[], shared_name=f"input_checkpoint/{uuid.uuid4()}")
+        with tf.control_dependencies([initializer]):
+            initialize_once = tf.raw_ops.AssignVariableOp(resource=flag, value=True)
+        is_initialized = tf.raw_ops.VarIsInitializedOp(resource=flag)
+        # TensorFlow runs the tables' initializers when it creates a session, unless the user's Scaffold has
+        # a local_init_op of its own. The hook then runs this one. Not always: it may list many files.
+        v1.add_to_collection(v1.GraphKeys.TABLE_INITIALIZERS, initialize_once)
+        v1.add_to_collection(_INITIALIZERS, initialize_once)
+        v1.add_to_collection(_ARE_INITIALIZED, is_initialized)
 
     def __call__(self) -> Any:
         earlier = [reader for reader in self._resource.consumers() if reader.type in GET_NEXT_TYPES]

@@ -38,7 +38,7 @@ from input_checkpoint.tensorflow.batch_digest import SCOPE
 from input_checkpoint.tensorflow.checked_batches import check_batches
 from input_checkpoint.tensorflow.dataset_graph import Pipeline, is_alias, read_pipelines
 from input_checkpoint.tensorflow.discarded_draws import DiscardedDraws
-from input_checkpoint.tensorflow.distributed_input import initializers
+from input_checkpoint.tensorflow.distributed_input import initialize
 from input_checkpoint.tensorflow.external_state import is_saved_with_iterator
 from input_checkpoint.tensorflow.fingerprint import fingerprint_iterators
 from input_checkpoint.tensorflow.known_faults import check_known_faults, warn_of_locked_caches
@@ -133,7 +133,7 @@ class GraphIterators:
             )
         self.pipelines = pipelines = read_pipelines(graph, resources)
         check_serializable(pipelines.values())
-        self._initializers = initializers(graph)
+        self._graph = graph
         check_known_faults(pipelines.values(), policy)
         warn_of_locked_caches(pipelines.values())
         self.fingerprints = fingerprint_iterators(pipelines)
@@ -170,9 +170,8 @@ class GraphIterators:
         return SessionIterators(self, session)
 
     def initialize(self, session: Any) -> None:
-        """Initialize the iterators of `checkpointable_input_fn`, which nobody else may have initialized."""
-        if self._initializers:
-            session.run(self._initializers)
+        """Initialize the iterators of `checkpointable_input_fn`, unless TensorFlow has done so."""
+        initialize(self._graph, session)
 
     def snapshot(self, session: Any) -> SessionSnapshot:
         """Capture the state of all iterators in memory. Takes microseconds per element, whatever its size.
