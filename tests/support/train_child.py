@@ -57,6 +57,15 @@ class InModelSave:
 
 
 @dataclass(frozen=True)
+class AfterModelSave:
+    """When the model of a step has been written, before any listener of the hook learns of it."""
+
+    step: int
+    written: str = ""
+    """If this is not empty, the process waits until an object of the store has a key that starts with it."""
+
+
+@dataclass(frozen=True)
 class Training:
     """What a process trains, and when it ends."""
 
@@ -128,6 +137,16 @@ class BeforeModelSave(tf.estimator.CheckpointSaverListener):
         self._action(int(global_step_value))
 
 
+class AfterModelIsSaved(tf.estimator.CheckpointSaverListener):
+    """Calls a function with the step after a model is written."""
+
+    def __init__(self, action: Callable[[int], object]) -> None:
+        self._action = action
+
+    def after_save(self, session: Any, global_step_value: int) -> None:
+        self._action(int(global_step_value))
+
+
 def run(work: Callable[[], object], output: Connection) -> None:
     """Do some work, with everything that is printed going to ``output``. The target of a process."""
     for stream in (1, 2):
@@ -155,6 +174,7 @@ def train(training: Training) -> None:
     hooks: list[Any] = [EachStep(lambda step: print("step", step, flush=True))]
     if training.step_seconds:
         hooks.append(EachStep(lambda step: time.sleep(training.step_seconds)))
+    first: list[Any] = []
     listeners: list[Any] = []
     backend: Any = training.backend
     options = dict(training.options)
@@ -163,6 +183,9 @@ def train(training: Training) -> None:
             hooks.append(EachStep(_when(moment.step, number, _wait_for_key(training, moment.written))))
         elif isinstance(moment, InModelSave):
             listeners.append(BeforeModelSave(_when(moment.step, number)))
+        elif isinstance(moment, AfterModelSave):
+            wait_for_key = _wait_for_key(training, moment.written)
+            first.append(AfterModelIsSaved(_when(moment.step, number, wait_for_key)))
         elif isinstance(moment, BeforeWrite):
             opened = ic.open_backend(backend, options.pop("storage_options", None))
             backend = BeforeWrites(opened, _before_write(moment, training, number))
@@ -176,6 +199,7 @@ def train(training: Training) -> None:
         hooks.insert(0, hook)
         if training.listener:
             listeners.insert(0, hook.saving_listener(mode=training.listener))
+    listeners = [*first, *listeners]
     estimator.train(input_fn_of(training), hooks=hooks, saving_listeners=listeners, max_steps=training.steps)
 
 

@@ -12,8 +12,9 @@ import pytest
 import tensorflow as tf
 
 import input_checkpoint as ic
+from input_checkpoint.tensorflow.draw_guard import DrawGuard
 from input_checkpoint.tensorflow.model_checkpoints import latest_model_step, read_model_checkpoints
-from tests.support.accumulation import MICRO, make_accumulating
+from tests.support.accumulation import MICRO, accumulate_op, make_accumulating
 from tests.support.hooked_training import (
     Steps,
     committed_steps,
@@ -22,7 +23,14 @@ from tests.support.hooked_training import (
     wait_until,
 )
 from tests.support.kills import finish, first_step, succeed
-from tests.support.train_child import BeforeModelSave, BeforeWrite, EachStep, InModelSave, Training
+from tests.support.train_child import (
+    AfterModelSave,
+    BeforeModelSave,
+    BeforeWrite,
+    EachStep,
+    InModelSave,
+    Training,
+)
 from tests.support.training import make_estimator, shuffled_ids, train_op, trained_on
 from tests.support.wrappers import BeforeWrites, Failing, PackGate
 
@@ -60,15 +68,15 @@ def train_in_session(
     *,
     hook_first: bool = False,
     steps: int = 25,
+    first: Sequence[Any] = (),
     hooks: Sequence[Any] = (),
-    run: Callable[[Any, Any], object] = lambda session, op: session.run(op),
 ) -> None:
-    """Train without an Estimator. The model is saved every 7 steps, and the hook expects every 10."""
+    """Train without an Estimator. The model is saved every 7 steps, and the hook expects every 5."""
     with v1.Graph().as_default():
         iterator = v1.data.make_initializable_iterator(shuffled_ids())
         v1.add_to_collection(v1.GraphKeys.TABLE_INITIALIZERS, iterator.initializer)
         op = train_op(iterator.get_next())
-        hook = ic.SessionHook(model_dir=str(model), backend=backend, save_steps=10, retention=ic.KeepAll())
+        hook = ic.SessionHook(model_dir=str(model), backend=backend, save_steps=5, retention=ic.KeepAll())
         saver = v1.train.CheckpointSaverHook(
             str(model),
             save_steps=7,
@@ -80,10 +88,10 @@ def train_in_session(
             checkpoint_dir=str(model),
             save_checkpoint_steps=None,
             save_checkpoint_secs=None,
-            hooks=[*ours, *hooks, v1.train.StopAtStepHook(last_step=steps)],
+            hooks=[*first, *ours, *hooks, v1.train.StopAtStepHook(last_step=steps)],
         ) as session:
             while not session.should_stop():
-                run(session, op)
+                session.run(op)
 
 
 def model_steps(model: Path) -> list[int]:
@@ -192,15 +200,19 @@ class TestInTheBackground:
         assert seen[1:] == [[0], [0, 10]]
 
     def test_the_model_has_its_mark_before_the_upload_ends(self, model, memory):
-        gate, marks = PackGate(10), []
+        """At first without the digest of the model, and soon with it."""
+        gate, store = PackGate(10), ic.CheckpointStore.open(memory, create=True)
+
+        def marked() -> list[tuple[int, Optional[str]]]:
+            return [(mark.ref.step, store.read_mark(mark).model_digest) for mark in store.marks("main")]
 
         def look(step: int) -> None:
             if step == 18:
-                marks.extend(mark.ref.step for mark in ic.CheckpointStore.open(memory).marks("main"))
+                found = read_model_checkpoints(str(model))
+                wait_until(lambda: marked() == [(10, found.digest(10))])
                 gate.open()
 
         train(model, BeforeWrites(memory, gate), 20, hooks=[EachStep(look)])
-        assert marks == [10]
 
     def test_a_save_that_is_skipped_leaves_a_mark(self, model, memory, caplog):
         gate = PackGate(10)
@@ -252,22 +264,107 @@ class TestBeforeTheModel:
         assert [mark.ref.step for mark in ic.CheckpointStore.open(memory).marks("main")] == [10]
 
 
+class DrawsAt(tf.estimator.SessionRunHook):
+    """Draws a batch in the raw session after the run of a step."""
+
+    def __init__(self, step: int) -> None:
+        self._at = step
+
+    def begin(self) -> None:
+        (resource,) = v1.get_collection("iterators")
+        self._step = tf.identity(v1.train.get_global_step())
+        self._ids = tf.raw_ops.IteratorGetNext(
+            iterator=resource, output_types=[tf.int64], output_shapes=[[None]]
+        )
+
+    def after_run(self, run_context: Any, run_values: Any) -> None:
+        if run_context.session.run(self._step) == self._at:
+            run_context.session.run(self._ids)
+
+
 @pytest.mark.parametrize("mode", MODES)
-def test_a_batch_that_bypasses_the_hooks_is_in_no_checkpoint(model, memory, mode):
-    """The raw session trains the seventh step, at the end of which the model would be saved."""
-    runs = iter(range(100))
-
-    def run(session: Any, op: Any) -> None:
-        if next(runs) == 5:
-            session.run_step_fn(
-                lambda step_context: (step_context.session.run(op), step_context.run_with_hooks(op))
-            )
-        else:
-            session.run(op)
-
+def test_neither_the_model_nor_the_input_is_saved_after_a_draw_that_bypasses_the_hooks(model, memory, mode):
     with pytest.raises(ic.UntrackedDrawError):
-        train_in_session(model, memory, mode, run=run)
+        train_in_session(model, memory, mode, first=[DrawsAt(7)])
     assert committed_steps(memory) == [0]
+    assert latest_model_step(str(model)) == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("hook_first", [False, True])
+def test_a_save_counts_the_run_that_has_just_ended(model, memory, caplog, mode, hook_first):
+    with caplog.at_level(logging.WARNING):
+        train_in_session(model, memory, mode, hook_first=hook_first, steps=14)
+    assert [info_of(memory, step).context.draws for step in (7, 14)] == [7, 14]
+    assert "in the middle of a step" not in caplog.text
+
+
+class SavesAfterEachRun(tf.estimator.SessionRunHook):
+    """Saves the model after each run, also in the middle of a step, and stops training after some of them."""
+
+    def __init__(self, model: Path, listener: Any, runs: int) -> None:
+        self._path = str(model / "model.ckpt")
+        self._listener = listener
+        self._left = runs
+
+    def begin(self) -> None:
+        self._listener.begin()
+        self._saver = v1.train.Saver()
+        self._step = tf.identity(v1.train.get_global_step())
+
+    def after_create_session(self, session: Any, coord: Any) -> None:
+        self._save(session)
+
+    def after_run(self, run_context: Any, run_values: Any) -> None:
+        self._save(run_context.session)
+        self._left -= 1
+        if self._left == 0:
+            run_context.request_stop()
+
+    def _save(self, session: Any) -> None:
+        step = session.run(self._step)
+        self._listener.before_save(session, step)
+        self._saver.save(session, self._path, global_step=step)
+        self._listener.after_save(session, step)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_whose_model_is_saved_several_times_belongs_to_the_last_of_them(tmp_path, memory, mode):
+    def accumulate(model: Path, runs: int) -> Any:
+        model.mkdir(exist_ok=True)
+        with v1.Graph().as_default():
+            iterator = v1.data.make_initializable_iterator(shuffled_ids())
+            v1.add_to_collection(v1.GraphKeys.TABLE_INITIALIZERS, iterator.initializer)
+            op = accumulate_op(iterator.get_next())
+            backend = f"{memory.uri}-{model.name}"
+            hook = ic.SessionHook(model_dir=str(model), backend=backend, save_steps=1)
+            saver = SavesAfterEachRun(model, hook.saving_listener(mode), runs)
+            with v1.train.MonitoredTrainingSession(
+                checkpoint_dir=str(model),
+                save_checkpoint_steps=None,
+                save_checkpoint_secs=None,
+                hooks=[saver, hook],
+            ) as session:
+                while not session.should_stop():
+                    session.run(op)
+        return tf.train.load_variable(str(model), "run_history")
+
+    for runs in (MICRO + 2, 3, MICRO + 1):
+        found = accumulate(tmp_path / "model", runs)
+    assert (found == accumulate(tmp_path / "reference", 2 * MICRO + 6)).all()
+
+
+def test_digests_of_batches_are_taken_only_before_the_model_is_saved(model, memory, monkeypatch):
+    asked: list[bool] = []
+    expect = DrawGuard.expect
+
+    def spy(guard: DrawGuard, arguments: Any, *, with_digests: bool = False) -> None:
+        asked.append(with_digests)
+        expect(guard, arguments, with_digests=with_digests)
+
+    monkeypatch.setattr(DrawGuard, "expect", spy)
+    train(model, memory, 25)
+    assert [step for step, with_digests in enumerate(asked, 1) if with_digests] == [10, 20]
 
 
 class TestRefused:
@@ -363,6 +460,14 @@ class TestKilled:
 
     def test_background_between_the_model_and_the_commit_of_the_input(self, model, store, reference: Steps):
         finish(training(model, store, "background", killed=BeforeWrite(manifest(20), model_at=20)))
+        outcome = succeed(training(model, store, "background"))
+        assert first_step(outcome.output) == 21
+        assert trained_on(model) == reference[:40]
+
+    def test_background_as_soon_as_the_model_is_written(self, model, store, reference: Steps):
+        mark = f"checkpoints/main/00000001/{20:012d}-"
+        finish(training(model, store, "background", killed=AfterModelSave(20, mark)))
+        assert not (store / manifest(20)).exists()
         outcome = succeed(training(model, store, "background"))
         assert first_step(outcome.output) == 21
         assert trained_on(model) == reference[:40]

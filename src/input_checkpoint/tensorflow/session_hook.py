@@ -143,8 +143,8 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         Args:
             mode: ``'background'`` (default): the snapshot is taken before the model is written, uploaded
                 while training continues, and committed once the model is written. ``'before'``: the input is
-                committed before the model is written, so no model is ever without its input, and training
-                waits for each upload. Such a checkpoint has no digest of its model.
+                committed before the model is written, so a crash leaves no model without its input, and
+                training waits for each upload. Such a checkpoint has no digest of its model.
 
         Returns:
             A ``tf.estimator.CheckpointSaverListener``, the same one at each call.
