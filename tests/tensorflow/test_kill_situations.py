@@ -182,7 +182,8 @@ class TestAStoppedWriter:
             writer.wait_until_stopped()
             succeed(training(model, store, 30, options=options))
             writer.wake()
-            assert writer.finish().error.startswith("WriterSupersededError")
+            # Either of the two, depending on whether its save of step 10 had ended when it was stopped.
+            assert writer.finish().error.startswith(("WriterSupersededError", "SaveExpiredError"))
         assert latest_model_step(str(model)) == 20
 
     def test_its_equal_model_is_taken_for_the_one_it_replaced(self, model, store, reference: Steps):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 import tensorflow as tf
@@ -128,7 +129,9 @@ class SessionHook(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # u
         self._listener: Optional[SavingListener] = None
         self._graph: Optional[Any] = None
         self._saver: Optional[BackgroundSaver] = None
-        self._preempted_end = PreemptedEnd(settings, self._store.uri, self._newest_checkpoint)
+        # Weakly: a hook whose session is never created must go, with what it has read ahead.
+        hook = weakref.proxy(self)
+        self._preempted_end = PreemptedEnd(settings, self._store.uri, lambda: hook._newest_checkpoint())
         self._mark_seconds = 0.0
         """How long the storage took for the last mark before a model."""
 
