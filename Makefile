@@ -43,7 +43,7 @@ servers:
 integration: $(VENV)/installed servers
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup integration
 
-# The measurements that docs/benchmarks.md describes, at most 12 minutes on two cores. Writes the raw figures, the
+# The measurements that docs/benchmarks.md describes, about 15 minutes on two cores. Writes the raw figures, the
 # ratios and the plots, and fills the tables of the documentation.
 bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet -e '.[bench]'
