@@ -73,7 +73,7 @@ def checkpointable_input_fn(input_fn: Callable[..., Any]) -> Callable[..., Any]:
 
     # Estimator reads the names of the arguments with getfullargspec, which ignores __wrapped__.
     with contextlib.suppress(TypeError, ValueError):
-        wrapped.__signature__ = inspect.signature(input_fn)  # type: ignore[attr-defined]
+        wrapped.__signature__ = inspect.signature(input_fn)  # type: ignore[attr-defined]  # not declared for functions
     return wrapped
 
 

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from input_checkpoint.errors import CorruptCheckpointError
-from input_checkpoint.state import Element, Payload
+from input_checkpoint.state import Element
 
 # Protocol buffer tags: (field number << 3) | wire type. tensorflow/core/framework/tensor.proto, types.proto.
 _DTYPE_TAG = 0x08
@@ -23,12 +23,10 @@ _DT_VARIANT = 21
 # VariantTensorDataProto: type_name = 1, metadata = 2, tensors = 3, all length-delimited.
 _TENSORS_TAG = 0x1A
 _MAX_VARINT_BYTES = 10
-_LARGE_ELEMENT_BYTES = 2 << 10
-"""Copying an element of this size takes longer than Python needs to handle a view."""
 
 
-def split_variants(tensor: bytes) -> Iterator[Payload]:
-    """Yield the encoded elements of an encoded vector of variants. Large ones are views of it.
+def split_variants(tensor: bytes) -> Iterator[bytes]:
+    """Yield the encoded elements of an encoded vector of variants.
 
     Raises:
         CorruptCheckpointError: ``tensor`` is not an encoded vector of variants.
@@ -46,13 +44,12 @@ def split_variants(tensor: bytes) -> Iterator[Payload]:
         sizes.append(size)
     if start + sum(sizes) != end:
         raise CorruptCheckpointError("the sizes in an encoded vector of variants do not add up")
-    view = memoryview(tensor)
     for size in sizes:
-        yield (tensor if size < _LARGE_ELEMENT_BYTES else view)[start : start + size]
+        yield tensor[start : start + size]
         start += size
 
 
-def split_payload(element: Payload) -> Element:
+def split_payload(element: bytes) -> tuple[bytes, bytes]:
     r"""Split an encoded element into its key (type name and metadata) and its payload (the tensors).
 
     The metadata identifies the buffer and the slot of the element, and the tensors are its content. The
@@ -69,7 +66,7 @@ def split_payload(element: Payload) -> Element:
     while position < len(element) and element[position] != _TENSORS_TAG:
         size, start = _decode_varint(element, position + 1)
         position = start + size
-    return bytes(element[:position]), element[position:]
+    return element[:position], element[position:]
 
 
 def join_variants(elements: Sequence[Element]) -> bytes:
@@ -124,7 +121,7 @@ def _vector_length(shape: bytes) -> int:
     return size
 
 
-def _decode_varint(data: Payload, position: int) -> tuple[int, int]:
+def _decode_varint(data: bytes, position: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 7 * _MAX_VARINT_BYTES, 7):
         if position >= len(data):
