@@ -21,8 +21,9 @@ import tensorflow as tf
 
 from benchmarks import candidates, fresh_process, pipelines, places
 from benchmarks.candidates import TrainingSession
-from benchmarks.hooked_training import StepClock, TimedHook, hooked_training, perceptron
+from benchmarks.hooked_training import TimedHook, hooked_training, perceptron
 from benchmarks.report import Figure, Goal, number
+from benchmarks.step_clock import StepClock
 from input_checkpoint import CheckpointRef, CheckpointStore
 from input_checkpoint.backends.local import LocalBackend
 from input_checkpoint.tensorflow.iterators import (

@@ -52,21 +52,6 @@ class TimedHook(SessionHook):
         self._running_saver.wait()
 
 
-class StepClock(tf.estimator.SessionRunHook):  # type: ignore[misc]  # untyped base
-    """Notes when a step has ended. Stands first in the list of hooks.
-
-    A hook may restore the input in `after_create_session` or in `before_run`. Both come before the end of the
-    first step, wherever the hook stands in the list. And what a hook does after the step is not part of it.
-    """
-
-    ended_at: float = 0.0
-    """When the last step ended, on the clock of `time.perf_counter`."""
-
-    def after_run(self, run_context: Any, run_values: Any) -> None:
-        """Called by TensorFlow."""
-        self.ended_at = time.perf_counter()
-
-
 @contextlib.contextmanager
 def hooked_training(
     dataset: Callable[[], Any],

@@ -19,6 +19,7 @@ import tensorflow as tf
 from benchmarks import records
 from benchmarks.names import OURS, TF_HOOK
 from benchmarks.pipelines import consumed
+from benchmarks.step_clock import StepClock
 
 v1 = tf.compat.v1
 
@@ -61,17 +62,6 @@ class Order:
         return json.dumps(asdict(self))
 
 
-class _First(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # untyped base
-    """The first hook of the list, so that no other hook's work after the step counts as part of it."""
-
-    step_ended_at: Optional[float] = None
-
-    def after_run(self, run_context: Any, run_values: Any) -> None:
-        """Called by TensorFlow."""
-        if self.step_ended_at is None:
-            self.step_ended_at = time.perf_counter()
-
-
 class _Last(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]  # untyped base
     """The last hook of the list. All others are done when it is called."""
 
@@ -98,7 +88,7 @@ def run(order: Order) -> dict[str, float]:
     ready_for_hook = time.perf_counter()
     hooks = _hooks(order)
     constructing = time.perf_counter() - ready_for_hook
-    first, last = _First(), _Last()
+    clock, last = StepClock(), _Last()
     with v1.Graph().as_default():
         train_op = _train_op(order)
         creating = time.perf_counter()
@@ -108,7 +98,7 @@ def run(order: Order) -> dict[str, float]:
             save_summaries_steps=None,
             save_summaries_secs=None,
             log_step_count_steps=None,
-            hooks=[first, *hooks, last],
+            hooks=[clock, *hooks, last],
         )
         with session:
             if order.train_steps is not None:
@@ -116,18 +106,17 @@ def run(order: Order) -> dict[str, float]:
                     session.run(train_op)
                 return {}
             session.run(train_op)
-            processor = time.process_time()
+            processor, first_step_ended_at = time.process_time(), clock.ended_at
             session.run(train_op)
-            assert first.step_ended_at is not None
             assert last.second_step_at is not None
             started = time.perf_counter() - (time.time() - order.started_at)
             _check_restored(order, hooks)
             found = {
                 BUILT: constructing + last.begun_at - creating,
-                FIRST_STEP: first.step_ended_at - last.begun_at,
+                FIRST_STEP: first_step_ended_at - last.begun_at,
                 SECOND_STEP: last.second_step_at - last.begun_at,
-                TRAINING: first.step_ended_at - entered,
-                PROGRAM: first.step_ended_at - started,
+                TRAINING: first_step_ended_at - entered,
+                PROGRAM: first_step_ended_at - started,
                 PROCESSOR: processor,
             }
             print(json.dumps(found), flush=True)

@@ -15,8 +15,8 @@ import tensorflow as tf
 from benchmarks import candidates, pipelines
 from benchmarks.candidates import HookCandidate
 from benchmarks.documentation import SHORT, Row
-from benchmarks.hooked_training import StepClock
 from benchmarks.report import MEASUREMENTS
+from benchmarks.step_clock import StepClock
 
 NAMES = ("one", "two", "three")
 
