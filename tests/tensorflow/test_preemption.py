@@ -72,6 +72,18 @@ def resume_exactly(training: Preempted, reference: Steps, *, from_step: int) -> 
     assert trained_on(training.model) == reference[: from_step + 15]
 
 
+def stop_and_resume(training: Preempted, reference: Steps, at: int) -> None:
+    """Stop a training by SIGTERM at a step. Its last step is stored, and it resumes exactly there."""
+    with preempted(training) as running:
+        reach(running, at)
+        running.terminate()
+        outcome = finish_in(running, 20)
+    assert outcome.exit_code == 143, outcome.output[-3000:]
+    last = steps_of(outcome)[-1]
+    assert stored_steps(training)[-1] == latest_model_step(str(training.model)) == last
+    resume_exactly(training, reference, from_step=last)
+
+
 @pytest.mark.parametrize("model_after", [False, True])
 def test_after_sigterm_input_and_model_are_stored_and_training_resumes_exactly(
     tmp_path: Path, reference: Steps, model_after: bool
@@ -97,15 +109,7 @@ def test_after_sigterm_input_and_model_are_stored_and_training_resumes_exactly(
 def test_sigterm_near_a_step_at_which_the_model_is_saved_anyway_is_exact(
     tmp_path: Path, reference: Steps, at: int
 ) -> None:
-    training = Preempted(tmp_path, step_seconds=0.3)
-    with preempted(training) as running:
-        reach(running, at)
-        running.terminate()
-        outcome = finish_in(running, 20)
-    assert outcome.exit_code == 143, outcome.output[-3000:]
-    last = steps_of(outcome)[-1]
-    assert stored_steps(training)[-1] == latest_model_step(str(training.model)) == last
-    resume_exactly(training, reference, from_step=last)
+    stop_and_resume(Preempted(tmp_path, step_seconds=0.3), reference, at)
 
 
 @pytest.mark.parametrize("mode", ["background", "before"])
@@ -113,15 +117,7 @@ def test_sigterm_near_a_step_at_which_the_model_is_saved_anyway_is_exact(
 def test_with_a_saving_listener_too_sigterm_is_exact(
     tmp_path: Path, reference: Steps, mode: str, at: int
 ) -> None:
-    training = Preempted(tmp_path, step_seconds=0.2, listener=mode)
-    with preempted(training) as running:
-        reach(running, at)
-        running.terminate()
-        outcome = finish_in(running, 20)
-    assert outcome.exit_code == 143, outcome.output[-3000:]
-    last = steps_of(outcome)[-1]
-    assert stored_steps(training)[-1] == latest_model_step(str(training.model)) == last
-    resume_exactly(training, reference, from_step=last)
+    stop_and_resume(Preempted(tmp_path, step_seconds=0.2, listener=mode), reference, at)
 
 
 def test_the_input_is_committed_before_the_model_is_written(training: Preempted) -> None:

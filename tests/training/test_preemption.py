@@ -147,7 +147,10 @@ def test_a_handler_that_was_set_meanwhile_stays(own_handler: list[int]) -> None:
     preemption = Preemption(grace_seconds=60)
     preemption.begin()
     later: list[int] = []
-    mine = lambda number, frame: later.append(number)  # noqa: E731
+
+    def mine(number: int, frame: object) -> None:
+        later.append(number)
+
     signal.signal(signal.SIGTERM, mine)
     preemption.end()
     assert signal.getsignal(signal.SIGTERM) is mine
@@ -211,7 +214,7 @@ def test_the_threads_end_and_no_descriptor_stays_open() -> None:
         preemption = Preemption(grace_seconds=60, watcher=lambda: False)
         preemption.begin()
         terminate()
-        wait_until(lambda: preemption.requested)  # noqa: B023
+        wait_until(lambda: preemption.requested)  # noqa: B023 - called now
         preemption.end()
     # Other tests may have left other threads and descriptors, which end meanwhile.
     wait_until(lambda: sockets() <= before and not threads())
