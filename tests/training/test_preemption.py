@@ -43,6 +43,13 @@ def child(program: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+@pytest.fixture(autouse=True)
+def _no_late_messages() -> Iterator[None]:
+    """Keep the messages of one test out of the log of the next: a thread writes them after the request."""
+    yield
+    wait_until(lambda: all(thread.name != "input-checkpoint-sigterm" for thread in threading.enumerate()))
+
+
 @pytest.fixture
 def preemption() -> Iterator[Preemption]:
     watched = Preemption(grace_seconds=60)

@@ -56,7 +56,7 @@ class TestRenewedCredentials:
 
         monkeypatch.setattr(fsspec.config, "conf_dir", str(tmp_path))
         monkeypatch.setattr(configuration, "_known", {})
-        monkeypatch.delitem(fsspec.config.conf, "abfs", raising=False)
+        monkeypatch.setattr(fsspec.config, "conf", {})
         write("first")
         configuration.update_configuration()
         backend = open_backend(URI, {"engine": engine})
@@ -65,7 +65,6 @@ class TestRenewedCredentials:
         write("second")
         assert backend.get("key") == b"data"
         backend.close()
-        monkeypatch.delitem(fsspec.config.conf, "abfs", raising=False)
 
     def test_credentials_that_stay_refused_are_an_error(self, server, engine):
         backend = open_backend(URI, {**server.options(), "engine": engine})
